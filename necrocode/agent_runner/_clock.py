@@ -1,0 +1,69 @@
+"""Time enters as a passed-in clock, so that no test has to wait for it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Protocol
+
+from necrocode.agent_runner.errors import RunnerTimeoutError
+
+
+class Clock(Protocol):
+    """What the package asks of time; thread-safe."""
+
+    def now(self) -> datetime:
+        """The wall clock, in UTC: for records that people read."""
+
+    def monotonic(self) -> float:
+        """Seconds that only ever grow: for durations, deadlines and leases."""
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+
+
+class SystemClock:
+    """The machine's own clock."""
+
+    def now(self) -> datetime:
+        """The present moment, in UTC."""
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        """Seconds since an arbitrary start."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait for real."""
+        time.sleep(seconds)
+
+
+SYSTEM_CLOCK = SystemClock()
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """The moment by which a task must be through; every blocking call of a run is given what is left of it."""
+
+    total_seconds: float
+    clock: Clock = SYSTEM_CLOCK
+    _started: float = field(default=-1.0)
+
+    def __post_init__(self) -> None:
+        if self._started < 0:
+            object.__setattr__(self, "_started", self.clock.monotonic())
+
+    def remaining_seconds(self) -> float:
+        """Seconds left, never below 0."""
+        return max(0.0, self._started + self.total_seconds - self.clock.monotonic())
+
+    def check(self, doing: str) -> float:
+        """Seconds left; raises :class:`RunnerTimeoutError` saying what was about to be done when none are."""
+        left = self.remaining_seconds()
+        if left <= 0:
+            raise RunnerTimeoutError(
+                f"The task's {self.total_seconds:g} seconds are used up, before it could {doing}.",
+                hint="Give the task a larger timeout_seconds.",
+            )
+        return left

@@ -1,0 +1,118 @@
+"""Names that come from outside (task files, model answers), checked before anything is done with them.
+
+Each ``check_...`` returns the value or raises :class:`ValueError` with a text that names the rule; the caller puts
+it into the error type of its own boundary.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from urllib.parse import urlsplit
+
+MAX_PATH_BYTES = 4095  # Linux PATH_MAX less the closing NUL
+MAX_COMPONENT_BYTES = 255  # Linux NAME_MAX, the same on ext4, xfs, btrfs, APFS and NTFS
+MAX_BRANCH_BYTES = 240  # a ref's last component becomes a file name, and git adds ".lock" to it
+MAX_SLUG_CHARACTERS = 50
+
+# Code points that HFS+ ignores in names: ".g<U+200C>it" opens ".git" there (git's utf8.c, next_hfs_char).
+_HFS_IGNORED = re.compile("[\u200c-\u200f\u202a-\u202e\u206a-\u206f\ufeff]")
+_WINDOWS_DEVICE = re.compile(r"(?i)^(con|prn|aux|nul|com[1-9]|lpt[1-9])(\..*)?$")
+_GIT_SHORT_NAME = re.compile(r"(?i)^git~[0-9]+$")  # the 8.3 alias of ".git" on NTFS
+_BRANCH_FORBIDDEN = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//")
+
+
+def has_control_character(text: str) -> bool:
+    """Whether the text holds a C0 or C1 control character, DEL, or a line or paragraph separator."""
+    return any(unicodedata.category(char) in {"Cc", "Zl", "Zp"} for char in text)
+
+
+def check_branch_name(name: str) -> str:
+    """A branch name by the rules of ``git check-ref-format --branch``, which also refuses a leading dash."""
+    if not name or name in {"@", "HEAD"}:
+        raise ValueError(f"{name!r} is not a branch name")
+    if name.startswith(("-", "/", "refs/")) or name.endswith(("/", ".")):
+        raise ValueError(
+            f"branch name {name!r} may not start with '-', '/' or 'refs/', nor end with '/' or '.'"
+        )
+    if _BRANCH_FORBIDDEN.search(name) or has_control_character(name):
+        raise ValueError(f"branch name {name!r} holds a space, '..', '@{{' or one of ~ ^ : ? * [ \\ or '//'")
+    if any(part.startswith(".") or part.endswith(".lock") for part in name.split("/")):
+        raise ValueError(f"branch name {name!r} has a part that starts with '.' or ends with '.lock'")
+    if len(name.encode()) > MAX_BRANCH_BYTES:
+        raise ValueError(f"branch name is longer than {MAX_BRANCH_BYTES} bytes")
+    return name
+
+
+def check_repository_url(url: str) -> str:
+    """A URL or local path that git may be given: no option, no helper transport, no password in it."""
+    if not url or url.startswith("-") or has_control_character(url):
+        raise ValueError("a repository URL may not be empty, start with '-' or hold control characters")
+    if "::" in url.split("/", 1)[0]:
+        raise ValueError(f"{url.split('::', 1)[0]}:: is a remote helper, which could run any command")
+    if "://" not in url:
+        return url
+    parts = urlsplit(url)
+    if parts.scheme not in {"https", "http", "ssh", "git", "file"}:
+        raise ValueError(f"the scheme {parts.scheme!r} is not one of https, http, ssh, git, file")
+    if parts.password is not None or (parts.username and parts.scheme in {"http", "https"}):
+        raise ValueError(
+            "the URL holds a user or password, which would end up in git's files; use GIT_TOKEN instead"
+        )
+    if parts.scheme != "file" and (not parts.hostname or parts.hostname.startswith("-")):
+        raise ValueError("the URL has no valid host")
+    return url
+
+
+def check_change_path(path: str) -> str:
+    """A path inside a repository that is safe on every file system, in git's form (``a/b.py``)."""
+    if not path:
+        raise ValueError("the path is empty")
+    shown = repr(path if len(path) <= MAX_SLUG_CHARACTERS * 2 else path[: MAX_SLUG_CHARACTERS * 2] + "...")
+    if has_control_character(path):
+        raise ValueError(f"{shown} holds a control character or line break")
+    if "\\" in path:
+        raise ValueError(f"{shown} holds a backslash; paths use '/'")
+    if path.startswith("/") or re.match(r"^[A-Za-z]:", path):
+        raise ValueError(f"{shown} is absolute; paths are relative to the repository")
+    try:
+        size = len(path.encode())
+    except UnicodeEncodeError:
+        raise ValueError(f"{shown} is not valid Unicode") from None
+    if size > MAX_PATH_BYTES:
+        raise ValueError(f"{shown} is longer than {MAX_PATH_BYTES} bytes")
+    for component in path.split("/"):
+        _check_component(component, shown)
+    return path
+
+
+def _check_component(component: str, shown: str) -> None:
+    if component in {"", ".", ".."}:
+        raise ValueError(f"{shown} has an empty, '.' or '..' part")
+    if len(component.encode()) > MAX_COMPONENT_BYTES:
+        raise ValueError(f"{shown} has a part longer than {MAX_COMPONENT_BYTES} bytes")
+    if _is_git_directory(component):
+        raise ValueError(f"{shown} would reach into git's own directory")
+    if component.endswith((" ", ".")) or ":" in component or _WINDOWS_DEVICE.match(component):
+        raise ValueError(f"{shown} has a part that some file systems read as something else")
+
+
+def _is_git_directory(component: str) -> bool:
+    """Whether any of Linux, macOS (HFS+) or Windows (NTFS) would open ``.git`` under this name."""
+    folded = _HFS_IGNORED.sub("", unicodedata.normalize("NFKC", component)).casefold()
+    plain = folded.split(":", 1)[0].rstrip(" .")
+    return plain == ".git" or _GIT_SHORT_NAME.match(plain) is not None
+
+
+def slug(text: str, *, fallback: str = "task") -> str:
+    """The text as a part of a branch or file name: letters and digits of any script kept, the rest made dashes.
+
+    A Japanese title stays readable (git refs are UTF-8); a text with no letter or digit becomes ``fallback``.
+    """
+    words = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFKC", text).casefold()).strip("-")
+    return words[:MAX_SLUG_CHARACTERS].strip("-") or fallback
+
+
+def fold_name(name: str) -> str:
+    """The form under which two names are one file on a case-insensitive or normalising file system."""
+    return unicodedata.normalize("NFC", name).casefold()

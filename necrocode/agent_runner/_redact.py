@@ -1,0 +1,48 @@
+"""Secrets are masked at every place where text leaves a run."""
+
+from __future__ import annotations
+
+import json
+import re
+from urllib.parse import quote, quote_plus
+
+MASK = "***"
+_SHORTEST_SECRET = 6  # masking shorter ones would eat ordinary words
+
+# Shapes of well-known keys, each from its issuer's documentation: OpenAI, GitHub, GitLab, AWS, Slack, a bearer header,
+# a private key block, a password inside a URL.
+_KEY_SHAPES = re.compile(
+    r"\bsk-[A-Za-z0-9_-]{20,}"
+    r"|\bgh[pousr]_[A-Za-z0-9]{36,}"
+    r"|\bgithub_pat_[A-Za-z0-9_]{22,}"
+    r"|\bglpat-[A-Za-z0-9_-]{20,}"
+    r"|\bAKIA[0-9A-Z]{16}\b"
+    r"|\bxox[abprs]-[A-Za-z0-9-]{10,}"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?-----END [A-Z ]*PRIVATE KEY-----"
+)
+_URL_PASSWORD = re.compile(r"(?<=://)([^/\s:@]{0,256}):([^/\s@]{1,256})@")
+_BEARER = re.compile(r"(?i)(authorization:\s*(?:bearer|basic)\s+)\S+")
+
+
+class Redactor:
+    """Masks the given secrets, in the forms in which they usually leak, and anything shaped like a well-known key."""
+
+    def __init__(self, secrets: tuple[str, ...] = ()) -> None:
+        forms: set[str] = set()
+        for secret in secrets:
+            if len(secret) >= _SHORTEST_SECRET:
+                forms |= {secret, quote(secret, safe=""), quote_plus(secret), json.dumps(secret)[1:-1]}
+        longest_first = sorted(forms, key=len, reverse=True)
+        self._secrets = re.compile("|".join(map(re.escape, longest_first))) if forms else None
+
+    def text(self, text: str) -> str:
+        """The text with every secret replaced by ``***``."""
+        if self._secrets is not None:
+            text = self._secrets.sub(MASK, text)
+        text = _KEY_SHAPES.sub(MASK, text)
+        text = _BEARER.sub(rf"\1{MASK}", text)
+        return _URL_PASSWORD.sub(rf"\1:{MASK}@", text)
+
+    def holds_secret(self, text: str) -> bool:
+        """Whether the text holds one of the given secrets; key shapes do not count, for test data is full of them."""
+        return self._secrets is not None and self._secrets.search(text) is not None

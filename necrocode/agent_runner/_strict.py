@@ -1,0 +1,101 @@
+"""The base of what people write by hand: frozen, no unknown keys, and errors that a person can act on."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from necrocode.agent_runner.errors import ConfigurationError, RunnerError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pydantic_core import ErrorDetails
+
+_LONGEST_SHOWN_VALUE = 60
+
+
+class StrictModel(BaseModel):
+    """A frozen model that raises ``error_type`` naming every wrong field, with the nearest known name for a typo."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, hide_input_in_errors=True)
+
+    error_type: ClassVar[type[RunnerError]] = ConfigurationError
+    what: ClassVar[str] = "configuration"
+    secret_fields: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, /, **data: Any) -> None:  # noqa: ANN401  pydantic's own signature
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            problems = "; ".join(self._explain(detail) for detail in error.errors(include_url=False))
+            raise self.error_type(f"Invalid {self.what}: {problems}.") from None
+
+    @classmethod
+    def known_keys(cls) -> list[str]:
+        """The names under which fields may be given, aliases included."""
+        aliases = [field.alias for field in cls.model_fields.values() if field.alias]
+        return [*cls.model_fields, *aliases]
+
+    @classmethod
+    def _explain(cls, detail: ErrorDetails) -> str:
+        where = ".".join(str(part) for part in detail["loc"])
+        cause = (detail.get("ctx") or {}).get("error")
+        if isinstance(cause, RunnerError):  # a nested StrictModel has explained itself already
+            return f"{where}: {str(cause).rstrip('.')}"
+        if detail["type"] == "missing":
+            return f"{where} is missing"
+        if detail["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
+            return f"unknown key {where!r}{cls._suggestion(where)}"
+        message = detail["msg"].removeprefix("Value error, ")
+        if detail["type"] == "string_type" and isinstance(detail["input"], (int, float)):
+            message = "must be text: put it in quotes, for YAML reads 1.10 as the number 1.1"
+        return f"{where}: {message}{cls._shown(detail)}" if where else message
+
+    @classmethod
+    def _suggestion(cls, key: str) -> str:
+        known = cls.known_keys()
+        near = get_close_matches(key, known, n=1, cutoff=0.6)
+        return f" (did you mean {near[0]!r}?)" if near else f" (known: {', '.join(sorted(known))})"
+
+    @classmethod
+    def _shown(cls, detail: ErrorDetails) -> str:
+        value = repr(detail["input"])
+        hidden = len(value) > _LONGEST_SHOWN_VALUE or cls.secret_fields.intersection(map(str, detail["loc"]))
+        return "" if hidden else f" (got {value})"
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML as people mean it: a key given twice is an error, not a silent override."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002  PyYAML's signature
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = str(getattr(key_node, "value", key_node))
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml_mapping(path: Path, *, what: str, error_type: type[RunnerError]) -> dict[str, Any]:
+    """The mapping in a YAML file, in UTF-8; ``error_type`` names the file and line when it cannot be read."""
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506  a SafeLoader
+    except OSError as error:
+        raise error_type(f"Cannot read the {what} {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise error_type(f"The {what} {path} is not UTF-8 (byte {error.start}).") from error
+    except (yaml.YAMLError, ValueError) as error:
+        text = " ".join(str(error).split())
+        raise error_type(f"The {what} {path} is not valid YAML: {text}.") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise error_type(f"The {what} {path} must hold a mapping of names to values at its top.")
+    return data

@@ -1,0 +1,212 @@
+"""Settings: plain frozen values. Files and the environment are read by ``from_yaml`` and ``from_env`` alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator
+
+from necrocode.agent_runner._strict import StrictModel, read_yaml_mapping
+from necrocode.agent_runner.errors import ConfigurationError
+
+DEFAULT_MODEL = "gpt-4.1"
+_VARIABLES = {
+    "TASK_REGISTRY_URL": "task_registry_url",
+    "REPO_POOL_URL": "repo_pool_url",
+    "ARTIFACT_STORE_URL": "artifact_store_url",
+    "GIT_TOKEN": "git_token",
+    "NECROCODE_SERVICE_TOKEN": "service_token",
+    "NECROCODE_STATE_DIR": "state_dir",
+}
+
+
+class LLMConfig(StrictModel):
+    """Which model to ask, and how."""
+
+    what: ClassVar[str] = "LLM configuration"
+    secret_fields: ClassVar[frozenset[str]] = frozenset({"api_key"})
+
+    api_key: SecretStr | None = None
+    """The endpoint's key. None: read from the variable that ``RunnerConfig.llm_api_key_env_var`` names, when needed."""
+    model: str = Field(default=DEFAULT_MODEL, min_length=1)
+    """The model's name, as the endpoint knows it."""
+    endpoint: str | None = None
+    """Base URL of an OpenAI-compatible API, such as ``http://localhost:8080/v1``. None: ``OPENAI_BASE_URL``, or OpenAI."""
+    timeout_seconds: float = Field(default=120.0, gt=0, allow_inf_nan=False)
+    """Wall time for one answer, retries not counted."""
+    max_tokens: int = Field(default=8192, gt=0)
+    """The most tokens one answer may have."""
+    context_tokens: int = Field(default=16_000, gt=0)
+    """About how many tokens of repository text the prompt may hold."""
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    """None: the endpoint's default (some models accept no other)."""
+    edit_format: Literal["auto", "json", "files"] = "auto"
+    """How the model is asked to write its changes: ``json`` (structured output), ``files`` (one fenced block per file),
+    ``auto`` (structured output where the endpoint can do it). The answer is understood in either, whatever was asked."""
+    retry_count: int = Field(default=3, ge=0, le=20)
+    """Further tries after a connection error, 408, 409, 429 or 5xx. 0: none."""
+
+    @field_validator("endpoint")
+    @classmethod
+    def _check_endpoint(cls, value: str | None) -> str | None:
+        return None if value is None else _http_url(value)
+
+    @field_validator("api_key")
+    @classmethod
+    def _check_api_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().strip():
+            return None  # os.getenv(..., "") and an empty export mean "not given"
+        return value
+
+
+class RunnerConfig(StrictModel):
+    """All settings of a runner. With none given, registry, pool and store are embedded under ``state_dir``."""
+
+    what: ClassVar[str] = "configuration"
+    secret_fields: ClassVar[frozenset[str]] = frozenset({"git_token", "service_token", "api_key"})
+
+    execution_mode: Literal["local-process"] = "local-process"
+    """Where a run happens. ``local-process``: in this process."""
+    task_registry_url: str | None = None
+    """``http(s)://`` a Task Registry service, ``sqlite:///path`` an embedded one. None: embedded in ``state_dir``."""
+    repo_pool_url: str | None = None
+    """``http(s)://`` a Repo Pool Manager service, ``file:///path`` an embedded one. None: embedded in ``state_dir``."""
+    artifact_store_url: str | None = None
+    """``http(s)://`` an Artifact Store service, ``file:///path`` a folder. None: embedded in ``state_dir``."""
+    llm_config: LLMConfig = Field(default_factory=LLMConfig, alias="llm")
+    """Which model to ask; ``llm`` in YAML."""
+    llm_api_key_env_var: str = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """The environment variable that holds the model's key."""
+    git_token: SecretStr | None = None
+    """Token for https repositories, handed to git by askpass. None: the variable ``GIT_TOKEN``, when needed."""
+    service_token: SecretStr | None = None
+    """Bearer token for the three services. None: the variable ``NECROCODE_SERVICE_TOKEN``, when needed."""
+    network_retry_count: int = Field(default=3, ge=0, le=20)
+    """Further tries of a service call after a connection error, 408, 425, 429 or 5xx. 0: none."""
+    request_timeout_seconds: float = Field(default=30.0, gt=0, allow_inf_nan=False)
+    """How long one service call may wait for an answer."""
+    state_dir: Path = Field(default_factory=lambda: Path.home() / ".necrocode")
+    """Where embedded services and run-time files live."""
+    runner_id: str | None = Field(default=None, min_length=1, max_length=200)
+    """This runner's name in registry and pool. None: host name, process id and a random part."""
+    pool_size: int = Field(default=5, ge=1, le=1000)
+    """The most slots per repository of the embedded pool."""
+    slot_timeout_seconds: float = Field(default=60.0, ge=0, allow_inf_nan=False)
+    """How long to wait for a free slot. 0: do not wait."""
+    lease_seconds: float = Field(default=60.0, ge=3, allow_inf_nan=False)
+    """How long a slot stays ours without a heartbeat; heartbeats come three times as often."""
+    push: bool = True
+    """Whether the branch is pushed to the repository the slot came from. False: it stays in the slot's repository."""
+    commit_author_name: str = Field(
+        default="necrocode", min_length=1, max_length=200, pattern=r"^[^<>\n\0]+$"
+    )
+    """Author and committer of the commits."""
+    commit_author_email: str = Field(default="necrocode@localhost", pattern=r"^[^<>\s\0]+$", max_length=200)
+    """A delivered branch is replaced by a later attempt only while all its commits are by this address."""
+    commit_message: str = Field(default="feat(task-{task_id}): {title}", min_length=1)
+    """Template with ``{task_id}``, ``{spec_name}``, ``{title}``, ``{description}``, ``{run_id}``."""
+    max_changed_files: int = Field(default=200, ge=1)
+    """A change set with more files is refused."""
+    max_file_bytes: int = Field(default=2_000_000, ge=1)
+    """A change set with a larger file is refused."""
+    max_total_bytes: int = Field(default=10_000_000, ge=1)
+    """A larger change set is refused."""
+    max_output_bytes: int = Field(default=1_000_000, ge=1000)
+    """How much of each test command's output is kept: its beginning and its end."""
+    test_environment: dict[str, str] = Field(default_factory=dict)
+    """Variables the test commands see besides the few allowed ones (PATH, LANG, LC_*, TZ, TERM)."""
+
+    @field_validator("task_registry_url", "repo_pool_url", "artifact_store_url")
+    @classmethod
+    def _check_url(cls, value: str | None) -> str | None:
+        if value is None or value.startswith(("sqlite:///", "file:///")):
+            return value
+        return _http_url(value)
+
+    @field_validator("commit_message")
+    @classmethod
+    def _check_commit_message(cls, value: str) -> str:
+        try:
+            value.format(task_id="", spec_name="", title="", description="", run_id="")
+        except (KeyError, IndexError, ValueError, AttributeError) as error:
+            raise ValueError(
+                "may only use {task_id}, {spec_name}, {title}, {description} and {run_id}"
+                f" ({type(error).__name__}: {error})"
+            ) from error
+        return value
+
+    @field_validator("state_dir")
+    @classmethod
+    def _expand_state_dir(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @classmethod
+    def from_yaml(
+        cls,
+        path: str | Path,
+        *,
+        environ: Mapping[str, str] | None = None,
+        **arguments: Any,  # noqa: ANN401  any field
+    ) -> Self:
+        """The settings in a YAML file; the environment overrides the file, and ``arguments`` override both.
+
+        ``~`` in ``state_dir`` is the home folder. Raises :class:`ConfigurationError`.
+        """
+        data = read_yaml_mapping(Path(path), what="configuration file", error_type=ConfigurationError)
+        return cls._merged(data, os.environ if environ is None else environ, arguments)
+
+    @classmethod
+    def from_env(cls, *, environ: Mapping[str, str] | None = None, **arguments: Any) -> Self:  # noqa: ANN401  any field
+        """The settings in ``TASK_REGISTRY_URL``, ``REPO_POOL_URL``, ``ARTIFACT_STORE_URL``, ``OPENAI_API_KEY``,
+        ``OPENAI_BASE_URL``, ``GIT_TOKEN``, ``NECROCODE_SERVICE_TOKEN`` and ``NECROCODE_STATE_DIR``.
+
+        ``arguments`` override them. An empty variable counts as not set.
+        """  # noqa: D205  the list of variables is one sentence
+        return cls._merged({}, os.environ if environ is None else environ, arguments)
+
+    @classmethod
+    def _merged(cls, data: dict[str, Any], environ: Mapping[str, str], arguments: dict[str, Any]) -> Self:
+        file_values, argument_values = _llm_by_field_name(data), _llm_by_field_name(arguments)
+        environment = {field: environ[name] for name, field in _VARIABLES.items() if environ.get(name)}
+        given = file_values | environment | argument_values
+        if not isinstance(given.get("llm_config"), LLMConfig):
+            key_variable = str(given.get("llm_api_key_env_var", "OPENAI_API_KEY"))
+            llm_environment = {
+                "api_key": environ.get(key_variable),
+                "endpoint": environ.get("OPENAI_BASE_URL"),
+            }
+            given["llm_config"] = LLMConfig(
+                **_mapping(file_values.get("llm_config"))
+                | {field: value for field, value in llm_environment.items() if value}
+                | _mapping(argument_values.get("llm_config"))
+            )
+        return cls(**given)
+
+
+def _llm_by_field_name(values: dict[str, Any]) -> dict[str, Any]:
+    return {("llm_config" if key == "llm" else key): value for key, value in values.items()}
+
+
+def _mapping(llm: object) -> dict[str, Any]:
+    if llm is None:
+        return {}
+    if not isinstance(llm, Mapping):
+        raise ConfigurationError("Invalid configuration: llm must be a mapping of names to values.")
+    return dict(llm)
+
+
+def _http_url(value: str) -> str:
+    parts = urlsplit(value)
+    try:
+        port_is_valid = parts.port is None or parts.port > 0
+    except ValueError:
+        port_is_valid = False
+    if parts.scheme not in {"http", "https"} or not parts.hostname or not port_is_valid:
+        raise ValueError("must be a URL such as http://localhost:8001")
+    if parts.username or parts.password:
+        raise ValueError("must not hold a user or password; use the token settings instead")
+    return value.rstrip("/")

@@ -1,0 +1,196 @@
+"""Every error that this package raises, in one tree.
+
+::
+
+    RunnerError
+    ├── ConfigurationError (ValueError)        a setting is wrong: fix the configuration
+    ├── TaskContextValidationError (ValueError) the task itself is wrong: fix the task
+    ├── WorkspacePreparationError              the checkout could not be made ready
+    │   └── RepositoryNotFoundError            there is no such repository or base ref
+    ├── SlotAllocationError                    no workspace slot is free
+    ├── ImplementationError                    the model's answer cannot become a change
+    │   ├── MalformedAnswerError               the answer holds no readable change set
+    │   ├── EmptyAnswerError                   the model answered nothing
+    │   ├── TruncatedAnswerError               the answer was cut at the token limit
+    │   ├── ModelRefusalError                  the model declined
+    │   ├── ContentFilterError                 the provider's filter withheld the answer
+    │   ├── ContextOverflowError               the prompt is larger than the model's window
+    │   └── ChangeRejectedError                a path or content rule refuses the change set
+    ├── TestExecutionError                     the tests could not be started (failing tests are a result)
+    ├── PushError                              the branch was not delivered
+    ├── ArtifactUploadError                    an artifact was not stored
+    ├── RunnerTimeoutError (TimeoutError)      the task's time is used up
+    ├── AuthenticationError                    a key or token was refused
+    ├── ServiceError                           a service or the model's endpoint answered with an error
+    │   ├── ServiceConnectionError (ConnectionError)  ... or could not be reached at all
+    │   ├── RateLimitError                     ... or asks to slow down, or the quota is used up
+    │   ├── TaskNotFoundError                  the registry has no such task
+    │   ├── AmbiguousTaskError                 a bare task id names tasks of several specs
+    │   ├── IllegalTransitionError             the task's state does not allow this change
+    │   ├── ArtifactNotFoundError              the store has no such artifact
+    │   ├── SlotNotFoundError                  the pool has no such slot
+    │   └── StaleLeaseError                    the lease was given to someone else
+    └── InternalError                          a defect in this package
+
+``RunInterrupted`` is the one exception outside the tree: it is a :class:`KeyboardInterrupt`, so that code which
+handles Ctrl-C keeps working, and it carries the result of the run that was interrupted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from necrocode.agent_runner.models import RunnerResult
+
+
+class RunnerError(Exception):
+    """Base of all errors of this package; the text says what failed, for which input and what to try.
+
+    ``hint`` is the what-to-try part alone (also contained in the text), ``step`` the pipeline step it happened in
+    (set by the orchestrator), ``status_code`` the HTTP status where one was received. ``retryable`` says whether the
+    same call may succeed later without any change.
+    """
+
+    retryable_by_default: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        step: str | None = None,
+        status_code: int | None = None,
+        retryable: bool | None = None,
+    ) -> None:
+        super().__init__(f"{message} {hint}" if hint else message)
+        self.hint = hint
+        self.step = step
+        self.status_code = status_code
+        self.retryable = self.retryable_by_default if retryable is None else retryable
+
+
+class ConfigurationError(RunnerError, ValueError):
+    """A setting is missing, unknown or wrong; the text names it."""
+
+
+class TaskContextValidationError(RunnerError, ValueError):
+    """The task is not valid; the text names each wrong field. Nothing has been touched."""
+
+
+class WorkspacePreparationError(RunnerError):
+    """The checkout could not be made ready for the task."""
+
+
+class RepositoryNotFoundError(WorkspacePreparationError):
+    """The task names a repository, branch or commit that does not exist."""
+
+
+class SlotAllocationError(RunnerError):
+    """No workspace slot became free in time."""
+
+    retryable_by_default = True
+
+
+class ImplementationError(RunnerError):
+    """The model's answer cannot become a change."""
+
+
+class MalformedAnswerError(ImplementationError):
+    """The answer holds no change set in any known format."""
+
+
+class EmptyAnswerError(ImplementationError):
+    """The model answered with nothing: no choices, or no text."""
+
+
+class TruncatedAnswerError(ImplementationError):
+    """The answer was cut at the token limit (``finish_reason: length``); it is never applied."""
+
+
+class ModelRefusalError(ImplementationError):
+    """The model declined to answer."""
+
+
+class ContentFilterError(ImplementationError):
+    """The provider's content filter withheld the answer."""
+
+
+class ContextOverflowError(ImplementationError):
+    """The prompt does not fit the model's context window."""
+
+
+class ChangeRejectedError(ImplementationError):
+    """A rule on paths, sizes or content refuses the change set; nothing of it was applied."""
+
+
+class TestExecutionError(RunnerError):
+    """The test commands could not be run at all. Tests that ran and failed are a result, not this error."""
+
+    __test__ = False  # pytest: the name starts with "Test", but this is no test
+
+
+class PushError(RunnerError):
+    """The branch was not delivered."""
+
+
+class ArtifactUploadError(RunnerError):
+    """An artifact was not stored."""
+
+
+class RunnerTimeoutError(RunnerError, TimeoutError):
+    """The task's ``timeout_seconds`` are used up."""
+
+
+class AuthenticationError(RunnerError):
+    """A service or the model's endpoint refused the key or token."""
+
+
+class ServiceError(RunnerError):
+    """A service or the model's endpoint answered with an error."""
+
+
+class ServiceConnectionError(ServiceError, ConnectionError):
+    """A service or the model's endpoint could not be reached."""
+
+    retryable_by_default = True
+
+
+class RateLimitError(ServiceError):
+    """The endpoint asks to slow down (``retryable``), or the account's quota is used up (not ``retryable``)."""
+
+
+class TaskNotFoundError(ServiceError):
+    """The registry has no such task."""
+
+
+class AmbiguousTaskError(ServiceError):
+    """The task id names tasks of several specs: pass ``spec_name``."""
+
+
+class IllegalTransitionError(ServiceError):
+    """The task's present state does not allow the change; the text names both states."""
+
+
+class ArtifactNotFoundError(ServiceError):
+    """The artifact store has no such artifact."""
+
+
+class SlotNotFoundError(ServiceError):
+    """The repo pool has no such slot."""
+
+
+class StaleLeaseError(ServiceError):
+    """The lease has expired or was given to another runner: this runner's writes are refused."""
+
+
+class InternalError(RunnerError):
+    """A defect in this package, not in its input."""
+
+
+class RunInterrupted(KeyboardInterrupt):  # noqa: N818  it is an interruption, like its base, and no error
+    """Ctrl-C or SIGTERM ended a run: everything was cleaned up, and ``result`` says how far it came."""
+
+    def __init__(self, result: RunnerResult) -> None:
+        super().__init__(f"run {result.run_id} was interrupted")
+        self.result = result

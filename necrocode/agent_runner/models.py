@@ -1,0 +1,377 @@
+"""What goes in (:class:`TaskContext`) and what comes out (:class:`RunnerResult`), and the nouns between."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from pathlib import Path
+from types import EllipsisType
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from necrocode.agent_runner import _names
+from necrocode.agent_runner._strict import StrictModel, read_yaml_mapping
+from necrocode.agent_runner.errors import RunnerError, TaskContextValidationError
+
+RESULT_SCHEMA_VERSION = 1
+DEFAULT_TASK_TIMEOUT_SECONDS = 1800.0
+
+_TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_SPEC_NAME = re.compile(r"[^\W_][\w.-]{0,127}")
+
+
+def _without_placeholders(value: object) -> object:
+    """Lets ``[...]``, as the migration guide's example is written, stand for "none yet"."""
+    if isinstance(value, (list, tuple)):
+        return [item for item in value if not isinstance(item, EllipsisType)]
+    return value
+
+
+TextList = Annotated[tuple[str, ...], BeforeValidator(_without_placeholders)]
+
+
+class TaskContext(StrictModel):
+    """One task for :meth:`RunnerOrchestrator.run`; validated whole before anything is touched.
+
+    Raises :class:`TaskContextValidationError` naming every wrong field.
+    """
+
+    error_type: ClassVar[type[RunnerError]] = TaskContextValidationError
+    what: ClassVar[str] = "task"
+
+    task_id: str
+    """The task's id, unique within its spec: letters, digits, ``.``, ``_``, ``-``; at most 128."""
+    spec_name: str
+    """The spec (task set) it belongs to: letters and digits of any script, ``.``, ``_``, ``-``; at most 128."""
+    title: str = Field(min_length=1, max_length=500)
+    """One line; becomes the commit's subject and, where no branch is named, part of the branch's name."""
+    description: str = Field(max_length=200_000)
+    """What to do, for the model to read."""
+    acceptance_criteria: TextList = ()
+    """Statements that must be true when the task is done, for the model to read."""
+    dependencies: TextList = ()
+    """Ids of the tasks of the same spec that come before this one. Recorded in the registry."""
+    required_skill: str | None = None
+    """The kind of runner the task wants, such as ``backend``. Recorded in the registry."""
+    slot_path: Path | None = None
+    """A checkout that the caller brings; it is used and never destroyed. None: a slot is allocated from the pool."""
+    slot_id: str | None = None
+    """The caller's name for ``slot_path``."""
+    branch_name: str | None = None
+    """The branch to deliver on. None: ``feature/task-{spec}-{id}-{slug of the title}``."""
+    repo_url: str | None = None
+    """The repository to work on: an https, ssh or file URL, or a local path. Needed where no ``slot_path`` is given."""
+    base_ref: str | None = None
+    """Branch, tag or full commit id to start from. None: the repository's default branch (its HEAD)."""
+    test_commands: TextList = ()
+    """Shell commands, run in order at the top of a throw-away copy of the checkout; exit code 0 means passed."""
+    fail_fast: bool = True
+    """Whether the first failing test command ends the tests."""
+    timeout_seconds: float = Field(
+        default=DEFAULT_TASK_TIMEOUT_SECONDS, gt=0, le=7 * 86_400, allow_inf_nan=False
+    )
+    """Wall time for the whole run."""
+    max_tokens: int | None = Field(default=None, gt=0)
+    """The most tokens that one model answer may have. None: as configured in ``LLMConfig.max_tokens``."""
+    related_files: TextList = ()
+    """Paths in the repository that the model must be shown."""
+    playbook_path: Path | None = None
+    """A YAML file with instructions and test commands that many tasks share; see ``docs/playbooks.md``."""
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    """Anything JSON can hold; recorded in the registry with the task."""
+
+    @field_validator("task_id")
+    @classmethod
+    def _check_task_id(cls, value: str) -> str:
+        if not _TASK_ID.fullmatch(value) or ".." in value:
+            raise ValueError(
+                "must be 1 to 128 letters, digits, '.', '_' or '-', start with a letter or digit, no '..'"
+            )
+        return value
+
+    @field_validator("spec_name")
+    @classmethod
+    def _check_spec_name(cls, value: str) -> str:
+        if not _SPEC_NAME.fullmatch(value) or ".." in value:
+            raise ValueError(
+                "must be 1 to 128 letters, digits, '.', '_' or '-', start with a letter or digit, no '..'"
+            )
+        return value
+
+    @field_validator("title")
+    @classmethod
+    def _check_title(cls, value: str) -> str:
+        if not value.strip() or _names.has_control_character(value):
+            raise ValueError("must be one line of text")
+        return value.strip()
+
+    @field_validator("branch_name")
+    @classmethod
+    def _check_branch_name(cls, value: str | None) -> str | None:
+        return None if value is None else _names.check_branch_name(value)
+
+    @field_validator("base_ref")
+    @classmethod
+    def _check_base_ref(cls, value: str | None) -> str | None:
+        return None if value is None else _names.check_branch_name(value.removeprefix("refs/heads/"))
+
+    @field_validator("repo_url")
+    @classmethod
+    def _check_repo_url(cls, value: str | None) -> str | None:
+        return None if value is None else _names.check_repository_url(value)
+
+    @field_validator("related_files")
+    @classmethod
+    def _check_related_files(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_names.check_change_path(path) for path in value)
+
+    @field_validator("test_commands")
+    @classmethod
+    def _check_test_commands(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not command.strip() or "\0" in command for command in value):
+            raise ValueError("each must be a shell command, not an empty text")
+        return value
+
+    @model_validator(mode="after")
+    def _check_place(self) -> Self:
+        if self.slot_path is None and self.repo_url is None:
+            raise ValueError(
+                "either repo_url (a slot is allocated for it) or slot_path (a checkout you bring) is needed"
+            )
+        if self.slot_id is not None and self.slot_path is None:
+            raise ValueError("slot_id names a checkout that you bring: give slot_path with it")
+        return self
+
+    @property
+    def branch(self) -> str:
+        """The branch to deliver on: the one named, or one made of spec, id and title."""
+        if self.branch_name is not None:
+            return self.branch_name
+        spec = _names.slug(self.spec_name, fallback="spec")
+        name = f"feature/task-{spec}-{self.task_id}-{_names.slug(self.title)}"
+        return _names.check_branch_name(name)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Self:
+        """The task in a YAML file; relative paths in it are relative to the file's folder."""
+        file = Path(path)
+        data = read_yaml_mapping(file, what="task file", error_type=TaskContextValidationError)
+        for key in ("slot_path", "playbook_path"):
+            if isinstance(data.get(key), str):
+                data[key] = file.parent / Path(data[key]).expanduser()
+        url = data.get("repo_url")
+        if isinstance(url, str) and url.startswith((".", "~")):
+            data["repo_url"] = str((file.parent / Path(url).expanduser()).resolve())
+        return cls(**data)
+
+
+class _Result(BaseModel):
+    """A value that is handed out, not written by hand; unknown keys are ignored so that old readers read new files."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class CodeChange(_Result):
+    """One change to one file, as the model asked for it; not yet checked against anything."""
+
+    operation: Literal["create", "modify", "delete", "rename"]
+    file_path: str
+    content: str | None = None
+    """The whole new text of the file; None for ``delete``, and for a ``rename`` that keeps the text."""
+    new_path: str | None = None
+    """Where a ``rename`` moves the file to."""
+    exact: bool = True
+    """Whether ``content`` says how the file ends. A fenced block cannot say that its file has no final newline."""
+
+
+class LLMResponse(_Result):
+    """A model's answer, read as a change set."""
+
+    code_changes: tuple[CodeChange, ...]
+    explanation: str = ""
+    model: str = ""
+    """The model that answered, as the endpoint names it."""
+    edit_format: str = ""
+    """The format the answer came in: ``json`` or ``files``."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    tokens_used: int = 0
+    """Prompt and completion together, as the endpoint counted them; 0 where it does not say."""
+    request_id: str | None = None
+
+
+class CommandResult(_Result):
+    """One test command."""
+
+    command: str
+    exit_code: int | None
+    """None when the command was stopped at the time limit; negative: the signal that ended it."""
+    duration_seconds: float
+    output: str
+    """Standard output and error in order, the middle left out where it was too long."""
+    truncated_bytes: int = 0
+    timed_out: bool = False
+
+
+class TestResult(_Result):
+    """What the tests said about one commit."""
+
+    __test__: ClassVar[bool] = False  # pytest: the name starts with "Test", but this is no test
+
+    success: bool
+    commands: tuple[CommandResult, ...]
+    sandbox: str
+    """What the commands were held in: ``none`` means a plain process with an allow-listed environment."""
+    layer: str
+    """Where they ran: ``overlay`` (a copy-on-write layer) or ``copy``; both are dropped afterwards."""
+    tree: str
+    """The id of the git tree that was tested."""
+    duration_seconds: float
+
+
+class ImplementationResult(_Result):
+    """The change that the model's answer became."""
+
+    base_commit: str
+    commit: str
+    ref: str
+    """The ref that keeps the commit, whatever becomes of the run."""
+    tree: str
+    files: tuple[str, ...]
+    explanation: str = ""
+    model: str = ""
+    edit_format: str = ""
+    tokens_used: int = 0
+    commit_message: str = ""
+
+
+class PushResult(_Result):
+    """Where the commit was delivered."""
+
+    branch: str
+    commit: str
+    repository: str
+    """The repository that now has the branch: the remote's URL, or the path of the local one where ``pushed`` is false."""
+    pushed: bool
+
+
+class Artifact(_Result):
+    """One stored artifact."""
+
+    type: str
+    uri: str
+    size_bytes: int
+    sha256: str
+
+
+class ErrorDetails(_Result):
+    """A failed run's error, for programs."""
+
+    type: str
+    """The class of :mod:`necrocode.agent_runner.errors`, or the name of the unexpected exception."""
+    message: str
+    step: str | None = None
+    hint: str | None = None
+    retryable: bool = False
+    status_code: int | None = None
+
+
+class RunnerResult(_Result):
+    """What came of a run. JSON: ``result.model_dump_json()``; fields are only ever added within a schema version."""
+
+    schema_version: int = RESULT_SCHEMA_VERSION
+    success: bool
+    """Whether the task was done: applied, tests passed (where there are any), branch delivered, artifacts stored."""
+    status: Literal["done", "failed", "cancelled"]
+    runner_id: str
+    run_id: str
+    task_id: str
+    spec_name: str
+    branch: str
+    started_at: datetime
+    duration_seconds: float
+    timings: dict[str, float]
+    """Seconds by step."""
+    artifacts: tuple[Artifact, ...] = ()
+    error: str | None = None
+    error_details: ErrorDetails | None = None
+    impl_result: ImplementationResult | None = None
+    test_result: TestResult | None = None
+    push_result: PushResult | None = None
+    reported: bool = True
+    """Whether the registry has the final status."""
+    warnings: tuple[str, ...] = ()
+
+
+class SlotAllocation(_Result):
+    """A leased workspace. The fields after ``slot_path`` are None where a repo pool service does not give them."""
+
+    slot_id: str
+    slot_path: Path
+    repo_url: str | None = None
+    base_commit: str | None = None
+    epoch: int | None = None
+    """Grows with every allocation of the slot; a write with an older one is refused."""
+    lease_token: str | None = None
+    expires_at: datetime | None = None
+
+
+class Message(_Result):
+    """One message of a conversation with a model."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class ModelAnswer(_Result):
+    """One whole answer of a model, as text: never a truncated, refused or empty one."""
+
+    text: str
+    model: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    request_id: str | None = None
+    asked_format: str = "text"
+    """What was asked of the endpoint: ``json_schema``, ``json_object`` or ``text``."""
+
+
+class TaskRecord(_Result):
+    """A task as the registry holds it."""
+
+    task_id: str
+    spec_name: str
+    status: str
+    title: str = ""
+    description: str = ""
+    acceptance_criteria: tuple[str, ...] = ()
+    dependencies: tuple[str, ...] = ()
+    required_skill: str | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    attempt: int = 0
+    """How often the task has gone to ``running``."""
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+
+
+class EventRecord(_Result):
+    """One event of a task."""
+
+    sequence: int
+    task_id: str
+    spec_name: str
+    event_type: str
+    data: dict[str, Any] = Field(default_factory=dict)
+    created_at: datetime | None = None
+
+
+class ArtifactRecord(_Result):
+    """One artifact as the registry knows it."""
+
+    task_id: str
+    spec_name: str
+    type: str
+    uri: str
+    size_bytes: int | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    created_at: datetime | None = None

@@ -1,0 +1,145 @@
+"""The roles that the steps speak to. HTTP clients, embedded services and callers' own objects stand behind them.
+
+An implementation of the first three may be called from several threads at once, raises only
+:class:`~necrocode.agent_runner.errors.RunnerError`, and does its own retrying (callers never retry).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from necrocode.agent_runner._clock import Deadline
+    from necrocode.agent_runner.models import Message, ModelAnswer, SlotAllocation, TaskContext, TestResult
+
+AnswerFormat = Literal["json", "text"]
+
+
+class TaskRegistry(Protocol):
+    """Task states, events and artifact records.
+
+    ``task_id`` is unique within a spec; without ``spec_name`` a bare id works while it names one task, else
+    ``AmbiguousTaskError``. An unknown task is ``TaskNotFoundError``.
+    """
+
+    def register_task(self, task: TaskContext) -> None:
+        """Make the task known, or bring its record up to date; a finished one becomes ``ready`` again.
+
+        Does nothing, and says so once in the log, where the registry has no such ability. Idempotent.
+        """
+
+    def update_task_status(
+        self,
+        task_id: str,
+        status: str,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        spec_name: str | None = None,
+    ) -> None:
+        """Move the task to ``blocked ready running done failed cancelled`` (or ``pending in_progress completed``).
+
+        The state it is in already is accepted; one that may not follow it is ``IllegalTransitionError``.
+        """
+
+    def add_event(
+        self,
+        task_id: str,
+        event_type: str,
+        data: Mapping[str, Any] | None = None,
+        *,
+        spec_name: str | None = None,
+    ) -> None:
+        """Append an event to the task's history."""
+
+    def add_artifact(
+        self,
+        task_id: str,
+        artifact_type: str,
+        uri: str,
+        size_bytes: int | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        spec_name: str | None = None,
+    ) -> None:
+        """Record where an artifact of the task is stored."""
+
+
+class RepoPool(Protocol):
+    """Workspaces ("slots"): clean checkouts of a repository, leased to one holder at a time."""
+
+    def allocate_slot(
+        self,
+        repo_url: str,
+        required_by: str,
+        *,
+        base_ref: str | None = None,
+        timeout_seconds: float | None = None,
+        lease_seconds: float | None = None,
+    ) -> SlotAllocation:
+        """A clean checkout at the newest ``base_ref`` (None: the default branch), held by ``required_by``.
+
+        Waits up to ``timeout_seconds`` (None: the pool's default; 0: not at all), then ``SlotAllocationError``. The
+        caller owns the slot until it is released, or until the lease ends without a renewal.
+        """
+
+    def renew_lease(self, slot_id: str, lease_token: str, *, lease_seconds: float | None = None) -> None:
+        """Keep the slot for another ``lease_seconds``; ``StaleLeaseError`` when it has been given to another."""
+
+    def release_slot(self, slot_id: str, *, lease_token: str | None = None) -> None:
+        """Give the slot back; idempotent.
+
+        With another's token ``StaleLeaseError``; without a token an operator's forced release.
+        """
+
+
+class ArtifactStore(Protocol):
+    """Where the outputs of runs are kept."""
+
+    def upload(self, artifact_type: str, content: bytes, metadata: Mapping[str, Any] | None = None) -> str:
+        """Store the bytes and get their URI; visible only when whole.
+
+        ``metadata`` may hold ``task_id``, ``spec_name`` and ``run_id``, which place the artifact. The same content
+        under the same metadata gets the same URI.
+        """
+
+
+class LanguageModel(Protocol):
+    """A model that continues a conversation."""
+
+    def complete(
+        self,
+        messages: Sequence[Message],
+        *,
+        answer_format: AnswerFormat = "text",
+        max_tokens: int | None = None,
+        deadline: Deadline | None = None,
+    ) -> ModelAnswer:
+        """One whole answer. ``answer_format`` ``json`` asks for structured output where the model can do it.
+
+        Raises a subclass of ``ImplementationError`` for an answer that is cut, refused, filtered or empty, and
+        ``ServiceError`` or ``AuthenticationError`` for an endpoint that does not answer. Never blocks past
+        ``deadline`` (``RunnerTimeoutError``). Retries what is worth retrying.
+        """
+
+
+class Sandbox(Protocol):
+    """Where untrusted commands run."""
+
+    def run_tests(
+        self,
+        commands: Sequence[str],
+        checkout: Path,
+        *,
+        tree: str,
+        environment: Mapping[str, str],
+        fail_fast: bool,
+        deadline: Deadline,
+    ) -> TestResult:
+        """Run shell commands over a throw-away copy of ``checkout``, which itself is never written to.
+
+        All commands see one copy, so a later one finds what an earlier one wrote; it is dropped afterwards. A command
+        that fails or runs out of time is a result. ``TestExecutionError`` when the commands could not be started.
+        """
