@@ -36,56 +36,146 @@ if TYPE_CHECKING:
     )
     from necrocode.agent_runner.config import (
         LLMConfig as LLMConfig,
+    )
+    from necrocode.agent_runner.config import (
         RunnerConfig as RunnerConfig,
     )
     from necrocode.agent_runner.errors import (
         AmbiguousTaskError as AmbiguousTaskError,
+    )
+    from necrocode.agent_runner.errors import (
         ArtifactNotFoundError as ArtifactNotFoundError,
+    )
+    from necrocode.agent_runner.errors import (
         ArtifactUploadError as ArtifactUploadError,
+    )
+    from necrocode.agent_runner.errors import (
         AuthenticationError as AuthenticationError,
+    )
+    from necrocode.agent_runner.errors import (
         ChangeRejectedError as ChangeRejectedError,
+    )
+    from necrocode.agent_runner.errors import (
         ConfigurationError as ConfigurationError,
+    )
+    from necrocode.agent_runner.errors import (
         ContentFilterError as ContentFilterError,
+    )
+    from necrocode.agent_runner.errors import (
         ContextOverflowError as ContextOverflowError,
+    )
+    from necrocode.agent_runner.errors import (
         EmptyAnswerError as EmptyAnswerError,
+    )
+    from necrocode.agent_runner.errors import (
         IllegalTransitionError as IllegalTransitionError,
+    )
+    from necrocode.agent_runner.errors import (
         ImplementationError as ImplementationError,
+    )
+    from necrocode.agent_runner.errors import (
         InternalError as InternalError,
+    )
+    from necrocode.agent_runner.errors import (
         MalformedAnswerError as MalformedAnswerError,
+    )
+    from necrocode.agent_runner.errors import (
         ModelRefusalError as ModelRefusalError,
+    )
+    from necrocode.agent_runner.errors import (
         PushError as PushError,
+    )
+    from necrocode.agent_runner.errors import (
         RateLimitError as RateLimitError,
+    )
+    from necrocode.agent_runner.errors import (
         RepositoryNotFoundError as RepositoryNotFoundError,
+    )
+    from necrocode.agent_runner.errors import (
         RunInterrupted as RunInterrupted,
+    )
+    from necrocode.agent_runner.errors import (
         RunnerError as RunnerError,
+    )
+    from necrocode.agent_runner.errors import (
         RunnerTimeoutError as RunnerTimeoutError,
+    )
+    from necrocode.agent_runner.errors import (
         ServiceConnectionError as ServiceConnectionError,
+    )
+    from necrocode.agent_runner.errors import (
         ServiceError as ServiceError,
+    )
+    from necrocode.agent_runner.errors import (
         SlotAllocationError as SlotAllocationError,
+    )
+    from necrocode.agent_runner.errors import (
         SlotNotFoundError as SlotNotFoundError,
+    )
+    from necrocode.agent_runner.errors import (
         StaleLeaseError as StaleLeaseError,
+    )
+    from necrocode.agent_runner.errors import (
         TaskContextValidationError as TaskContextValidationError,
+    )
+    from necrocode.agent_runner.errors import (
         TaskNotFoundError as TaskNotFoundError,
+    )
+    from necrocode.agent_runner.errors import (
         TestExecutionError as TestExecutionError,
+    )
+    from necrocode.agent_runner.errors import (
         TruncatedAnswerError as TruncatedAnswerError,
+    )
+    from necrocode.agent_runner.errors import (
         WorkspacePreparationError as WorkspacePreparationError,
     )
     from necrocode.agent_runner.models import (
         Artifact as Artifact,
+    )
+    from necrocode.agent_runner.models import (
         ArtifactRecord as ArtifactRecord,
+    )
+    from necrocode.agent_runner.models import (
         CodeChange as CodeChange,
+    )
+    from necrocode.agent_runner.models import (
         CommandResult as CommandResult,
+    )
+    from necrocode.agent_runner.models import (
         ErrorDetails as ErrorDetails,
+    )
+    from necrocode.agent_runner.models import (
         EventRecord as EventRecord,
+    )
+    from necrocode.agent_runner.models import (
         ImplementationResult as ImplementationResult,
+    )
+    from necrocode.agent_runner.models import (
         LLMResponse as LLMResponse,
+    )
+    from necrocode.agent_runner.models import (
         Message as Message,
+    )
+    from necrocode.agent_runner.models import (
         ModelAnswer as ModelAnswer,
+    )
+    from necrocode.agent_runner.models import (
         PushResult as PushResult,
+    )
+    from necrocode.agent_runner.models import (
         RunnerResult as RunnerResult,
+    )
+    from necrocode.agent_runner.models import (
         SlotAllocation as SlotAllocation,
+    )
+    from necrocode.agent_runner.models import (
         TaskContext as TaskContext,
+    )
+    from necrocode.agent_runner.models import (
         TaskRecord as TaskRecord,
+    )
+    from necrocode.agent_runner.models import (
         TestResult as TestResult,
     )
     from necrocode.agent_runner.orchestrator import (
@@ -93,9 +183,17 @@ if TYPE_CHECKING:
     )
     from necrocode.agent_runner.protocols import (
         ArtifactStore as ArtifactStore,
+    )
+    from necrocode.agent_runner.protocols import (
         LanguageModel as LanguageModel,
+    )
+    from necrocode.agent_runner.protocols import (
         RepoPool as RepoPool,
+    )
+    from necrocode.agent_runner.protocols import (
         Sandbox as Sandbox,
+    )
+    from necrocode.agent_runner.protocols import (
         TaskRegistry as TaskRegistry,
     )
 
@@ -164,7 +262,7 @@ _HOME_OF = {
     "WorkspacePreparationError": "errors",
 }
 
-__all__ = [  # noqa: PLE0604, PLE0605  the table above is the list
+__all__ = [  # noqa: PLE0604  the table above is the list
     *_HOME_OF,
 ]
 

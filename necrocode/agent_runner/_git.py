@@ -162,9 +162,7 @@ class Git:
                 start_new_session=True,
             )
         except FileNotFoundError as error:
-            raise WorkspacePreparationError(
-                "git was not found.", hint="Install git and put it on the PATH."
-            ) from error
+            raise WorkspacePreparationError("git was not found.", hint="Install git and put it on the PATH.") from error
 
     def run(
         self,
@@ -206,9 +204,7 @@ class Repository:
     def _where(self) -> list[str]:
         return [f"--git-dir={self.path}"] if self.bare else ["-C", str(self.path)]
 
-    def run(
-        self, *argv: str, stdin: bytes = b"", network: bool = False, deadline: Deadline | None = None
-    ) -> bytes:
+    def run(self, *argv: str, stdin: bytes = b"", network: bool = False, deadline: Deadline | None = None) -> bytes:
         """Standard output of a git command in this repository."""
         return self.git.run([*self._where, *argv], stdin=stdin, network=network, deadline=deadline)
 
@@ -266,9 +262,7 @@ class Repository:
         )
         return self.run("diff-tree", *options, base, commit, deadline=deadline)
 
-    def move_ref(
-        self, ref: str, commit: str, *, expected: str | None, deadline: Deadline | None = None
-    ) -> None:
+    def move_ref(self, ref: str, commit: str, *, expected: str | None, deadline: Deadline | None = None) -> None:
         """Compare-and-swap: point ``ref`` at ``commit`` if it is now at ``expected`` (None: if it does not exist)."""
         old = expected if expected is not None else "0" * len(commit)
         self.run("update-ref", "--no-deref", ref, commit, old, deadline=deadline)
@@ -410,9 +404,7 @@ def _data(content: bytes) -> bytes:
 
 
 def _fast_import_command(change: FileChange) -> bytes:
-    quoted = b'"%s"' % change.path.encode(errors="surrogateescape").replace(b"\\", b"\\\\").replace(
-        b'"', b'\\"'
-    )
+    quoted = b'"%s"' % change.path.encode(errors="surrogateescape").replace(b"\\", b"\\\\").replace(b'"', b'\\"')
     if change.content is not None:
         return b"M %s inline %s\n%s" % (change.mode.encode(), quoted, _data(change.content))
     if change.oid is not None:

@@ -32,9 +32,7 @@ def check_branch_name(name: str) -> str:
     if not name or name in {"@", "HEAD"}:
         raise ValueError(f"{name!r} is not a branch name")
     if name.startswith(("-", "/", "refs/")) or name.endswith(("/", ".")):
-        raise ValueError(
-            f"branch name {name!r} may not start with '-', '/' or 'refs/', nor end with '/' or '.'"
-        )
+        raise ValueError(f"branch name {name!r} may not start with '-', '/' or 'refs/', nor end with '/' or '.'")
     if _BRANCH_FORBIDDEN.search(name) or has_control_character(name):
         raise ValueError(f"branch name {name!r} holds a space, '..', '@{{' or one of ~ ^ : ? * [ \\ or '//'")
     if any(part.startswith(".") or part.endswith(".lock") for part in name.split("/")):
@@ -56,9 +54,7 @@ def check_repository_url(url: str) -> str:
     if parts.scheme not in {"https", "http", "ssh", "git", "file"}:
         raise ValueError(f"the scheme {parts.scheme!r} is not one of https, http, ssh, git, file")
     if parts.password is not None or (parts.username and parts.scheme in {"http", "https"}):
-        raise ValueError(
-            "the URL holds a user or password, which would end up in git's files; use GIT_TOKEN instead"
-        )
+        raise ValueError("the URL holds a user or password, which would end up in git's files; use GIT_TOKEN instead")
     if parts.scheme != "file" and (not parts.hostname or parts.hostname.startswith("-")):
         raise ValueError("the URL has no valid host")
     return url

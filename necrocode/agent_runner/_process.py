@@ -127,9 +127,7 @@ def _pump_selected(
     until: float,
     selector: selectors.BaseSelector,
 ) -> None:
-    poll_seconds = (
-        None if len(selector.get_map()) > 1 else 0.02
-    )  # no pidfd (not Linux): look for the end in between
+    poll_seconds = None if len(selector.get_map()) > 1 else 0.02  # no pidfd (not Linux): look for the end in between
     while process.poll() is None and (left := until - time.monotonic()) > 0:
         for key, _ in selector.select(left if poll_seconds is None else min(left, poll_seconds)):
             if key.fileobj is stream:

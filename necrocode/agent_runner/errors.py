@@ -188,7 +188,7 @@ class InternalError(RunnerError):
     """A defect in this package, not in its input."""
 
 
-class RunInterrupted(KeyboardInterrupt):  # noqa: N818  it is an interruption, like its base, and no error
+class RunInterrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM ended a run: everything was cleaned up, and ``result`` says how far it came."""
 
     def __init__(self, result: RunnerResult) -> None:

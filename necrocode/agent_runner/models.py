@@ -68,9 +68,7 @@ class TaskContext(StrictModel):
     """Shell commands, run in order at the top of a throw-away copy of the checkout; exit code 0 means passed."""
     fail_fast: bool = True
     """Whether the first failing test command ends the tests."""
-    timeout_seconds: float = Field(
-        default=DEFAULT_TASK_TIMEOUT_SECONDS, gt=0, le=7 * 86_400, allow_inf_nan=False
-    )
+    timeout_seconds: float = Field(default=DEFAULT_TASK_TIMEOUT_SECONDS, gt=0, le=7 * 86_400, allow_inf_nan=False)
     """Wall time for the whole run."""
     max_tokens: int | None = Field(default=None, gt=0)
     """The most tokens that one model answer may have. None: as configured in ``LLMConfig.max_tokens``."""
@@ -85,18 +83,14 @@ class TaskContext(StrictModel):
     @classmethod
     def _check_task_id(cls, value: str) -> str:
         if not _TASK_ID.fullmatch(value) or ".." in value:
-            raise ValueError(
-                "must be 1 to 128 letters, digits, '.', '_' or '-', start with a letter or digit, no '..'"
-            )
+            raise ValueError("must be 1 to 128 letters, digits, '.', '_' or '-', start with a letter or digit, no '..'")
         return value
 
     @field_validator("spec_name")
     @classmethod
     def _check_spec_name(cls, value: str) -> str:
         if not _SPEC_NAME.fullmatch(value) or ".." in value:
-            raise ValueError(
-                "must be 1 to 128 letters, digits, '.', '_' or '-', start with a letter or digit, no '..'"
-            )
+            raise ValueError("must be 1 to 128 letters, digits, '.', '_' or '-', start with a letter or digit, no '..'")
         return value
 
     @field_validator("title")

@@ -3,4 +3,4 @@
 ``allocate`` → ``generate`` → ``apply`` → ``run_tests`` → ``deliver`` → ``upload`` → ``report``.
 
 Each is a function of its inputs; the orchestrator alone knows the order.
-"""  # noqa: D415  the line ends in a colon, for the list follows
+"""
