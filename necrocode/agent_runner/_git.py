@@ -97,7 +97,7 @@ class TreeEntry:
 
 @dataclass(frozen=True)
 class FileChange:
-    """What a commit does to one path: new bytes under a mode, an existing object under a mode, or removal (both None)."""
+    """What a commit does to one path: new bytes, an existing object, or (both None) removal."""
 
     path: str
     mode: str = MODE_FILE

@@ -35,7 +35,7 @@ class LLMConfig(StrictModel):
     model: str = Field(default=DEFAULT_MODEL, min_length=1)
     """The model's name, as the endpoint knows it."""
     endpoint: str | None = None
-    """Base URL of an OpenAI-compatible API, such as ``http://localhost:8080/v1``. None: ``OPENAI_BASE_URL``, or OpenAI."""
+    """Base URL of an OpenAI-compatible API: ``http://localhost:8080/v1``. None: ``OPENAI_BASE_URL``, or OpenAI."""
     timeout_seconds: float = Field(default=120.0, gt=0, allow_inf_nan=False)
     """Wall time for one answer, retries not counted."""
     max_tokens: int = Field(default=8192, gt=0)
@@ -45,8 +45,8 @@ class LLMConfig(StrictModel):
     temperature: float | None = Field(default=None, ge=0, le=2)
     """None: the endpoint's default (some models accept no other)."""
     edit_format: Literal["auto", "json", "files"] = "auto"
-    """How the model is asked to write its changes: ``json`` (structured output), ``files`` (one fenced block per file),
-    ``auto`` (structured output where the endpoint can do it). The answer is understood in either, whatever was asked."""
+    """How the model is asked to write its changes: ``json`` (structured output), ``files`` (a fenced block per file) or
+    ``auto`` (structured output where the endpoint can do it). The answer is understood in either."""
     retry_count: int = Field(default=3, ge=0, le=20)
     """Further tries after a connection error, 408, 409, 429 or 5xx. 0: none."""
 

@@ -246,7 +246,7 @@ class PushResult(_Result):
     branch: str
     commit: str
     repository: str
-    """The repository that now has the branch: the remote's URL, or the path of the local one where ``pushed`` is false."""
+    """The repository that now has the branch: a remote's URL, or where ``pushed`` is false a local path."""
     pushed: bool
 
 

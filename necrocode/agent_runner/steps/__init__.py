@@ -1,4 +1,4 @@
-"""The verbs of a run, one file each, in this order:
+"""The verbs of a run, one file each, in this order.
 
 ``allocate`` → ``generate`` → ``apply`` → ``run_tests`` → ``deliver`` → ``upload`` → ``report``.
 

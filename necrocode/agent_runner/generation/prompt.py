@@ -1,0 +1,80 @@
+"""What the model is told: how to answer, what to do, and what it may look at."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from necrocode.agent_runner.models import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from necrocode.agent_runner.generation.context import Context
+    from necrocode.agent_runner.models import TaskContext
+
+_ROLE = (
+    "You are a careful software engineer. You are given a task and files of a git repository. Make the smallest change"
+    " that does the whole task. Keep what the task does not ask to change. Write complete, working code."
+)
+_JSON_FORMAT = """Answer with one JSON object and nothing else:
+{"explanation": "what you did, in one or two sentences",
+ "changes": [{"operation": "create" | "modify" | "delete" | "rename", "file_path": "path/from/the/top.py",
+              "content": "the whole new text of the file, or null for delete", "new_path": null}]}
+For create and modify, content is the whole text of the file from its first line to its last, never a part of it and
+never a diff. For rename, new_path is the new path, and content is null unless the text changes too.
+Leave out files that do not change."""
+_TEXT_FORMAT = """Answer with the whole new text of every file that you create or change, each in a fenced block with
+its path alone on the line before:
+
+path/from/the/top.py
+```python
+the whole text of the file, from its first line to its last
+```
+
+To delete a file, write a line: DELETE path/of/the/file.py
+To rename a file, write a line: RENAME old/path.py -> new/path.py
+Never write a part of a file and never a diff. Leave out files that do not change. If a file's text holds three
+backticks in a row, fence it with four."""
+
+
+def system_prompt(answer_format: Literal["json", "text"]) -> str:
+    """The standing instruction: the role, and the form of the answer."""
+    return f"{_ROLE}\n\n{_JSON_FORMAT if answer_format == 'json' else _TEXT_FORMAT}"
+
+
+def task_messages(
+    task: TaskContext,
+    context: Context,
+    *,
+    instructions: str = "",
+    test_commands: Sequence[str] = (),
+    answer_format: Literal["json", "text"],
+) -> tuple[Message, ...]:
+    """The conversation that asks for a task's change set: the standing part first, so that endpoints can cache it."""
+    parts = [_files(context), f"# Task {task.task_id}: {task.title}\n\n{task.description.strip()}"]
+    if task.acceptance_criteria:
+        parts.append("Acceptance criteria:\n" + "\n".join(f"- {criterion}" for criterion in task.acceptance_criteria))
+    if instructions.strip():
+        parts.append(f"Instructions of this project:\n{instructions.strip()}")
+    if test_commands:
+        parts.append("The change will be checked with:\n" + "\n".join(f"- {command}" for command in test_commands))
+    return (
+        Message(role="system", content=system_prompt(answer_format)),
+        Message(role="user", content="\n\n".join(parts)),
+    )
+
+
+def _files(context: Context) -> str:
+    parts = ["# Files of the repository", "\n".join(context.paths) or "(the repository is empty)"]
+    if context.paths_left_out:
+        parts.append(f"... and {context.paths_left_out} more")
+    for piece in context.pieces:
+        parts.append(f"{piece.path}\n{fenced(piece.text)}")
+    return "\n\n".join(parts)
+
+
+def fenced(text: str) -> str:
+    """The text in a fence longer than any run of backticks at the start of one of its lines."""
+    longest = max((len(line.lstrip()) - len(line.lstrip().lstrip("`")) for line in text.split("\n")), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text}{'' if text.endswith(chr(10)) or not text else chr(10)}{fence}"
