@@ -65,6 +65,11 @@ _OPERATIONS = {
     "rename": "rename", "move": "rename",
 }  # fmt: skip
 
+_JSON_FENCES = {"json", "jsonc", "json5", ""}
+_JSON_START = re.compile(r'\{\s*"(?:explanation|summary|changes|code_changes|files)"\s*:')
+_SHELL_FENCES = {"bash", "sh", "shell", "console", "zsh", "text", "txt", "output", "powershell"}
+_MOST_WORDS_AROUND_PATH = 8
+
 _FENCE = re.compile(r"^( {0,3})(`{3,}|~{3,})[ \t]*([^\n]*?)[ \t]*$")
 _THINKING = re.compile(r"\A\s*<think(?:ing)?>.*?</think(?:ing)?>\s*", re.DOTALL)
 _DIRECTIVE = re.compile(r"^(?:[-*] )?[`*]{0,3}(DELETE|RENAME)[:`*]{0,3}\s+(.+?)\s*$")
@@ -118,11 +123,10 @@ def _find_json(body: str) -> dict[str, Any] | None:
     """The JSON change set that the answer is, or holds alone in a fence, or carries between prose; None if none."""
     stripped = body.strip()
     candidates = [stripped] if stripped.startswith(("{", "[")) else []
-    candidates += [
-        block.content for block in _blocks(body) if block.language in {"json", "jsonc", ""} and not block.path
-    ]
-    if not candidates and '"' in stripped and (start := stripped.find("{")) >= 0:
-        candidates.append(stripped[start:])
+    if not candidates:
+        candidates += [block.content for block in _blocks(body) if block.language in _JSON_FENCES and not block.path]
+    if not candidates and (start := _JSON_START.search(stripped)):
+        candidates.append(stripped[start.start() :])
     complaint = ""
     for candidate in candidates:
         try:
@@ -134,13 +138,13 @@ def _find_json(body: str) -> dict[str, Any] | None:
             continue
         if (found := _as_change_list(value)) is not None:
             return found
-    if complaint and stripped.startswith("{") and any(f'"{key}"' in stripped for key in _LIST_KEYS):
+    if complaint and _JSON_START.match(stripped):
         raise MalformedAnswerError(f"The JSON in the model's answer cannot be read: {complaint}.")
     return None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; a key given twice is an error, for it would silently drop what came first (RFC 8259, section 4)."""
+    """A JSON object; a key given twice is an error, for it would silently drop the first (RFC 8259, section 4)."""
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
@@ -207,28 +211,38 @@ def _first(item: dict[str, Any], keys: Sequence[str]) -> Any:  # noqa: ANN401  w
 class _Block:
     language: str
     path: str
+    """The file it holds, by its info string or the line before it; empty where neither names one."""
     content: str
-    before: str
-    """The last line of prose before the block."""
 
 
 def _blocks(body: str) -> Iterator[_Block]:
-    """The fenced blocks of an answer, by CommonMark's rules (section 4.5); one never closed is left out."""
-    lines = body.splitlines(keepends=True)
+    """The fenced blocks of an answer, by CommonMark's rules (section 4.5)."""
+    lines = _lines(body)
     position, before = 0, ""
     while position < len(lines):
         line = _bare(lines[position])
-        opening = _FENCE.match(line)
+        opening = _opening_fence(line)
         position += 1
-        if opening is None or (opening[2][0] == "`" and "`" in opening[3]):
+        if opening is None:
             before = line if line.strip() else before
             continue
         end = _closing_fence(lines, position, opening[2])
         if end is None:
-            return
+            raise MalformedAnswerError("A fenced block in the model's answer is never closed: the answer looks cut.")
         language, path = _info(opening[3])
-        yield _Block(language, path, "".join(lines[position:end]), before)
+        path = path or _path_before_block(before, language)
+        yield _Block(language, path, "".join(lines[position:end]))
         position, before = end + 1, ""
+
+
+def _lines(body: str) -> list[str]:
+    """Lines with their ends; ``str.splitlines`` would also split at form feeds and other characters inside a line."""
+    return re.findall(r"[^\n]*\n|[^\n]+", body)
+
+
+def _opening_fence(line: str) -> re.Match[str] | None:
+    found = _FENCE.match(line)
+    return None if found is None or (found[2][0] == "`" and "`" in found[3]) else found
 
 
 def _bare(line: str) -> str:
@@ -241,20 +255,20 @@ def _closing_fence(lines: Sequence[str], start: int, fence: str) -> int | None:
     Models forget that a fence in the file's own text needs a longer fence around it; a fence inside that opens a block
     with an info string (as documentation has it) is therefore taken together with the next bare one.
     """
+    first_bare: int | None = None
     nested = False
-    last_closing: int | None = None
     for number in range(start, len(lines)):
-        found = _FENCE.match(_bare(lines[number]))
+        found = _opening_fence(_bare(lines[number]))
         if found is None or found[2][0] != fence[0] or len(found[2]) < len(fence):
             continue
         if found[3]:
-            if last_closing is None and len(found[2]) == len(fence):
-                nested = True
-            continue
-        if not nested:
+            nested = True
+        elif not nested:
             return number
-        nested, last_closing = False, None
-    return None
+        else:
+            first_bare = number if first_bare is None else first_bare
+            nested = False
+    return first_bare
 
 
 def _info(info: str) -> tuple[str, str]:
@@ -272,25 +286,25 @@ def _info(info: str) -> tuple[str, str]:
 
 
 def _read_files(body: str) -> tuple[list[CodeChange], str]:
-    changes: list[CodeChange] = []
-    for block in _blocks(body):
-        path = block.path or _path_on_line(block.before) or ""
-        if path:
-            changes.append(CodeChange(operation="modify", file_path=path, content=block.content, exact=False))
+    changes = [
+        CodeChange(operation="modify", file_path=block.path, content=block.content, exact=False)
+        for block in _blocks(body)
+        if block.path
+    ]
     prose = _outside_blocks(body)
     for line in prose:
         changes += _directive(line)
     explanation = " ".join(line.strip() for line in prose if line.strip() and not _path_on_line(line))
-    return _last_word_wins(changes), explanation[:2000]
+    return _without_repeats(changes), explanation[:2000]
 
 
 def _outside_blocks(body: str) -> list[str]:
-    lines = body.splitlines(keepends=True)
+    lines = _lines(body)
     kept: list[str] = []
     position = 0
     while position < len(lines):
         line = _bare(lines[position])
-        opening = _FENCE.match(line)
+        opening = _opening_fence(line)
         position += 1
         if opening is None:
             kept.append(line)
@@ -312,10 +326,19 @@ def _directive(line: str) -> list[CodeChange]:
     return [CodeChange(operation="rename", file_path=sides[0], new_path=sides[1])]
 
 
+def _path_before_block(line: str, language: str) -> str:
+    """The path that the line before a block names; a shell session under a sentence about a file is not that file."""
+    path = _path_on_line(line)
+    if path is None or (language in _SHELL_FENCES and line.strip() != path and not path.endswith((".sh", ".txt"))):
+        return ""
+    return path
+
+
 def _path_on_line(line: str) -> str | None:
-    """The path that a line before a block names: ``src/a.py``, ``**src/a.py**``, ``### File: `src/a.py`:`` …"""  # noqa: D400
+    """The path that a line names, such as ``src/a.py``, ``**src/a.py**`` or ``### File: `src/a.py`:`` does."""
     text = line.strip().lstrip("#>-*").strip()
-    if (quoted := re.search(r"`([^`\s]+)`", text)) and _looks_like_path(quoted[1]):
+    quoted = re.search(r"`([^`\s]+)`", text)
+    if quoted and _looks_like_path(quoted[1]) and len(text.split()) <= _MOST_WORDS_AROUND_PATH:
         return quoted[1]
     text = text.strip("*_ ").rstrip(":：").strip("*`\"' ")
     text = re.sub(r"^(?:\d+[.)]|//|#|--)\s+", "", text)
@@ -344,7 +367,7 @@ _BARE_NAMES = {
 }
 
 
-def _last_word_wins(changes: list[CodeChange]) -> list[CodeChange]:
+def _without_repeats(changes: list[CodeChange]) -> list[CodeChange]:
     """Two blocks for one path with the same text are one; with different texts they contradict each other."""
     by_path: dict[tuple[str, str], CodeChange] = {}
     for change in changes:

@@ -68,8 +68,7 @@ def _files(context: Context) -> str:
     parts = ["# Files of the repository", "\n".join(context.paths) or "(the repository is empty)"]
     if context.paths_left_out:
         parts.append(f"... and {context.paths_left_out} more")
-    for piece in context.pieces:
-        parts.append(f"{piece.path}\n{fenced(piece.text)}")
+    parts += [f"{piece.path}\n{fenced(piece.text)}" for piece in context.pieces]
     return "\n\n".join(parts)
 
 
