@@ -11,190 +11,95 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from necrocode.agent_runner.clients.artifact_store_http import (
-        ArtifactStoreClient as ArtifactStoreClient,
+        ArtifactStoreClient,
     )
     from necrocode.agent_runner.clients.artifact_store_local import (
-        LocalArtifactStore as LocalArtifactStore,
+        LocalArtifactStore,
     )
     from necrocode.agent_runner.clients.llm_openai import (
-        LLMClient as LLMClient,
+        LLMClient,
     )
     from necrocode.agent_runner.clients.llm_scripted import (
-        ScriptedLLM as ScriptedLLM,
+        ScriptedLLM,
     )
     from necrocode.agent_runner.clients.repo_pool_http import (
-        RepoPoolClient as RepoPoolClient,
+        RepoPoolClient,
     )
     from necrocode.agent_runner.clients.repo_pool_local import (
-        LocalRepoPool as LocalRepoPool,
+        LocalRepoPool,
     )
     from necrocode.agent_runner.clients.task_registry_http import (
-        TaskRegistryClient as TaskRegistryClient,
+        TaskRegistryClient,
     )
     from necrocode.agent_runner.clients.task_registry_local import (
-        LocalTaskRegistry as LocalTaskRegistry,
+        LocalTaskRegistry,
     )
     from necrocode.agent_runner.config import (
-        LLMConfig as LLMConfig,
-    )
-    from necrocode.agent_runner.config import (
-        RunnerConfig as RunnerConfig,
+        LLMConfig,
+        RunnerConfig,
     )
     from necrocode.agent_runner.errors import (
-        AmbiguousTaskError as AmbiguousTaskError,
-    )
-    from necrocode.agent_runner.errors import (
-        ArtifactNotFoundError as ArtifactNotFoundError,
-    )
-    from necrocode.agent_runner.errors import (
-        ArtifactUploadError as ArtifactUploadError,
-    )
-    from necrocode.agent_runner.errors import (
-        AuthenticationError as AuthenticationError,
-    )
-    from necrocode.agent_runner.errors import (
-        ChangeRejectedError as ChangeRejectedError,
-    )
-    from necrocode.agent_runner.errors import (
-        ConfigurationError as ConfigurationError,
-    )
-    from necrocode.agent_runner.errors import (
-        ContentFilterError as ContentFilterError,
-    )
-    from necrocode.agent_runner.errors import (
-        ContextOverflowError as ContextOverflowError,
-    )
-    from necrocode.agent_runner.errors import (
-        EmptyAnswerError as EmptyAnswerError,
-    )
-    from necrocode.agent_runner.errors import (
-        IllegalTransitionError as IllegalTransitionError,
-    )
-    from necrocode.agent_runner.errors import (
-        ImplementationError as ImplementationError,
-    )
-    from necrocode.agent_runner.errors import (
-        InternalError as InternalError,
-    )
-    from necrocode.agent_runner.errors import (
-        MalformedAnswerError as MalformedAnswerError,
-    )
-    from necrocode.agent_runner.errors import (
-        ModelRefusalError as ModelRefusalError,
-    )
-    from necrocode.agent_runner.errors import (
-        PushError as PushError,
-    )
-    from necrocode.agent_runner.errors import (
-        RateLimitError as RateLimitError,
-    )
-    from necrocode.agent_runner.errors import (
-        RepositoryNotFoundError as RepositoryNotFoundError,
-    )
-    from necrocode.agent_runner.errors import (
-        RunInterrupted as RunInterrupted,
-    )
-    from necrocode.agent_runner.errors import (
-        RunnerError as RunnerError,
-    )
-    from necrocode.agent_runner.errors import (
-        RunnerTimeoutError as RunnerTimeoutError,
-    )
-    from necrocode.agent_runner.errors import (
-        ServiceConnectionError as ServiceConnectionError,
-    )
-    from necrocode.agent_runner.errors import (
-        ServiceError as ServiceError,
-    )
-    from necrocode.agent_runner.errors import (
-        SlotAllocationError as SlotAllocationError,
-    )
-    from necrocode.agent_runner.errors import (
-        SlotNotFoundError as SlotNotFoundError,
-    )
-    from necrocode.agent_runner.errors import (
-        StaleLeaseError as StaleLeaseError,
-    )
-    from necrocode.agent_runner.errors import (
-        TaskContextValidationError as TaskContextValidationError,
-    )
-    from necrocode.agent_runner.errors import (
-        TaskNotFoundError as TaskNotFoundError,
-    )
-    from necrocode.agent_runner.errors import (
-        TestExecutionError as TestExecutionError,
-    )
-    from necrocode.agent_runner.errors import (
-        TruncatedAnswerError as TruncatedAnswerError,
-    )
-    from necrocode.agent_runner.errors import (
-        WorkspacePreparationError as WorkspacePreparationError,
+        AmbiguousTaskError,
+        ArtifactNotFoundError,
+        ArtifactUploadError,
+        AuthenticationError,
+        ChangeRejectedError,
+        ConfigurationError,
+        ContentFilterError,
+        ContextOverflowError,
+        EmptyAnswerError,
+        IllegalTransitionError,
+        ImplementationError,
+        InternalError,
+        MalformedAnswerError,
+        ModelRefusalError,
+        PushError,
+        RateLimitError,
+        RepositoryNotFoundError,
+        RunnerError,
+        RunnerTimeoutError,
+        ServiceConnectionError,
+        ServiceError,
+        SlotAllocationError,
+        SlotNotFoundError,
+        StaleLeaseError,
+        TaskContextValidationError,
+        TaskNotFoundError,
+        TestExecutionError,
+        TruncatedAnswerError,
+        WorkspacePreparationError,
     )
     from necrocode.agent_runner.models import (
-        Artifact as Artifact,
-    )
-    from necrocode.agent_runner.models import (
-        ArtifactRecord as ArtifactRecord,
-    )
-    from necrocode.agent_runner.models import (
-        CodeChange as CodeChange,
-    )
-    from necrocode.agent_runner.models import (
-        CommandResult as CommandResult,
-    )
-    from necrocode.agent_runner.models import (
-        ErrorDetails as ErrorDetails,
-    )
-    from necrocode.agent_runner.models import (
-        EventRecord as EventRecord,
-    )
-    from necrocode.agent_runner.models import (
-        ImplementationResult as ImplementationResult,
-    )
-    from necrocode.agent_runner.models import (
-        LLMResponse as LLMResponse,
-    )
-    from necrocode.agent_runner.models import (
-        Message as Message,
-    )
-    from necrocode.agent_runner.models import (
-        ModelAnswer as ModelAnswer,
-    )
-    from necrocode.agent_runner.models import (
-        PushResult as PushResult,
-    )
-    from necrocode.agent_runner.models import (
-        RunnerResult as RunnerResult,
-    )
-    from necrocode.agent_runner.models import (
-        SlotAllocation as SlotAllocation,
-    )
-    from necrocode.agent_runner.models import (
-        TaskContext as TaskContext,
-    )
-    from necrocode.agent_runner.models import (
-        TaskRecord as TaskRecord,
-    )
-    from necrocode.agent_runner.models import (
-        TestResult as TestResult,
+        Artifact,
+        ArtifactRecord,
+        CodeChange,
+        CommandResult,
+        ErrorDetails,
+        EventRecord,
+        ImplementationResult,
+        LLMResponse,
+        Message,
+        ModelAnswer,
+        PushResult,
+        RunnerResult,
+        SlotAllocation,
+        TaskContext,
+        TaskRecord,
+        TestResult,
     )
     from necrocode.agent_runner.orchestrator import (
-        RunnerOrchestrator as RunnerOrchestrator,
+        RunnerOrchestrator,
     )
     from necrocode.agent_runner.protocols import (
-        ArtifactStore as ArtifactStore,
+        ArtifactStore,
+        LanguageModel,
+        RepoPool,
+        Sandbox,
+        TaskRegistry,
     )
-    from necrocode.agent_runner.protocols import (
-        LanguageModel as LanguageModel,
-    )
-    from necrocode.agent_runner.protocols import (
-        RepoPool as RepoPool,
-    )
-    from necrocode.agent_runner.protocols import (
-        Sandbox as Sandbox,
-    )
-    from necrocode.agent_runner.protocols import (
-        TaskRegistry as TaskRegistry,
+    from necrocode.agent_runner.run_record import (
+        Progress,
+        RunInterrupted,
     )
 
 _HOME_OF = {
@@ -230,13 +135,14 @@ _HOME_OF = {
     "Message": "models",
     "ModelAnswer": "models",
     "ModelRefusalError": "errors",
+    "Progress": "run_record",
     "PushError": "errors",
     "PushResult": "models",
     "RateLimitError": "errors",
     "RepoPool": "protocols",
     "RepoPoolClient": "clients.repo_pool_http",
     "RepositoryNotFoundError": "errors",
-    "RunInterrupted": "errors",
+    "RunInterrupted": "run_record",
     "RunnerConfig": "config",
     "RunnerError": "errors",
     "RunnerOrchestrator": "orchestrator",
@@ -262,8 +168,70 @@ _HOME_OF = {
     "WorkspacePreparationError": "errors",
 }
 
-__all__ = [  # noqa: PLE0604  the table above is the list
-    *_HOME_OF,
+__all__ = [
+    "AmbiguousTaskError",
+    "Artifact",
+    "ArtifactNotFoundError",
+    "ArtifactRecord",
+    "ArtifactStore",
+    "ArtifactStoreClient",
+    "ArtifactUploadError",
+    "AuthenticationError",
+    "ChangeRejectedError",
+    "CodeChange",
+    "CommandResult",
+    "ConfigurationError",
+    "ContentFilterError",
+    "ContextOverflowError",
+    "EmptyAnswerError",
+    "ErrorDetails",
+    "EventRecord",
+    "IllegalTransitionError",
+    "ImplementationError",
+    "ImplementationResult",
+    "InternalError",
+    "LLMClient",
+    "LLMConfig",
+    "LLMResponse",
+    "LanguageModel",
+    "LocalArtifactStore",
+    "LocalRepoPool",
+    "LocalTaskRegistry",
+    "MalformedAnswerError",
+    "Message",
+    "ModelAnswer",
+    "ModelRefusalError",
+    "Progress",
+    "PushError",
+    "PushResult",
+    "RateLimitError",
+    "RepoPool",
+    "RepoPoolClient",
+    "RepositoryNotFoundError",
+    "RunInterrupted",
+    "RunnerConfig",
+    "RunnerError",
+    "RunnerOrchestrator",
+    "RunnerResult",
+    "RunnerTimeoutError",
+    "Sandbox",
+    "ScriptedLLM",
+    "ServiceConnectionError",
+    "ServiceError",
+    "SlotAllocation",
+    "SlotAllocationError",
+    "SlotNotFoundError",
+    "StaleLeaseError",
+    "TaskContext",
+    "TaskContextValidationError",
+    "TaskNotFoundError",
+    "TaskRecord",
+    "TaskRegistry",
+    "TaskRegistryClient",
+    "TestExecutionError",
+    "TestResult",
+    "TruncatedAnswerError",
+    "WorkspacePreparationError",
 ]
 
 

@@ -32,16 +32,12 @@
     │   └── StaleLeaseError                    the lease was given to someone else
     └── InternalError                          a defect in this package
 
-``RunInterrupted`` is the one exception outside the tree: it is a :class:`KeyboardInterrupt`, so that code which
-handles Ctrl-C keeps working, and it carries the result of the run that was interrupted.
+:class:`~necrocode.agent_runner.RunInterrupted` stands outside the tree: it is a :class:`KeyboardInterrupt`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
-
-if TYPE_CHECKING:
-    from necrocode.agent_runner.models import RunnerResult
+from typing import ClassVar
 
 
 class RunnerError(Exception):
@@ -186,11 +182,3 @@ class StaleLeaseError(ServiceError):
 
 class InternalError(RunnerError):
     """A defect in this package, not in its input."""
-
-
-class RunInterrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM ended a run: everything was cleaned up, and ``result`` says how far it came."""
-
-    def __init__(self, result: RunnerResult) -> None:
-        super().__init__(f"run {result.run_id} was interrupted")
-        self.result = result

@@ -263,7 +263,7 @@ class ErrorDetails(_Result):
     """A failed run's error, for programs."""
 
     type: str
-    """The class of :mod:`necrocode.agent_runner.errors`, or the name of the unexpected exception."""
+    """The name of a class of :mod:`necrocode.agent_runner.errors`; ``TestsFailed`` where the tests said no."""
     message: str
     step: str | None = None
     hint: str | None = None
@@ -276,7 +276,7 @@ class RunnerResult(_Result):
 
     schema_version: int = RESULT_SCHEMA_VERSION
     success: bool
-    """Whether the task was done: applied, tests passed (where there are any), branch delivered, artifacts stored."""
+    """Whether the change was applied, the tests (where there are any) passed, and the branch was delivered."""
     status: Literal["done", "failed", "cancelled"]
     runner_id: str
     run_id: str
@@ -296,6 +296,7 @@ class RunnerResult(_Result):
     reported: bool = True
     """Whether the registry has the final status."""
     warnings: tuple[str, ...] = ()
+    """What went wrong without making the run fail, such as an artifact that was not stored."""
 
 
 class SlotAllocation(_Result):

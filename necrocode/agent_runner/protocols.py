@@ -105,6 +105,12 @@ class ArtifactStore(Protocol):
         under the same metadata gets the same URI.
         """
 
+    def ensure_available(self) -> None:
+        """Return when an upload can be expected to work; else ``ServiceError`` or ``ArtifactUploadError``.
+
+        Asked before a run pays for a model's answer that it could not store.
+        """
+
 
 class LanguageModel(Protocol):
     """A model that continues a conversation."""

@@ -1,0 +1,91 @@
+"""One task, from a registry entry to a tested commit on a branch."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from functools import partial
+from typing import TYPE_CHECKING
+
+from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock
+from necrocode.agent_runner.config import RunnerConfig
+from necrocode.agent_runner.run_record import Progress, RunInterrupted, RunRecord
+from necrocode.agent_runner.task_run import TaskRun
+from necrocode.agent_runner.wiring import Services, build_services
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from necrocode.agent_runner.models import RunnerResult, TaskContext
+    from necrocode.agent_runner.protocols import ArtifactStore, LanguageModel, RepoPool, Sandbox, TaskRegistry
+
+
+class RunnerOrchestrator:
+    """Runs tasks: one per call of :meth:`run`; several threads may call it at once.
+
+    Services that are not passed in are made from ``config`` (None: embedded defaults) at the first run.
+    ``on_progress`` is told when a step begins and when it ends; it must not raise.
+    """
+
+    def __init__(
+        self,
+        config: RunnerConfig | None = None,
+        *,
+        task_registry: TaskRegistry | None = None,
+        repo_pool: RepoPool | None = None,
+        artifact_store: ArtifactStore | None = None,
+        llm: LanguageModel | None = None,
+        sandbox: Sandbox | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self.config = config or RunnerConfig()
+        self.runner_id = self.config.runner_id or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self._clock = clock
+        self._on_progress = on_progress or (lambda _progress: None)
+        self._wire = partial(
+            build_services,
+            self.config,
+            clock,
+            task_registry=task_registry,
+            repo_pool=repo_pool,
+            artifact_store=artifact_store,
+            llm=llm,
+            sandbox=sandbox,
+        )
+        self._services: Services | None = None
+
+    def run(self, task_context: TaskContext) -> RunnerResult:
+        """Do the task, and say what came of it.
+
+        Everything that goes wrong is told by the result, and by the registry where that can be reached. Only an
+        interruption (Ctrl-C) is raised, as :class:`RunInterrupted`, after the same clean-up.
+        """
+        record = RunRecord(task_context, self.runner_id, self._clock, self._on_progress)
+        try:
+            self._services = self._services or self._wire()
+            self._run_steps(TaskRun(record, self.config, self._services))
+        except KeyboardInterrupt as stop:
+            record.cancel()
+            raise RunInterrupted(record.result()) from stop
+        except Exception as error:  # noqa: BLE001  the one place that turns any error into a result
+            record.fail(error)
+        return record.result()
+
+    @staticmethod
+    def _run_steps(run: TaskRun) -> None:
+        """The steps, in order, and the one way out: whatever happens, outputs are stored and the end is reported."""
+        run.prepare()
+        try:
+            with run.allocate() as workspace:
+                response = run.generate(workspace)
+                run.apply(workspace, response)
+                if run.test(workspace):
+                    run.deliver(workspace)
+        except BaseException as error:
+            run.record.stop(error)
+            raise
+        finally:
+            run.upload()
+            run.report()

@@ -1,0 +1,48 @@
+"""A playbook: instructions and test commands that many tasks share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from necrocode.agent_runner._strict import StrictModel, read_yaml_mapping
+from necrocode.agent_runner.errors import RunnerError, TaskContextValidationError
+from necrocode.agent_runner.models import TextList
+
+if TYPE_CHECKING:
+    from necrocode.agent_runner.models import TaskContext
+
+
+class Playbook(StrictModel):
+    """What a playbook file may say. A task's own ``test_commands`` and ``related_files`` come before the playbook's."""
+
+    error_type: ClassVar[type[RunnerError]] = TaskContextValidationError
+    what: ClassVar[str] = "playbook"
+
+    name: str = ""
+    """For people."""
+    instructions: str = Field(default="", max_length=100_000)
+    """Text for the model: the project's conventions."""
+    test_commands: TextList = ()
+    """Used for a task that names none."""
+    related_files: TextList = ()
+    """Shown to the model besides the task's own."""
+
+
+def load_playbook(task: TaskContext) -> Playbook:
+    """The task's playbook, an empty one where it names none; ``TaskContextValidationError`` for a bad file."""
+    if task.playbook_path is None:
+        return Playbook()
+    values = read_yaml_mapping(task.playbook_path, what="playbook", error_type=TaskContextValidationError)
+    return Playbook(**values)
+
+
+def with_playbook(task: TaskContext, playbook: Playbook) -> TaskContext:
+    """The task, completed from the playbook."""
+    return task.model_copy(
+        update={
+            "test_commands": task.test_commands or playbook.test_commands,
+            "related_files": tuple(dict.fromkeys([*task.related_files, *playbook.related_files])),
+        }
+    )

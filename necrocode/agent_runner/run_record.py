@@ -1,0 +1,181 @@
+"""The record of one run as it grows: what the result, the log and the progress display are made from."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from necrocode.agent_runner._redact import Redactor
+from necrocode.agent_runner.errors import InternalError, RunnerError
+from necrocode.agent_runner.models import ErrorDetails, RunnerResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from necrocode.agent_runner._clock import Clock
+    from necrocode.agent_runner.models import Artifact, ImplementationResult, PushResult, TaskContext, TestResult
+
+logger = logging.getLogger(__name__)
+
+Status = Literal["done", "failed", "cancelled"]
+
+
+class RunInterrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM ended a run: everything was cleaned up, and ``result`` says how far it came.
+
+    A :class:`KeyboardInterrupt`, so that code which handles Ctrl-C keeps working.
+    """
+
+    def __init__(self, result: RunnerResult) -> None:
+        super().__init__(f"run {result.run_id} was interrupted")
+        self.result = result
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A step of a run has begun (``seconds`` is None), or has ended."""
+
+    step: str
+    seconds: float | None = None
+    error: str | None = None
+    detail: str = ""
+
+
+@dataclass
+class RunRecord:
+    """Everything that is known of a run so far."""
+
+    task: TaskContext
+    runner_id: str
+    clock: Clock
+    on_progress: Callable[[Progress], None]
+    redact: Callable[[str], str] = Redactor().text
+    run_id: str = ""
+    timings: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    artifacts: tuple[Artifact, ...] = ()
+    implementation: ImplementationResult | None = None
+    tests: TestResult | None = None
+    push: PushResult | None = None
+    reported: bool = False
+    error: ErrorDetails | None = None
+    status: Status = "failed"
+    detail: str = ""
+    """What the step under way has to show for itself."""
+    _log: list[str] = field(default_factory=list)
+    _failure: Exception | None = None
+
+    def __post_init__(self) -> None:
+        self.started_at = self.clock.now()
+        self._started = self.clock.monotonic()
+        self.run_id = self.run_id or f"{self.started_at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
+        self.log(f"run {self.run_id} of task {self.task.task_id} of spec {self.task.spec_name} by {self.runner_id}")
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time a step, show it, and put its name on an error that comes out of it."""
+        self.on_progress(Progress(name))
+        started = self.clock.monotonic()
+        self.detail = ""
+        failure: str | None = None
+        try:
+            yield
+        except RunnerError as error:
+            error.step = error.step or name
+            failure = self.redact(str(error))
+            raise
+        except BaseException as error:
+            failure = type(error).__name__
+            raise
+        finally:
+            seconds = self.clock.monotonic() - started
+            self.timings[name] = self.timings.get(name, 0.0) + seconds
+            outcome = f"failed: {failure}" if failure else self.detail or "done"
+            self.log(f"{name} ({seconds:.3f} s) {outcome}")
+            self.on_progress(Progress(name, seconds, failure, self.detail))
+
+    def log(self, line: str) -> None:
+        """Add a line to the run's log, secrets masked."""
+        text = self.redact(line)
+        self._log.append(f"{self.clock.now():%Y-%m-%dT%H:%M:%S.%f}Z {text}")
+        logger.info("%s", text)
+
+    def warn(self, text: str) -> None:
+        """Note trouble that does not make the run fail."""
+        self.warnings.append(self.redact(text))
+        self.log(f"warning: {text}")
+
+    def stop(self, error: BaseException) -> None:
+        """An error, or an interruption, has ended the run's work."""
+        if isinstance(error, Exception):
+            self.fail(error)
+        else:
+            self.cancel()
+
+    def fail(self, error: Exception) -> None:
+        """The run has failed with this error; the same one again is nothing new, a second one is only noted."""
+        if error is self._failure:
+            return
+        self._failure = self._failure or error
+        if not isinstance(error, RunnerError):
+            logger.error("unexpected error", exc_info=error)
+            step = getattr(error, "step", None)
+            cause = f"{type(error).__name__}: {error}"
+            error = InternalError(
+                f"Unexpected {cause}", hint="This is a defect of necrocode: please report it.", step=step
+            )
+        details = ErrorDetails(
+            type=type(error).__name__,
+            message=self.redact(str(error)),
+            step=error.step,
+            hint=None if error.hint is None else self.redact(error.hint),
+            retryable=error.retryable,
+            status_code=error.status_code,
+        )
+        self.fail_with(details)
+
+    def fail_with(self, details: ErrorDetails) -> None:
+        """The run has failed; a second failure is only noted."""
+        self.status = "failed"
+        if self.error is None:
+            self.error = details
+        else:
+            self.warn(details.message)
+
+    def cancel(self) -> None:
+        """The run was interrupted."""
+        self.status = "cancelled"
+        self.error = self.error or ErrorDetails(type="RunInterrupted", message="The run was interrupted.")
+
+    def log_text(self) -> str:
+        """The log so far, with the output of the tests."""
+        parts = ["\n".join(self._log)]
+        commands = self.tests.commands if self.tests is not None else ()
+        parts += [f"\n$ {one.command}\n{one.output.rstrip()}\n[exit code {one.exit_code}]" for one in commands]
+        return "\n".join(parts) + "\n"
+
+    def result(self) -> RunnerResult:
+        """The record as a result."""
+        return RunnerResult(
+            success=self.status == "done",
+            status=self.status,
+            runner_id=self.runner_id,
+            run_id=self.run_id,
+            task_id=self.task.task_id,
+            spec_name=self.task.spec_name,
+            branch=self.task.branch,
+            started_at=self.started_at,
+            duration_seconds=self.clock.monotonic() - self._started,
+            timings={name: round(seconds, 6) for name, seconds in self.timings.items()},
+            artifacts=self.artifacts,
+            error=None if self.error is None else self.error.message,
+            error_details=self.error,
+            impl_result=self.implementation,
+            test_result=self.tests,
+            push_result=self.push,
+            reported=self.reported,
+            warnings=tuple(self.warnings),
+        )

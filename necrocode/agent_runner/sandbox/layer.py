@@ -1,0 +1,132 @@
+"""A throw-away copy of a checkout: tests write into it, and it is dropped.
+
+``overlay``: the kernel lays a writable layer over the checkout, in a user and mount namespace of the command's own;
+milliseconds, whatever the size. ``copy``: a plain copy, where the kernel, the file system or a container forbids that.
+Either way the checkout is never written to, and ``.git`` is not there to be found.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+LayerKind = Literal["overlay", "copy"]
+
+_PROBE_SECONDS = 10
+# Arguments: lower folder, layer folder, uid, gid, command. The mapping makes us root inside, which mounting needs; a
+# second one gives the command its own ids back. "cd" comes after the mount: before it, "." would be the empty folder.
+_ENTER = """\
+mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work,userxattr" "$2/top" || exit 125
+cd "$2/top" || exit 125
+if [ -d .git ]; then mount --bind "$2/empty" .git || exit 125; else rm -f .git; fi
+if [ "$3" = 0 ]; then exec sh -c "$5"; fi
+exec unshare --user --map-user="$3" --map-group="$4" -- sh -c "$5"
+"""
+_UNSAFE_IN_MOUNT_OPTIONS = frozenset(',:\\"\n')
+
+
+@dataclass(frozen=True)
+class Layer:
+    """An open layer. ``home`` and ``temporary`` are fresh folders outside of it, dropped with it."""
+
+    kind: LayerKind
+    folder: Path
+    checkout: Path
+
+    @property
+    def home(self) -> Path:
+        """A fresh home folder."""
+        return self.folder / "home"
+
+    @property
+    def temporary(self) -> Path:
+        """A fresh folder for temporary files."""
+        return self.folder / "tmp"
+
+    @property
+    def start_folder(self) -> Path:
+        """Where to start the command of :meth:`argv`."""
+        return self.folder / "top"
+
+    def argv(self, command: str) -> list[str]:
+        """The process to start for a shell command that is to run at the top of the layer."""
+        if self.kind == "copy":
+            return ["sh", "-c", command]
+        ids = (str(os.getuid()), str(os.getgid()))
+        namespace = ("unshare", "--user", "--map-root-user", "--mount", "--propagation", "private", "--")
+        return [*namespace, "sh", "-c", _ENTER, "sh", str(self.checkout), str(self.folder), *ids, command]
+
+
+@contextmanager
+def open_layer(checkout: Path, root: Path, *, kind: LayerKind | None = None) -> Iterator[Layer]:
+    """Lay a layer over ``checkout``, in a new folder under ``root``; raises :class:`OSError`.
+
+    ``kind`` None: ``overlay`` where it works under ``root``, tried out once a process, else ``copy``.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    unsafe = _UNSAFE_IN_MOUNT_OPTIONS.intersection(f"{checkout}{root}")
+    chosen: LayerKind = kind or ("overlay" if not unsafe and overlay_works(root) else "copy")
+    with _folder(root) as folder:
+        layer = Layer(chosen, folder, checkout)
+        if chosen == "copy":
+            shutil.copytree(checkout, folder / "top", symlinks=True, dirs_exist_ok=True, ignore=_top_git(checkout))
+        yield layer
+
+
+@cache
+def overlay_works(root: Path) -> bool:
+    """Whether an overlay can be mounted under ``root`` by this user, found out by doing it."""
+    with _folder(root) as folder:
+        lower = folder / "lower"
+        lower.mkdir()
+        (lower / "below").write_text("below")
+        layer = Layer("overlay", folder, lower)
+        script = "cat below && echo above > above && rm below"
+        try:
+            done = subprocess.run(  # noqa: S603  our own command
+                layer.argv(script), capture_output=True, timeout=_PROBE_SECONDS, check=False, stdin=subprocess.DEVNULL
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return False
+        kept_below = (lower / "below").exists() and not (lower / "above").exists()
+        return done.returncode == 0 and done.stdout == b"below" and kept_below
+
+
+@contextmanager
+def _folder(root: Path) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="layer-", dir=root))
+    try:
+        for name in ("upper", "work", "top", "empty", "home", "tmp"):
+            (folder / name).mkdir()
+        yield folder
+    finally:
+        remove_tree(folder)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder, whatever modes a test has left in it; symlinks are removed, never followed."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        for parent, folders, _ in os.walk(folder):
+            for name in folders:
+                path = Path(parent, name)
+                if not path.is_symlink():
+                    path.chmod(0o700)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _top_git(checkout: Path) -> Callable[[str, list[str]], set[str]]:
+    def ignore(folder: str, names: list[str]) -> set[str]:
+        return {".git"}.intersection(names) if Path(folder) == checkout else set()
+
+    return ignore

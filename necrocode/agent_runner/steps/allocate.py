@@ -1,0 +1,144 @@
+"""Allocate: a workspace to start from, leased from the pool or brought by the caller."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from necrocode.agent_runner._git import GitError, Repository, open_checkout
+from necrocode.agent_runner.errors import RepositoryNotFoundError, RunnerError, WorkspacePreparationError
+from necrocode.agent_runner.workspace import Workspace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from necrocode.agent_runner._clock import Deadline
+    from necrocode.agent_runner._git import Git
+    from necrocode.agent_runner.models import SlotAllocation, TaskContext
+    from necrocode.agent_runner.protocols import RepoPool
+
+
+@contextmanager
+def leased_workspace(
+    task: TaskContext,
+    pool: RepoPool,
+    git: Git,
+    *,
+    holder: str,
+    lease_seconds: float,
+    slot_timeout_seconds: float,
+    deadline: Deadline,
+    on_trouble: Callable[[str], None],
+) -> Iterator[Workspace]:
+    """A slot of the pool for as long as the context lasts; a heartbeat keeps the lease.
+
+    Trouble with the heartbeat or the release is told to ``on_trouble`` and hides no other error.
+    """
+    if task.repo_url is None:  # pragma: no cover - TaskContext has seen to it
+        raise RepositoryNotFoundError("The task names no repo_url.")
+    allocation = pool.allocate_slot(
+        task.repo_url,
+        holder,
+        base_ref=task.base_ref,
+        timeout_seconds=min(slot_timeout_seconds, deadline.check("get a slot")),
+        lease_seconds=lease_seconds,
+    )
+    try:
+        with _heartbeat(pool, allocation, lease_seconds, on_trouble):
+            git.prepare()
+            repository = Repository(git, allocation.slot_path)
+            base = allocation.base_commit or _head(repository)
+            remote = allocation.repo_url or task.repo_url
+            yield Workspace(repository, allocation.slot_id, base, remote, allocation.epoch)
+    finally:
+        try:
+            pool.release_slot(allocation.slot_id, lease_token=allocation.lease_token)
+        except RunnerError as error:
+            on_trouble(f"The slot {allocation.slot_id} was not released: {error}")
+
+
+@contextmanager
+def brought_workspace(
+    task: TaskContext, git: Git, *, deadline: Deadline, on_trouble: Callable[[str], None]
+) -> Iterator[Workspace]:
+    """The checkout that the caller brings. Its HEAD is put back where it was, unless the branch was delivered there.
+
+    ``WorkspacePreparationError`` when it is no checkout, has no commit, or has uncommitted changes.
+    """
+    if task.slot_path is None:  # pragma: no cover - the orchestrator has seen to it
+        raise WorkspacePreparationError("The task names no slot_path.")
+    git.prepare()
+    checkout = open_checkout(task.slot_path.expanduser().absolute())
+    repository = Repository(git, checkout.root)
+    changed = repository.run("status", "--porcelain", "--untracked-files=no", deadline=deadline).decode().strip()
+    if changed:
+        raise WorkspacePreparationError(
+            f"The checkout {checkout.root} has uncommitted changes: {changed.splitlines()[0]}",
+            hint="Commit or stash them: the runner moves its HEAD.",
+        )
+    head = _head(repository)
+    base = head
+    if task.base_ref is not None:
+        with repository.objects() as objects:
+            base = objects.resolve(task.base_ref) or objects.resolve(f"refs/remotes/origin/{task.base_ref}") or ""
+        if not base:
+            raise RepositoryNotFoundError(f"{checkout.root} has no branch, tag or commit {task.base_ref!r}.")
+    remote = task.repo_url or ("origin" if checkout.origin_url else None)
+    start = checkout.head_branch or head
+    try:
+        yield Workspace(repository, task.slot_id or str(checkout.root), base, remote, is_brought=True)
+    finally:
+        _return_head(repository, start, task.branch, on_trouble)
+
+
+def _return_head(repository: Repository, start: str, branch: str, on_trouble: Callable[[str], None]) -> None:
+    """Put a brought checkout's HEAD back where it was, unless it is on the delivered branch."""
+    try:
+        now = repository.run("rev-parse", "--abbrev-ref", "HEAD").decode().strip()
+        if now not in {start, branch}:
+            repository.run("checkout", "--quiet", start, "--")
+    except RunnerError as error:
+        on_trouble(f"The HEAD of {repository.path} was not put back to {start}: {error}")
+
+
+def _head(repository: Repository) -> str:
+    try:
+        with repository.objects() as objects:
+            commit = objects.resolve("HEAD")
+    except GitError as error:
+        raise WorkspacePreparationError(f"The checkout {repository.path} cannot be used: {error}") from error
+    if commit is None:
+        raise WorkspacePreparationError(
+            f"The checkout {repository.path} has no commit yet.", hint="Make a first commit there."
+        )
+    return commit
+
+
+@contextmanager
+def _heartbeat(
+    pool: RepoPool, allocation: SlotAllocation, lease_seconds: float, on_trouble: Callable[[str], None]
+) -> Iterator[None]:
+    """Renew the lease three times per its length, on a thread of its own."""
+    token = allocation.lease_token
+    if token is None:  # a service without leases
+        yield
+        return
+    stop = threading.Event()
+
+    def beat(lease_token: str = token) -> None:
+        while not stop.wait(lease_seconds / 3):
+            try:
+                pool.renew_lease(allocation.slot_id, lease_token, lease_seconds=lease_seconds)
+            except RunnerError as error:
+                on_trouble(f"The lease on slot {allocation.slot_id} was not renewed: {error}")
+                if not error.retryable:
+                    return
+
+    thread = threading.Thread(target=beat, name=f"necrocode-heartbeat-{allocation.slot_id}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,126 @@
+"""Deliver: move the task's branch to the commit by compare-and-swap, where the slot came from.
+
+A branch that is there already is replaced only while every commit on it, beyond the base, was made by this runner's
+own committer: an earlier attempt. Anything else on it is somebody's work, and the delivery is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from necrocode.agent_runner._git import GitError
+from necrocode.agent_runner.errors import PushError
+from necrocode.agent_runner.models import PushResult
+
+if TYPE_CHECKING:
+    from necrocode.agent_runner._clock import Deadline
+    from necrocode.agent_runner._git import Repository
+    from necrocode.agent_runner.models import ImplementationResult
+    from necrocode.agent_runner.workspace import Workspace
+
+_OTHER_TIP = ("stale info", "already exists", "fetch first", "non-fast-forward", "reference already exists")
+
+
+def deliver(
+    workspace: Workspace,
+    implementation: ImplementationResult,
+    branch: str,
+    *,
+    push: bool,
+    committer_email: str,
+    deadline: Deadline,
+) -> PushResult:
+    """Put the commit on the branch. :class:`PushError` says why not; delivering the same commit again is harmless."""
+    repository, commit = workspace.repository, implementation.commit
+    remote = workspace.remote if push else None
+    delivery = _Delivery(repository, branch, implementation, committer_email, deadline)
+    try:
+        if workspace.is_brought or remote is None:
+            delivery.move_local_branch()
+        if workspace.is_brought:
+            repository.run("checkout", "--quiet", branch, "--", deadline=deadline)
+        if remote is not None:
+            delivery.push(remote)
+    except GitError as error:
+        raise PushError(
+            f"Cannot deliver branch {branch} to {remote or workspace.path}: {error}", hint=_hint(error.output)
+        ) from error
+    place = str(workspace.path) if remote is None else _address(repository, remote)
+    return PushResult(branch=branch, commit=commit, repository=place, pushed=remote is not None)
+
+
+@dataclass(frozen=True)
+class _Delivery:
+    repository: Repository
+    branch: str
+    implementation: ImplementationResult
+    committer_email: str
+    deadline: Deadline
+
+    @property
+    def ref(self) -> str:
+        return f"refs/heads/{self.branch}"
+
+    def move_local_branch(self) -> None:
+        with self.repository.objects() as objects:
+            tip = objects.resolve(self.ref)
+        if tip is not None:
+            self._check_replaceable(tip)
+        self.repository.move_ref(self.ref, self.implementation.commit, expected=tip, deadline=self.deadline)
+
+    def push(self, remote: str) -> None:
+        """Push expecting no such branch; where there is one, look at it and push again expecting just that one."""
+        try:
+            self._push_expecting(remote, "")
+        except GitError as error:
+            if not any(words in error.output for words in _OTHER_TIP):
+                raise
+        else:
+            return
+        tip = self._remote_tip(remote)
+        self._check_replaceable(tip)
+        self._push_expecting(remote, tip)
+
+    def _remote_tip(self, remote: str) -> str:
+        """The commit that the branch is at over there, with its history fetched."""
+        seen = f"refs/necrocode/seen/{self.implementation.commit}"
+        options = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules")
+        self.repository.run(
+            "fetch", *options, "--", remote, f"+{self.ref}:{seen}", network=True, deadline=self.deadline
+        )
+        with self.repository.objects() as objects:
+            tip = objects.resolve(seen) or ""
+        self.repository.run("update-ref", "-d", seen, deadline=self.deadline)
+        return tip
+
+    def _push_expecting(self, remote: str, expected: str) -> None:
+        lease = f"--force-with-lease={self.ref}:{expected}"
+        options = ("--porcelain", "--no-verify", "--no-follow-tags", "--recurse-submodules=no", lease)
+        refspec = f"{self.implementation.commit}:{self.ref}"
+        self.repository.run("push", *options, "--", remote, refspec, network=True, deadline=self.deadline)
+
+    def _check_replaceable(self, tip: str) -> None:
+        base, commit = self.implementation.base_commit, self.implementation.commit
+        emails = self.repository.run("log", "--format=%ce", tip, "--not", base, commit, "--", deadline=self.deadline)
+        others = sorted(set(emails.decode(errors="replace").split("\n")) - {self.committer_email, ""})
+        if others:
+            raise PushError(
+                f"Branch {self.branch} exists with commits that this runner did not make (by {', '.join(others[:3])});"
+                " it was left as it is.",
+                hint="Give the task another branch_name, or delete that branch."
+                f" The commit is kept under {self.implementation.ref}.",
+            )
+
+
+def _address(repository: Repository, remote: str | None) -> str:
+    """The remote's URL, for people."""
+    return repository.run("remote", "get-url", "origin").decode().strip() if remote == "origin" else remote or ""
+
+
+def _hint(output: str) -> str:
+    if "checked out branch" in output:
+        return "That branch is checked out there: use another branch_name, or a bare repository."
+    if "Authentication failed" in output or "could not read Username" in output or "403" in output:
+        return "Is GIT_TOKEN set, and may it write to this repository?"
+    return "The commit is kept; run the task again once this is mended."

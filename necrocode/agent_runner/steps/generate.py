@@ -1,0 +1,92 @@
+"""Generate: show the model the task and the repository, and read its answer as a change set."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from necrocode.agent_runner.generation.context import Context, select_context
+from necrocode.agent_runner.generation.edit_formats import ParsedAnswer, parse_answer
+from necrocode.agent_runner.generation.prompt import task_messages
+from necrocode.agent_runner.models import LLMResponse, Message, ModelAnswer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from necrocode.agent_runner._clock import Deadline
+    from necrocode.agent_runner._git import ObjectReader, Repository
+    from necrocode.agent_runner.config import LLMConfig
+    from necrocode.agent_runner.models import TaskContext
+    from necrocode.agent_runner.protocols import LanguageModel
+
+
+@dataclass
+class Transcript:
+    """The conversation with the model, growing as it happens, so that a failed run has it too."""
+
+    messages: tuple[Message, ...] = ()
+    answer: ModelAnswer | None = None
+
+    def to_json(self) -> str:
+        """The conversation as a JSON document."""
+        answer = None if self.answer is None else self.answer.model_dump()
+        content = {"messages": [message.model_dump() for message in self.messages], "answer": answer}
+        return json.dumps(content, ensure_ascii=False, indent=1)
+
+
+def choose_context(
+    task: TaskContext,
+    repository: Repository,
+    objects: ObjectReader,
+    base: str,
+    *,
+    budget_tokens: int,
+    deadline: Deadline,
+) -> Context:
+    """The part of the base commit's tree that the model is shown; no file of a checkout is read."""
+    files = repository.files(base, deadline=deadline)
+    sizes = {path: size for path, (entry, size) in files.items() if entry.is_file}
+
+    def read(path: str) -> bytes:
+        return objects.blob(files[path][0].oid)
+
+    return select_context(task, sizes, read, budget_tokens=budget_tokens)
+
+
+def generate(
+    task: TaskContext,
+    context: Context,
+    model: LanguageModel,
+    *,
+    llm: LLMConfig,
+    instructions: str,
+    transcript: Transcript,
+    redact: Callable[[str], str],
+    deadline: Deadline,
+) -> LLMResponse:
+    """Ask the model for the task's change set. Raises ``ImplementationError``, ``ServiceError`` and their kin."""
+    answer_format: Literal["json", "text"] = "text" if llm.edit_format == "files" else "json"
+    messages = task_messages(
+        task, context, instructions=instructions, test_commands=task.test_commands, answer_format=answer_format
+    )
+    transcript.messages = tuple(message.model_copy(update={"content": redact(message.content)}) for message in messages)
+    answer = model.complete(
+        transcript.messages, answer_format=answer_format, max_tokens=task.max_tokens, deadline=deadline
+    )
+    transcript.answer = answer
+    return response_of(answer, parse_answer(answer.text))
+
+
+def response_of(answer: ModelAnswer, parsed: ParsedAnswer) -> LLMResponse:
+    """The answer, read."""
+    return LLMResponse(
+        code_changes=parsed.changes,
+        explanation=parsed.explanation,
+        model=answer.model,
+        edit_format=parsed.edit_format,
+        prompt_tokens=answer.prompt_tokens,
+        completion_tokens=answer.completion_tokens,
+        tokens_used=answer.prompt_tokens + answer.completion_tokens,
+        request_id=answer.request_id,
+    )

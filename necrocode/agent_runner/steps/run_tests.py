@@ -1,0 +1,54 @@
+"""Test: run the task's commands over a throw-away copy of the committed change."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from necrocode.agent_runner._clock import Deadline
+    from necrocode.agent_runner.models import ImplementationResult, TaskContext, TestResult
+    from necrocode.agent_runner.protocols import Sandbox
+    from necrocode.agent_runner.workspace import Workspace
+
+
+def run_tests(
+    task: TaskContext,
+    workspace: Workspace,
+    implementation: ImplementationResult,
+    sandbox: Sandbox,
+    *,
+    environment: Mapping[str, str],
+    redact: Callable[[str], str],
+    deadline: Deadline,
+) -> TestResult:
+    """Let git write the commit's files into the slot, and run the test commands over a layer on top of it.
+
+    Failing tests are a result. ``TestExecutionError`` when the commands could not be run at all.
+    """
+    if workspace.is_brought:  # never --force in a checkout that is somebody's: untracked files there stay
+        workspace.repository.run("checkout", "--quiet", "--detach", implementation.commit, "--", deadline=deadline)
+    else:
+        workspace.repository.reset_hard(implementation.commit, deadline=deadline)
+    result = sandbox.run_tests(
+        task.test_commands,
+        workspace.path,
+        tree=implementation.tree,
+        environment=environment,
+        fail_fast=task.fail_fast,
+        deadline=deadline,
+    )
+    commands = tuple(command.model_copy(update={"output": redact(command.output)}) for command in result.commands)
+    return result.model_copy(update={"commands": commands})
+
+
+def failure_text(result: TestResult) -> str:
+    """What to tell of tests that said no: the first command that failed, how, and the last line it wrote."""
+    failed = next((command for command in result.commands if command.exit_code != 0), None)
+    if failed is None:
+        return "The tests failed."
+    how = "ran out of the task's time" if failed.timed_out else f"exited with {failed.exit_code}"
+    lines = [line.strip() for line in failed.output.splitlines() if line.strip()]
+    last = f": {lines[-1][:200]}" if lines else ""
+    return f"The tests failed: `{failed.command}` {how}{last}"

@@ -1,0 +1,211 @@
+"""One task's run: every step with its inputs bound. The order is the orchestrator's."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from necrocode.agent_runner._clock import Deadline
+from necrocode.agent_runner._git import Author
+from necrocode.agent_runner.models import ErrorDetails
+from necrocode.agent_runner.playbook import load_playbook, with_playbook
+from necrocode.agent_runner.steps.allocate import brought_workspace, leased_workspace
+from necrocode.agent_runner.steps.apply import Limits, commit_changes, plan_changes, refuse_secrets, telling_paths
+from necrocode.agent_runner.steps.deliver import deliver
+from necrocode.agent_runner.steps.generate import Transcript, choose_context, generate
+from necrocode.agent_runner.steps.report import Reporter
+from necrocode.agent_runner.steps.run_tests import failure_text, run_tests
+from necrocode.agent_runner.steps.upload import upload
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from necrocode.agent_runner.config import RunnerConfig
+    from necrocode.agent_runner.models import ImplementationResult, LLMResponse
+    from necrocode.agent_runner.run_record import RunRecord
+    from necrocode.agent_runner.wiring import Services
+    from necrocode.agent_runner.workspace import Workspace
+
+
+class TaskRun:
+    """The steps of one run. Each puts what it made on ``record`` and raises ``RunnerError`` when it cannot."""
+
+    def __init__(self, record: RunRecord, config: RunnerConfig, services: Services) -> None:
+        record.redact = services.redactor.text
+        self.record = record
+        self._config = config
+        self._services = services
+        self._playbook = load_playbook(record.task)
+        self._task = with_playbook(record.task, self._playbook)
+        self._deadline = Deadline(self._task.timeout_seconds, record.clock)
+        self._transcript = Transcript()
+        self._diff = b""
+        self._reporter = Reporter(services.task_registry, self._task, record.run_id, record.runner_id)
+
+    def prepare(self) -> None:
+        """Look whether outputs can be stored, and tell the registry that the task is running; only then begin."""
+        with self.record.step("prepare"):
+            self._services.artifact_store.ensure_available()
+            self._reporter.started()
+
+    @contextmanager
+    def allocate(self) -> Iterator[Workspace]:
+        """The workspace, given back at the end on every path."""
+        task, services, warn = self._task, self._services, self.record.warn
+        if task.slot_path is not None:
+            context = brought_workspace(task, services.git, deadline=self._deadline, on_trouble=warn)
+        else:
+            context = leased_workspace(
+                task,
+                services.repo_pool,
+                services.git,
+                holder=self.record.runner_id,
+                lease_seconds=self._config.lease_seconds,
+                slot_timeout_seconds=self._config.slot_timeout_seconds,
+                deadline=self._deadline,
+                on_trouble=warn,
+            )
+        with ExitStack() as stack:
+            with self.record.step("allocate"):
+                workspace = stack.enter_context(context)
+                self.record.detail = f"{workspace.slot_id} at {workspace.base_commit[:12]}"
+            self._reporter.event("slot_allocated", {"slot_id": workspace.slot_id})
+            yield workspace
+
+    def generate(self, workspace: Workspace) -> LLMResponse:
+        """The model's answer, read."""
+        with self.record.step("generate"), workspace.repository.objects() as objects:
+            self._reporter.event("implementation_started", {"base_commit": workspace.base_commit})
+            llm = self._config.llm_config
+            context = choose_context(
+                self._task,
+                workspace.repository,
+                objects,
+                workspace.base_commit,
+                budget_tokens=llm.context_tokens,
+                deadline=self._deadline,
+            )
+            for piece in context.pieces:
+                self.record.log(f"shown to the model: {piece.path} ({piece.why})")
+            response = generate(
+                self._task,
+                context,
+                self._services.llm,
+                llm=llm,
+                instructions=self._playbook.instructions,
+                transcript=self._transcript,
+                redact=self._services.redactor.text,
+                deadline=self._deadline,
+            )
+            self.record.detail = f"{response.model}: {response.tokens_used} tokens, {response.edit_format} format"
+            return response
+
+    def apply(self, workspace: Workspace, response: LLMResponse) -> None:
+        """The change set as a commit; it is on the record from here on, whatever follows."""
+        record, redactor = self.record, self._services.redactor
+        with record.step("apply"), workspace.repository.objects() as objects:
+            refuse_secrets(response.code_changes, redactor.holds_secret)
+            base_tree = objects.tree_of(workspace.base_commit)
+            changes = plan_changes(response.code_changes, objects, base_tree, Limits.of(self._config))
+            record.implementation = commit_changes(
+                workspace,
+                changes,
+                ref=f"refs/necrocode/runs/{record.run_id}/1",
+                message=self._commit_message(),
+                author=self._author(),
+                response=response,
+                objects=objects,
+                deadline=self._deadline,
+            )
+            commit = record.implementation.commit
+            self._diff = workspace.repository.diff(workspace.base_commit, commit, deadline=self._deadline)
+            record.detail = f"{len(changes)} file{'s' if len(changes) != 1 else ''} in {commit[:12]}"
+        for path in telling_paths(record.implementation.files):
+            record.warn(f"The change touches {path}, which decides what runs elsewhere: look at it before merging.")
+        self._reporter.event("implementation_completed", {"commit": commit, "files": list(record.implementation.files)})
+
+    def test(self, workspace: Workspace) -> bool:
+        """Whether the tests say yes; a task without test commands is taken at the model's word."""
+        if not self._task.test_commands:
+            self.record.log("no test commands: nothing was tested")
+            return True
+        with self.record.step("test"):
+            tests = self.record.tests = run_tests(
+                self._task,
+                workspace,
+                self._implementation(),
+                self._services.sandbox,
+                environment=self._config.test_environment,
+                redact=self._services.redactor.text,
+                deadline=self._deadline,
+            )
+            self.record.detail = "passed" if tests.success else failure_text(tests)
+        if not tests.success:
+            self.record.fail_with(ErrorDetails(type="TestsFailed", message=failure_text(tests), step="test"))
+        self._reporter.event("tests_completed", {"success": tests.success, "tree": tests.tree})
+        return tests.success
+
+    def deliver(self, workspace: Workspace) -> None:
+        """The branch at the commit; with that the task is done."""
+        record = self.record
+        with record.step("deliver"):
+            record.push = deliver(
+                workspace,
+                self._implementation(),
+                record.task.branch,
+                push=self._config.push,
+                committer_email=self._config.commit_author_email,
+                deadline=self._deadline,
+            )
+            record.detail = f"{record.push.branch} in {record.redact(record.push.repository)}"
+        record.push = record.push.model_copy(update={"repository": record.redact(record.push.repository)})
+        record.status = "done"
+        self._reporter.event("branch_delivered", {"branch": record.push.branch, "commit": record.push.commit})
+
+    def upload(self) -> None:
+        """Whatever there is, stored."""
+        record = self.record
+        outputs: list[tuple[str, bytes]] = []
+        if self._diff:
+            outputs.append(("diff", self._diff))
+        if record.tests is not None:
+            outputs.append(("test", record.tests.model_dump_json(indent=1).encode()))
+        if self._transcript.messages:
+            outputs.append(("transcript", record.redact(self._transcript.to_json()).encode()))
+        place = {"task_id": self._task.task_id, "spec_name": self._task.spec_name, "run_id": record.run_id}
+        with record.step("upload"):
+            outputs.append(("log", record.log_text().encode()))
+            record.artifacts = upload(self._services.artifact_store, outputs, place, on_trouble=record.warn)
+            record.detail = f"{len(record.artifacts)} of {len(outputs)} artifacts"
+
+    def report(self) -> None:
+        """The end of the story, told to the registry."""
+        record = self.record
+        summary = {
+            "branch": record.task.branch,
+            "commit": None if record.implementation is None else record.implementation.commit,
+            "tests_passed": None if record.tests is None else record.tests.success,
+            "error": None if record.error is None else record.error.message,
+        }
+        with record.step("report"):
+            record.reported = self._reporter.finished(record.status, record.artifacts, summary, on_trouble=record.warn)
+            record.detail = record.status if record.reported else "not recorded"
+
+    def _implementation(self) -> ImplementationResult:
+        if self.record.implementation is None:  # pragma: no cover - the orchestrator's order rules it out
+            raise AssertionError("apply comes first")
+        return self.record.implementation
+
+    def _commit_message(self) -> str:
+        task = self._task
+        return self._config.commit_message.format(
+            task_id=task.task_id,
+            spec_name=task.spec_name,
+            title=task.title,
+            description=task.description,
+            run_id=self.record.run_id,
+        ).replace("\0", "")
+
+    def _author(self) -> Author:
+        config = self._config
+        return Author(config.commit_author_name, config.commit_author_email, int(self.record.clock.now().timestamp()))

@@ -1,0 +1,141 @@
+"""From settings to the objects that do the work, chosen by URL scheme and nothing else."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from necrocode.agent_runner._git import Git
+from necrocode.agent_runner._redact import Redactor
+from necrocode.agent_runner.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pydantic import SecretStr
+
+    from necrocode.agent_runner._clock import Clock
+    from necrocode.agent_runner.config import LLMConfig, RunnerConfig
+    from necrocode.agent_runner.protocols import ArtifactStore, LanguageModel, RepoPool, Sandbox, TaskRegistry
+
+
+@dataclass(frozen=True)
+class Services:
+    """What a run works with."""
+
+    task_registry: TaskRegistry
+    repo_pool: RepoPool
+    artifact_store: ArtifactStore
+    llm: LanguageModel
+    sandbox: Sandbox
+    git: Git
+    redactor: Redactor
+
+
+def build_services(
+    config: RunnerConfig,
+    clock: Clock,
+    *,
+    task_registry: TaskRegistry | None = None,
+    repo_pool: RepoPool | None = None,
+    artifact_store: ArtifactStore | None = None,
+    llm: LanguageModel | None = None,
+    sandbox: Sandbox | None = None,
+) -> Services:
+    """The objects that the caller passes in, and for the rest those that the settings ask for; no network is used.
+
+    Raises :class:`ConfigurationError`.
+    """
+    from necrocode.agent_runner.sandbox.plain import PlainSandbox  # noqa: PLC0415  steps are imported at first use
+
+    git_token = _secret(config.git_token, "GIT_TOKEN")
+    service_token = _secret(config.service_token, "NECROCODE_SERVICE_TOKEN")
+    llm_config = _with_key(config)
+    git = Git(config.state_dir / "git", git_token)
+    api_key = llm_config.api_key.get_secret_value() if llm_config.api_key is not None else None
+    return Services(
+        task_registry=task_registry or _task_registry(config, clock, service_token),
+        repo_pool=repo_pool or _repo_pool(config, clock, service_token, git),
+        artifact_store=artifact_store or _artifact_store(config, clock, service_token),
+        llm=llm or _llm(llm_config, clock),
+        sandbox=sandbox or PlainSandbox(config.state_dir / "layers", max_output_bytes=config.max_output_bytes),
+        git=git,
+        redactor=Redactor(tuple(secret for secret in (git_token, service_token, api_key) if secret)),
+    )
+
+
+def _secret(configured: SecretStr | None, variable: str) -> str | None:
+    return configured.get_secret_value() if configured is not None else os.environ.get(variable) or None
+
+
+def _with_key(config: RunnerConfig) -> LLMConfig:
+    from pydantic import SecretStr  # noqa: PLC0415  loaded with the settings already
+
+    key = _secret(config.llm_config.api_key, config.llm_api_key_env_var)
+    return config.llm_config.model_copy(update={"api_key": SecretStr(key) if key else None})
+
+
+def _task_registry(config: RunnerConfig, clock: Clock, token: str | None) -> TaskRegistry:
+    url = config.task_registry_url
+    if url is not None and url.startswith("http"):
+        from necrocode.agent_runner.clients.task_registry_http import TaskRegistryClient  # noqa: PLC0415
+
+        return TaskRegistryClient(
+            url,
+            token=token,
+            network_retry_count=config.network_retry_count,
+            timeout_seconds=config.request_timeout_seconds,
+        )
+    if url is not None and not url.startswith("sqlite:"):
+        raise ConfigurationError(f"task_registry_url {url!r} must be http(s)://host:port or sqlite:///path.")
+    from necrocode.agent_runner.clients.task_registry_local import LocalTaskRegistry  # noqa: PLC0415
+
+    return LocalTaskRegistry(url or f"sqlite:///{config.state_dir / 'registry.db'}", clock=clock)
+
+
+def _repo_pool(config: RunnerConfig, clock: Clock, token: str | None, git: Git) -> RepoPool:
+    url = config.repo_pool_url
+    if url is not None and url.startswith("http"):
+        from necrocode.agent_runner.clients.repo_pool_http import RepoPoolClient  # noqa: PLC0415
+
+        return RepoPoolClient(
+            url,
+            token=token,
+            network_retry_count=config.network_retry_count,
+            timeout_seconds=config.request_timeout_seconds,
+        )
+    from necrocode.agent_runner.clients.repo_pool_local import LocalRepoPool  # noqa: PLC0415
+
+    root = _folder("repo_pool_url", url, config.state_dir / "pool")
+    return LocalRepoPool(root, git, pool_size=config.pool_size, clock=clock)
+
+
+def _artifact_store(config: RunnerConfig, clock: Clock, token: str | None) -> ArtifactStore:
+    url = config.artifact_store_url
+    if url is not None and url.startswith("http"):
+        from necrocode.agent_runner.clients.artifact_store_http import ArtifactStoreClient  # noqa: PLC0415
+
+        return ArtifactStoreClient(
+            url,
+            token=token,
+            network_retry_count=config.network_retry_count,
+            timeout_seconds=config.request_timeout_seconds,
+        )
+    from necrocode.agent_runner.clients.artifact_store_local import LocalArtifactStore  # noqa: PLC0415
+
+    return LocalArtifactStore(_folder("artifact_store_url", url, config.state_dir / "artifacts"), clock=clock)
+
+
+def _folder(setting: str, url: str | None, default: Path) -> Path:
+    if url is None:
+        return default
+    if not url.startswith("file:///"):
+        raise ConfigurationError(f"{setting} {url!r} must be http(s)://host:port or file:///folder.")
+    return Path(unquote(urlsplit(url).path))
+
+
+def _llm(config: LLMConfig, clock: Clock) -> LanguageModel:
+    from necrocode.agent_runner.clients.llm_openai import LLMClient  # noqa: PLC0415
+
+    return LLMClient(config, clock=clock)

@@ -1,0 +1,30 @@
+"""The workspace of a run: what allocate makes and the later steps work in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from necrocode.agent_runner._git import Repository
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A clean checkout, with the commit that the task starts from."""
+
+    repository: Repository
+    slot_id: str
+    base_commit: str
+    remote: str | None
+    """Where the branch is pushed to: a URL, a path or a remote's name. None: nowhere."""
+    epoch: int | None = None
+    is_brought: bool = False
+    """Whether the caller brought it: then its files and its HEAD are the caller's."""
+
+    @property
+    def path(self) -> Path:
+        """The checkout's top folder."""
+        return self.repository.path
