@@ -101,9 +101,9 @@ class RunnerConfig(StrictModel):
     """How long a slot stays ours without a heartbeat; heartbeats come three times as often."""
     push: bool = True
     """Whether the branch is pushed to the repository the slot came from. False: it stays in the slot's repository."""
-    commit_author_name: str = Field(default="necrocode", min_length=1, max_length=200, pattern=r"^[^<>\n\0]+$")
+    commit_author_name: str = Field(default="necrocode", min_length=1, max_length=200, pattern=r"^[^<>\n\x00]+$")
     """Author and committer of the commits."""
-    commit_author_email: str = Field(default="necrocode@localhost", pattern=r"^[^<>\s\0]+$", max_length=200)
+    commit_author_email: str = Field(default="necrocode@localhost", pattern=r"^[^<>\s\x00]+$", max_length=200)
     """A delivered branch is replaced by a later attempt only while all its commits are by this address."""
     commit_message: str = Field(default="feat(task-{task_id}): {title}", min_length=1)
     """Template with ``{task_id}``, ``{spec_name}``, ``{title}``, ``{description}``, ``{run_id}``."""
