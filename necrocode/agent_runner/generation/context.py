@@ -9,7 +9,7 @@ from math import log
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from necrocode.agent_runner.models import TaskContext
 
@@ -149,8 +149,3 @@ def _readable(path: str, sizes: Mapping[str, int], read: Callable[[str], bytes])
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
         return None
-
-
-def shown_paths(pieces: Sequence[Piece]) -> tuple[str, ...]:
-    """The paths of the pieces, for the log."""
-    return tuple(piece.path for piece in pieces)

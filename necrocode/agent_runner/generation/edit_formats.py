@@ -68,6 +68,7 @@ _OPERATIONS = {
 _JSON_FENCES = {"json", "jsonc", "json5", ""}
 _JSON_START = re.compile(r'\{\s*"(?:explanation|summary|changes|code_changes|files)"\s*:')
 _SHELL_FENCES = {"bash", "sh", "shell", "console", "zsh", "text", "txt", "output", "powershell"}
+_NO_NEWLINE = "\\ No newline at end of file"
 _MOST_WORDS_AROUND_PATH = 8
 
 _FENCE = re.compile(r"^( {0,3})(`{3,}|~{3,})[ \t]*([^\n]*?)[ \t]*$")
@@ -286,16 +287,20 @@ def _info(info: str) -> tuple[str, str]:
 
 
 def _read_files(body: str) -> tuple[list[CodeChange], str]:
-    changes = [
-        CodeChange(operation="modify", file_path=block.path, content=block.content, exact=False)
-        for block in _blocks(body)
-        if block.path
-    ]
+    changes = [_whole_file(block) for block in _blocks(body) if block.path]
     prose = _outside_blocks(body)
     for line in prose:
         changes += _directive(line)
     explanation = " ".join(line.strip() for line in prose if line.strip() and not _path_on_line(line))
     return _without_repeats(changes), explanation[:2000]
+
+
+def _whole_file(block: _Block) -> CodeChange:
+    """A block as a file; its last line may say, as git's diffs do, that the file ends without a line break."""
+    content = block.content
+    if exact := content.endswith(f"\n{_NO_NEWLINE}\n"):
+        content = content.removesuffix(f"\n{_NO_NEWLINE}\n")
+    return CodeChange(operation="modify", file_path=block.path, content=content, exact=exact)
 
 
 def _outside_blocks(body: str) -> list[str]:

@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from necrocode.agent_runner import CodeChange, EmptyAnswerError, MalformedAnswerError, RunnerError
+from necrocode.agent_runner.generation import edit_formats
+from necrocode.agent_runner.generation.edit_formats import parse_answer
+from necrocode.agent_runner.generation.prompt import fenced
+
+JSON_ANSWER = {
+    "explanation": "done",
+    "changes": [
+        {"operation": "create", "file_path": "a.py", "content": "x = 1\n", "new_path": None},
+        {"operation": "modify", "file_path": "b.py", "content": "y = 2\n", "new_path": None},
+        {"operation": "delete", "file_path": "c.py", "content": None, "new_path": None},
+        {"operation": "rename", "file_path": "d.py", "content": None, "new_path": "e.py"},
+    ],
+}
+
+
+def contents(text: str) -> dict[str, str | None]:
+    return {change.file_path: change.content for change in parse_answer(text).changes}
+
+
+# --- json
+
+
+def test_json_answer_holds_every_operation() -> None:
+    parsed = parse_answer(json.dumps(JSON_ANSWER))
+    assert parsed.edit_format == "json"
+    assert parsed.explanation == "done"
+    assert parsed.changes == (
+        CodeChange(operation="create", file_path="a.py", content="x = 1\n"),
+        CodeChange(operation="modify", file_path="b.py", content="y = 2\n"),
+        CodeChange(operation="delete", file_path="c.py"),
+        CodeChange(operation="rename", file_path="d.py", new_path="e.py"),
+    )
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        "```json\n{}\n```",
+        "```\n{}\n```",
+        "Here is the change:\n\n```json\n{}\n```\nThat is all.",
+        "Sure! {}",
+        '<think>\nmaybe {{"a": 1}}\n</think>\n{}',
+        "\ufeff{}",
+        "{}\n\nI hope this helps.",
+    ],
+)
+def test_json_is_found_in_a_fence_between_prose_and_after_thinking(wrap: str) -> None:
+    text = wrap.replace("{{", "<<").replace("}}", ">>").replace("{}", json.dumps(JSON_ANSWER))
+    assert len(parse_answer(text.replace("<<", "{").replace(">>", "}")).changes) == len(JSON_ANSWER["changes"])
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"code_changes": [{"operation": "create", "path": "a.py", "content": "x"}], "summary": "s"},
+        {"files": [{"filename": "a.py", "code": "x"}]},
+        [{"file_path": "a.py", "content": "x"}],
+        {"operation": "update", "file_path": "a.py", "new_content": "x"},
+    ],
+)
+def test_other_names_for_the_same_things_are_understood(document: object) -> None:
+    assert contents(json.dumps(document)) == {"a.py": "x"}
+
+
+def test_raw_line_breaks_inside_json_text_are_read() -> None:
+    assert contents('{"changes": [{"file_path": "a.py", "content": "x\ny\n"}]}') == {"a.py": "x\ny\n"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "complaint"),
+    [
+        ('{"changes": [', "cannot be read"),
+        ('{"changes": []}', "empty list"),
+        ('{"changes": ["a.py"]}', "not an object"),
+        ('{"changes": [{"operation": "chmod", "file_path": "a"}]}', "unknown operation 'chmod'"),
+        ('{"changes": [{"operation": "create", "content": "x"}]}', "no file_path"),
+        ('{"changes": [{"operation": "create", "file_path": "a"}]}', "no content"),
+        ('{"changes": [{"operation": "create", "file_path": 3, "content": ""}]}', "no file_path"),
+        ('{"changes": [{"operation": "rename", "file_path": "a"}]}', "no new_path"),
+        ('{"changes": [{"operation": "create", "file_path": "a", "content": "\\u0000"}]}', "NUL"),
+        ('{"changes": [], "changes": [{"file_path": "a", "content": "x"}]}', "given twice"),
+        ('{"changes": [{"file_path": "a", "content": "x", "content": "y"}]}', "given twice"),
+        ('{"changes": ' + "[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_unreadable_json_is_refused_with_the_reason(answer: str, complaint: str) -> None:
+    with pytest.raises(MalformedAnswerError, match=complaint):
+        parse_answer(answer)
+
+
+def test_too_many_changes_and_too_long_answers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edit_formats, "MAX_CHANGES", 3)
+    with pytest.raises(MalformedAnswerError, match="4 changes, more than 3"):
+        parse_answer(json.dumps(JSON_ANSWER))
+    monkeypatch.setattr(edit_formats, "MAX_ANSWER_CHARACTERS", 10)
+    with pytest.raises(MalformedAnswerError, match="more than 10"):
+        parse_answer(json.dumps(JSON_ANSWER))
+
+
+# --- files
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "src/a.py",
+        "`src/a.py`",
+        "**src/a.py**",
+        "**`src/a.py`**",
+        "### src/a.py",
+        "### File: `src/a.py`",
+        "File: src/a.py",
+        "1. `src/a.py`:",
+        "src/a.py:",
+        "Create file src/a.py",
+        "# src/a.py",
+        "// src/a.py",
+        "ファイル: src/a.py",
+        "Here is the updated `src/a.py`:",
+        "- `src/a.py`",
+    ],
+)
+def test_path_on_the_line_before_a_block_is_understood(line: str) -> None:
+    assert contents(f"I changed it.\n\n{line}\n\n```python\nx = 1\n```\n") == {"src/a.py": "x = 1\n"}
+
+
+@pytest.mark.parametrize(
+    "info", ["python src/a.py", "python:src/a.py", "src/a.py", 'python title="src/a.py"', "py filename=src/a.py"]
+)
+def test_path_in_the_info_string_is_understood(info: str) -> None:
+    assert contents(f"```{info}\nx = 1\n```") == {"src/a.py": "x = 1\n"}
+
+
+def test_several_files_with_prose_between_them() -> None:
+    text = "First:\n\na.py\n```python\nx\n```\nand then\n\nMakefile\n~~~\nall:\n~~~\n"
+    parsed = parse_answer(text)
+    assert parsed.edit_format == "files"
+    assert {change.file_path: change.content for change in parsed.changes} == {"a.py": "x\n", "Makefile": "all:\n"}
+    assert parsed.explanation == "First: and then"
+
+
+def test_delete_and_rename_lines() -> None:
+    changes = parse_answer("DELETE old/a.py\n- RENAME `b.py` -> `c/d.py`\n").changes
+    assert changes == (
+        CodeChange(operation="delete", file_path="old/a.py"),
+        CodeChange(operation="rename", file_path="b.py", new_path="c/d.py"),
+    )
+
+
+def test_delete_and_rename_inside_a_block_are_text() -> None:
+    assert contents("a.sql\n```sql\nDELETE x.y\n```\n") == {"a.sql": "DELETE x.y\n"}
+
+
+@pytest.mark.parametrize("line", ["DELETE this file please", "RENAME a.py", "RENAME a.py -> b.py -> c.py", "DELETE"])
+def test_prose_that_only_looks_like_a_directive_is_not_one(line: str) -> None:
+    with pytest.raises(MalformedAnswerError):
+        parse_answer(line)
+
+
+def test_text_of_a_file_may_hold_fences() -> None:
+    inner = "# Title\n\n```python\nx\n```\n\n```\nplain\n```\n"
+    assert contents(f"README.md\n````markdown\n{inner}````\n") == {"README.md": inner}
+
+
+def test_a_forgotten_longer_fence_is_understood_where_the_inner_blocks_name_their_language() -> None:
+    inner = "# Title\n\n```python\nx\n```\n\nend\n"
+    assert contents(f"README.md\n```markdown\n{inner}```\n") == {"README.md": inner}
+
+
+def test_a_shell_session_under_a_sentence_about_a_file_is_not_that_file() -> None:
+    text = "a.py\n```python\nx\n```\n\nRun `tests/test_a.py` like this:\n\n```bash\npytest tests/test_a.py\n```\n"
+    assert contents(text) == {"a.py": "x\n"}
+
+
+@pytest.mark.parametrize("line", ["Run it.", "e.g. this", "The result is 3.5", "see `the docs`", "a b/c.py d", "dir/"])
+def test_prose_before_a_block_is_no_path(line: str) -> None:
+    with pytest.raises(MalformedAnswerError, match="holds no change"):
+        parse_answer(f"{line}\n```python\nx\n```\n")
+
+
+def test_an_empty_block_is_an_empty_file() -> None:
+    assert contents("pkg/__init__.py\n```python\n```\n") == {"pkg/__init__.py": ""}
+
+
+def test_the_same_file_twice_is_one_when_the_texts_agree_and_refused_when_not() -> None:
+    block = "a.py\n```\nx\n```\n"
+    assert contents(block * 2) == {"a.py": "x\n"}
+    with pytest.raises(MalformedAnswerError, match=r"a\.py twice, with different texts"):
+        parse_answer(block + block.replace("x", "y"))
+
+
+def test_a_block_that_is_never_closed_is_refused() -> None:
+    with pytest.raises(MalformedAnswerError, match="never closed"):
+        parse_answer("a.py\n```python\nx = 1\n")
+
+
+def test_form_feeds_and_odd_separators_stay_in_the_text() -> None:
+    text = "x\x0cy\u2028z\x85\n"
+    assert contents(f"a.py\n```\n{text}```\n") == {"a.py": text}
+
+
+def test_no_final_newline_can_be_said_as_git_says_it() -> None:
+    (change,) = parse_answer("a.py\n```\nx\n\\ No newline at end of file\n```\n").changes
+    assert (change.content, change.exact) == ("x", True)
+
+
+@pytest.mark.parametrize("text", ["", "  \n ", "<think>hm</think>"])
+def test_an_answer_without_text_is_its_own_error(text: str) -> None:
+    with pytest.raises(EmptyAnswerError):
+        parse_answer(text)
+
+
+def test_an_answer_without_a_change_says_how_it_begins() -> None:
+    with pytest.raises(MalformedAnswerError, match="It begins: 'I cannot do that"):
+        parse_answer("I cannot do that, Dave.")
+
+
+# --- any text
+
+
+@given(st.text(alphabet=st.sampled_from(list('`~{}[]":,ab./\\ \n\t#*-><DELETERENAME'))) | st.text())
+def test_no_text_raises_anything_but_our_errors(text: str) -> None:
+    try:
+        parse_answer(text)
+    except RunnerError:
+        pass
+
+
+_PATHS = st.from_regex(r"[a-z]{1,5}(/[a-z]{1,5}){0,2}\.(py|txt|md)", fullmatch=True)
+_TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r")).map(lambda text: text + "\n")
+
+
+@given(st.dictionaries(_PATHS, _TEXT, min_size=1, max_size=4))
+def test_files_rendered_as_the_prompt_asks_are_read_back(files: dict[str, str]) -> None:
+    answer = "\n\n".join(f"{path}\n{fenced(text)}" for path, text in files.items())
+    assert contents(answer) == files
+
+
+@given(st.dictionaries(_PATHS, st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")), min_size=1))
+def test_json_is_read_back_exactly(files: dict[str, str]) -> None:
+    changes = [{"operation": "modify", "file_path": path, "content": text} for path, text in files.items()]
+    assert contents(json.dumps({"changes": changes})) == files
+
+
+@pytest.mark.parametrize(
+    "piece", ["```\n", "```a\n", "{", '{"changes":', "`", "a.py\n```\n", "RENAME ", "<think>", "~~~ x\n"]
+)
+def test_reading_takes_time_in_proportion_to_the_length(piece: str) -> None:
+    def seconds(count: int) -> float:
+        start = time.process_time()
+        try:
+            parse_answer(piece * count)
+        except RunnerError:
+            pass
+        return time.process_time() - start
+
+    seconds(100)
+    small, large = seconds(4_000), seconds(32_000)
+    assert large < 1.0 or large < small * 8 * 4
