@@ -94,8 +94,12 @@ def _task_text(task: TaskContext) -> str:
 
 
 def _is_named(path: str, text: str) -> bool:
+    """Whether the text has the path, or a file name with an ending, as a word of its own."""
     name = path.rsplit("/", 1)[-1]
-    return path in text or ("." in name and re.search(rf"(?<![\w./-]){re.escape(name)}(?![\w-])", text) is not None)
+    if name not in text or ("." not in name and "/" not in path):
+        return False
+    wanted = re.escape(name) if "." in name else re.escape(path)
+    return re.search(rf"(?<![\w-]){wanted}(?![\w-])", text) is not None
 
 
 def _by_path_words(task: TaskContext, sizes: Mapping[str, int]) -> list[str]:
