@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from necrocode.agent_runner import ImplementationResult, PushError, PushResult
+from necrocode.agent_runner._clock import Deadline
+from necrocode.agent_runner._git import Author, FileChange, Git, Repository
+from necrocode.agent_runner.steps.deliver import deliver
+from necrocode.agent_runner.workspace import Workspace
+from tests.support.repositories import commit_files, git, make_repository
+
+OURS = "necrocode@localhost"
+BRANCH = "feature/task-1"
+
+
+class Bench:
+    """A remote repository and a workspace cloned from it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.remote = make_repository(folder / "remote")
+        git(folder, "clone", "--quiet", str(self.remote), str(folder / "clone"))
+        home = Git(folder / "git-home")
+        home.prepare()
+        self.repository = Repository(home, folder / "clone")
+        self.base = git(self.remote, "rev-parse", "HEAD")
+        self._count = 0
+
+    def commit(self, content: str = "x") -> ImplementationResult:
+        self._count += 1
+        ref = f"refs/necrocode/runs/{self._count}/1"
+        change = FileChange("new.txt", content=content.encode())
+        author = Author("necrocode", OURS, 1_700_000_000 + self._count)
+        commit = self.repository.write_commit(self.base, [change], ref=ref, message="m", author=author)
+        return ImplementationResult(base_commit=self.base, commit=commit, ref=ref, tree="", files=("new.txt",))
+
+    def deliver(self, made: ImplementationResult, *, push: bool = True, brought: bool = False) -> PushResult:
+        workspace = Workspace(self.repository, "slot-1", self.base, str(self.remote), is_brought=brought)
+        return deliver(workspace, made, BRANCH, push=push, committer_email=OURS, deadline=Deadline(60))
+
+    def tip(self, where: Path | None = None) -> str:
+        return git(where or self.remote, "rev-parse", f"refs/heads/{BRANCH}")
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_a_new_branch_is_pushed(bench: Bench) -> None:
+    made = bench.commit()
+    pushed = bench.deliver(made)
+    assert bench.tip() == made.commit
+    assert (pushed.pushed, pushed.branch, pushed.repository) == (True, BRANCH, str(bench.remote))
+
+
+def test_delivering_the_same_commit_again_is_harmless(bench: Bench) -> None:
+    made = bench.commit()
+    bench.deliver(made)
+    bench.deliver(made)
+    assert bench.tip() == made.commit
+
+
+def test_a_later_attempt_replaces_an_earlier_one(bench: Bench) -> None:
+    bench.deliver(bench.commit("first"))
+    second = bench.commit("second")
+    bench.deliver(second)
+    assert bench.tip() == second.commit
+
+
+def test_a_branch_that_lags_behind_the_base_is_moved(bench: Bench) -> None:
+    git(bench.remote, "branch", BRANCH)
+    made = bench.commit()
+    bench.deliver(made)
+    assert bench.tip() == made.commit
+
+
+@pytest.mark.parametrize("push", [True, False])
+def test_somebody_elses_commits_are_never_replaced(bench: Bench, push: bool) -> None:
+    where = bench.remote if push else bench.repository.path
+    git(where, "checkout", "--quiet", "-b", BRANCH)
+    theirs = commit_files(where, {"theirs.txt": "work"})
+    git(where, "checkout", "--quiet", "main")
+    made = bench.commit()
+    with pytest.raises(PushError, match=r"did not make \(by alice@example\.com\).*kept under refs/necrocode/runs/1/1"):
+        bench.deliver(made, push=push)
+    assert bench.tip(where) == theirs
+
+
+def test_a_persons_commit_on_top_of_ours_is_never_replaced(bench: Bench) -> None:
+    bench.deliver(bench.commit("first"))
+    git(bench.remote, "checkout", "--quiet", BRANCH)
+    theirs = commit_files(bench.remote, {"theirs.txt": "work"})
+    git(bench.remote, "checkout", "--quiet", "main")
+    with pytest.raises(PushError, match="alice@example"):
+        bench.deliver(bench.commit("second"))
+    assert bench.tip() == theirs
+
+
+def test_without_push_the_branch_stays_in_the_slots_repository(bench: Bench) -> None:
+    made = bench.commit()
+    pushed = bench.deliver(made, push=False)
+    assert bench.tip(bench.repository.path) == made.commit
+    assert git(bench.remote, "branch", "--list", BRANCH) == ""
+    assert (pushed.pushed, pushed.repository) == (False, str(bench.repository.path))
+
+
+def test_a_brought_checkout_ends_on_the_branch_and_the_remote_has_it_too(bench: Bench) -> None:
+    made = bench.commit()
+    bench.deliver(made, brought=True)
+    assert git(bench.repository.path, "rev-parse", "--abbrev-ref", "HEAD") == BRANCH
+    assert (bench.repository.path / "new.txt").read_text() == "x"
+    assert bench.tip() == made.commit
+
+
+def test_the_remotes_own_hooks_are_asked(bench: Bench) -> None:
+    hook = bench.remote / ".git/hooks/pre-receive"
+    hook.write_text("#!/bin/sh\necho 'no new branches on Fridays' >&2\nexit 1\n")
+    hook.chmod(0o755)
+    with pytest.raises(PushError, match=r"no new branches on Fridays|pre-receive hook declined"):
+        bench.deliver(bench.commit())
+
+
+def test_a_branch_that_is_checked_out_over_there_is_explained(bench: Bench) -> None:
+    git(bench.remote, "checkout", "--quiet", "-b", BRANCH)
+    with pytest.raises(PushError, match="checked out there: use another branch_name"):
+        bench.deliver(bench.commit())
+
+
+def test_a_remote_that_is_gone_is_a_push_error(bench: Bench) -> None:
+    made = bench.commit()
+    bench.remote.rename(bench.remote.with_name("moved"))
+    with pytest.raises(PushError, match="Cannot deliver branch feature/task-1 to"):
+        bench.deliver(made)
+
+
+def test_a_branch_below_another_branch_cannot_be_made(bench: Bench) -> None:
+    git(bench.remote, "branch", "feature")
+    with pytest.raises(PushError, match="feature"):
+        bench.deliver(bench.commit())
