@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -18,10 +19,10 @@ from necrocode.agent_runner.steps.run_tests import failure_text, run_tests
 from necrocode.agent_runner.steps.upload import upload
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from necrocode.agent_runner.config import RunnerConfig
-    from necrocode.agent_runner.models import ImplementationResult, LLMResponse
+    from necrocode.agent_runner.models import ImplementationResult, LLMResponse, TaskContext
     from necrocode.agent_runner.run_record import RunRecord
     from necrocode.agent_runner.wiring import Services
     from necrocode.agent_runner.workspace import Workspace
@@ -36,7 +37,7 @@ class TaskRun:
         self._config = config
         self._services = services
         self._playbook = load_playbook(record.task)
-        self._task = with_playbook(record.task, self._playbook)
+        self._task = _masked(with_playbook(record.task, self._playbook), services.redactor.text)
         self._deadline = Deadline(self._task.timeout_seconds, record.clock)
         self._transcript = Transcript()
         self._diff = b""
@@ -209,3 +210,15 @@ class TaskRun:
     def _author(self) -> Author:
         config = self._config
         return Author(config.commit_author_name, config.commit_author_email, int(self.record.clock.now().timestamp()))
+
+
+def _masked(task: TaskContext, redact: Callable[[str], str]) -> TaskContext:
+    """The task with secrets masked in all that is shown, stored or committed; the test commands run as they are."""
+    return task.model_copy(
+        update={
+            "title": redact(task.title),
+            "description": redact(task.description),
+            "acceptance_criteria": tuple(map(redact, task.acceptance_criteria)),
+            "metadata": json.loads(redact(json.dumps(task.metadata, ensure_ascii=False, default=str))),
+        }
+    )

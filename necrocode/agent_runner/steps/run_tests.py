@@ -39,7 +39,9 @@ def run_tests(
         fail_fast=task.fail_fast,
         deadline=deadline,
     )
-    commands = tuple(command.model_copy(update={"output": redact(command.output)}) for command in result.commands)
+    commands = tuple(
+        one.model_copy(update={"command": redact(one.command), "output": redact(one.output)}) for one in result.commands
+    )
     return result.model_copy(update={"commands": commands})
 
 
