@@ -38,6 +38,7 @@ class TaskRun:
         self._services = services
         self._playbook = load_playbook(record.task)
         self._task = _masked(with_playbook(record.task, self._playbook), services.redactor.text)
+        record.task = self._task
         self._deadline = Deadline(self._task.timeout_seconds, record.clock)
         self._transcript = Transcript()
         self._diff = b""

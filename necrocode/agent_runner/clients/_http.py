@@ -1,0 +1,320 @@
+"""What the three service clients share: one session, its retries, and the way from an answer to an error.
+
+Retries live here and nowhere above. A call is tried again after a connection error or one of 408, 425, 429, 500, 502,
+503 and 504, with jittered exponential backoff (AWS Architecture Blog, "Exponential Backoff And Jitter": full jitter) or
+the wait that ``Retry-After`` asks for; never after any other 4xx. Every write carries one ``Idempotency-Key`` over all
+its tries, so that a write whose answer was lost is not done twice.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import uuid
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Self
+
+import requests
+import tenacity
+
+from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock
+from necrocode.agent_runner._redact import Redactor
+from necrocode.agent_runner.errors import (
+    AmbiguousTaskError,
+    AuthenticationError,
+    ConfigurationError,
+    IllegalTransitionError,
+    RateLimitError,
+    RunnerError,
+    ServiceConnectionError,
+    ServiceError,
+    SlotAllocationError,
+    StaleLeaseError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+logger = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_SECONDS = 5.0
+DEFAULT_RETRY_COUNT = 3
+DEFAULT_TIMEOUT_SECONDS = 30.0
+MAX_RETRY_AFTER_SECONDS = 60.0
+"""The longest that a ``Retry-After`` is waited for; a service that asks for more is tried again after this."""
+_FIRST_BACKOFF_SECONDS = 0.2
+_LONGEST_BACKOFF_SECONDS = 10.0
+_RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
+_LONGEST_DETAIL = 500
+_ERROR_BY_SLUG: dict[str, type[RunnerError]] = {
+    "stale-lease": StaleLeaseError,
+    "ambiguous-task": AmbiguousTaskError,
+    "no-available-slots": SlotAllocationError,
+    "illegal-transition": IllegalTransitionError,
+}
+
+
+class _RetryLaterError(Exception):
+    """An answer or failure after which the call may be tried again; carries what to raise when it is not."""
+
+    def __init__(self, error: RunnerError, wait_seconds: float | None = None) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.wait_seconds = wait_seconds
+
+
+class ServiceHttp:
+    """Calls to one service. Safe for several threads; ``not_found`` is the error that a 404 becomes."""
+
+    def __init__(
+        self,
+        base_url: str,
+        service: str,
+        *,
+        not_found: type[ServiceError],
+        token: str | None = None,
+        network_retry_count: int = DEFAULT_RETRY_COUNT,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        if not base_url.startswith(("http://", "https://")):
+            raise ConfigurationError(f"The {service} URL {base_url!r} must start with http:// or https://.")
+        self.base_url = base_url.rstrip("/")
+        self._service = service
+        self._not_found = not_found
+        self._retry_count = network_retry_count
+        self._timeout_seconds = timeout_seconds
+        self._clock = clock
+        self._redactor = Redactor((token,) if token else ())
+        self._session = requests.Session()
+        self._session.headers["Accept"] = "application/json"
+        self._session.auth = _Bearer(token)
+        self._capabilities: frozenset[str] | None = None
+        self._said: set[str] = set()
+
+    def close(self) -> None:
+        """Close the pooled connections; a later call opens new ones."""
+        self._session.close()
+
+    def get(self, path: str, *, params: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401  JSON
+        """The JSON that a GET answers."""
+        return self._json(self._call("GET", path, params=params))
+
+    def get_bytes(self, path: str) -> bytes:
+        """The body that a GET answers."""
+        return self._call("GET", path).content
+
+    def write(
+        self,
+        method: str,
+        path: str,
+        *,
+        json_body: Mapping[str, Any] | None = None,
+        params: Mapping[str, Any] | None = None,
+        form: Mapping[str, Any] | None = None,
+        file: bytes | None = None,
+        epoch: int | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Any:  # noqa: ANN401  JSON
+        """The JSON that a write answers (None for an empty body); the same idempotency key over all its tries."""
+        headers = {"Idempotency-Key": str(uuid.uuid4())}
+        if epoch is not None:
+            headers["X-Lease-Epoch"] = str(epoch)
+        files = None if file is None else {"file": ("artifact", file, "application/octet-stream")}
+        answer = self._call(
+            method,
+            path,
+            headers=headers,
+            params=params,
+            json=json_body,
+            data=form,
+            files=files,
+            timeout_seconds=timeout_seconds,
+        )
+        return self._json(answer) if answer.content else None
+
+    def health(self) -> dict[str, Any]:
+        """What ``GET /health`` answers."""
+        answer = self.get("/health")
+        return answer if isinstance(answer, dict) else {}
+
+    def has(self, capability: str) -> bool:
+        """Whether the service lists an optional ability; asked once, and where it does not, said once in the log."""
+        if self._capabilities is None:
+            try:
+                listed = self.health().get("capabilities")
+            except self._not_found:
+                listed = None
+            self._capabilities = frozenset(map(str, listed)) if isinstance(listed, list) else frozenset()
+        if capability not in self._capabilities:
+            self.say_once(f"The {self._service} at {self.base_url} cannot {capability!r}; going on without it.")
+            return False
+        return True
+
+    def say_once(self, text: str) -> None:
+        """Log a line, the first time only."""
+        if text not in self._said:
+            self._said.add(text)
+            logger.warning("%s", text)
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        timeout_seconds: float | None = None,
+        **options: Any,  # noqa: ANN401  what requests takes
+    ) -> requests.Response:
+        retrying = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(self._retry_count + 1),
+            wait=self._wait,
+            sleep=self._clock.sleep,
+            retry=tenacity.retry_if_exception_type(_RetryLaterError),
+            reraise=True,
+        )
+        timeout = (CONNECT_TIMEOUT_SECONDS, timeout_seconds or self._timeout_seconds)
+        try:
+            answer: requests.Response = retrying(self._try, method, path, timeout, options)
+        except _RetryLaterError as later:
+            raise later.error from later.__cause__
+        return answer
+
+    @staticmethod
+    def _wait(state: tenacity.RetryCallState) -> float:
+        failure = state.outcome.exception() if state.outcome is not None else None
+        asked = failure.wait_seconds if isinstance(failure, _RetryLaterError) else None
+        if asked is not None:
+            return min(asked, MAX_RETRY_AFTER_SECONDS)
+        ceiling = min(_LONGEST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2**state.attempt_number)
+        return random.uniform(0, ceiling)  # noqa: S311  jitter, no secret
+
+    def _try(self, method: str, path: str, timeout: tuple[float, float], options: dict[str, Any]) -> requests.Response:
+        url = f"{self.base_url}{path}"
+        try:
+            # A redirect is not followed: it could carry the token to another host, and turns a PUT into a GET.
+            answer = self._session.request(method, url, timeout=timeout, allow_redirects=False, **options)
+        except requests.ReadTimeout as error:
+            text = f"{self._named()} did not answer {method} {path} within {timeout[1]:g} seconds."
+            raise _RetryLaterError(ServiceConnectionError(text)) from error
+        except (requests.ConnectionError, requests.Timeout) as error:
+            raise _RetryLaterError(self._unreachable()) from error
+        except requests.RequestException as error:  # the answer was cut, or is no HTTP
+            text = f"{self._named()} broke off its answer to {method} {path}: {type(error).__name__}."
+            raise _RetryLaterError(ServiceConnectionError(text)) from error
+        if answer.status_code < requests.codes.multiple_choices:
+            return answer
+        raise self._refusal(answer, method, path)
+
+    def _refusal(self, answer: requests.Response, method: str, path: str) -> Exception:
+        problem = _problem(answer)
+        error = self._error(answer, problem, method, path)
+        if answer.status_code not in _RETRIED_STATUSES or isinstance(error, SlotAllocationError):
+            return error  # the pool has waited for a slot itself: asking again at once would only wait twice
+        error.retryable = True
+        return _RetryLaterError(error, _retry_after_seconds(answer, self._clock))
+
+    def _error(self, answer: requests.Response, problem: dict[str, Any], method: str, path: str) -> RunnerError:
+        status = answer.status_code
+        detail = self._redactor.text(str(problem.get("detail") or problem.get("title") or answer.reason or ""))
+        said = " ".join(detail.split())[:_LONGEST_DETAIL]
+        text = f"{self._named()} answered {status} to {method} {path}: {said or 'no reason given'}"
+        if status in {requests.codes.unauthorized, requests.codes.forbidden}:
+            hint = "Check the service token (service_token, or NECROCODE_SERVICE_TOKEN)."
+            return AuthenticationError(text, hint=hint, status_code=status)
+        slug = str(problem.get("type") or "").rstrip("/").rsplit("/", 1)[-1]
+        kind = _ERROR_BY_SLUG.get(slug)
+        if kind is SlotAllocationError:
+            said = said if said.startswith("No available slots") else f"No available slots: {said}"
+            return SlotAllocationError(said, hint=f"(from {self.base_url})", status_code=status)
+        if kind is None and status == requests.codes.not_found:
+            kind = self._not_found
+        if kind is None and status == requests.codes.conflict and path.endswith("/status"):
+            kind = IllegalTransitionError
+        if kind is None and status == requests.codes.too_many_requests:
+            kind = RateLimitError
+        if answer.is_redirect:
+            return ServiceError(f"{text}; redirects are not followed.", hint="Set the final URL.", status_code=status)
+        return (kind or ServiceError)(text, status_code=status)
+
+    def _unreachable(self) -> ServiceConnectionError:
+        return ServiceConnectionError(
+            f"Failed to connect to {self.base_url} ({self._service}): is it running?",
+            hint=f"try: curl {self.base_url}/health",
+        )
+
+    def _named(self) -> str:
+        return f"The {self._service} at {self.base_url}"
+
+    def _json(self, answer: requests.Response) -> Any:  # noqa: ANN401  JSON
+        try:
+            return answer.json()
+        except ValueError as error:
+            raise ServiceError(
+                f"{self._named()} answered {answer.status_code} with something else than JSON:"
+                f" {answer.text[:80]!r}. Is this the right URL?",
+                status_code=answer.status_code,
+            ) from error
+
+
+class _Bearer(requests.auth.AuthBase):
+    """The token as a header; being set even without one, it keeps requests from sending what a .netrc says."""
+
+    def __init__(self, token: str | None) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self._token:
+            request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
+
+
+class ServiceClient:
+    """The part that is the same in all three clients: opening, closing, health."""
+
+    _http: ServiceHttp
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the pooled connections; a later call opens new ones."""
+        self._http.close()
+
+    def health(self) -> dict[str, Any]:
+        """What the service says of itself: ``status``, ``service``, ``version``, ``capabilities``."""
+        return self._http.health()
+
+
+def _problem(answer: requests.Response) -> dict[str, Any]:
+    """The RFC 9457 problem in an answer; for any other body its first text."""
+    try:
+        value = json.loads(answer.content[:1_000_000])
+    except ValueError:
+        is_html = "html" in answer.headers.get("Content-Type", "")
+        return {} if is_html else {"detail": answer.text[:_LONGEST_DETAIL]}
+    return value if isinstance(value, dict) else {"detail": str(value)}
+
+
+def _retry_after_seconds(answer: requests.Response, clock: Clock) -> float | None:
+    """The wait that ``Retry-After`` asks for, in seconds or as a date (RFC 9110, section 10.2.3)."""
+    value = answer.headers.get("Retry-After", "").strip()
+    if value.isdigit():
+        return float(value)
+    try:
+        when = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    when = when if when.tzinfo is not None else when.replace(tzinfo=UTC)
+    return max(0.0, (when - _utc(clock.now())).total_seconds())
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment.astimezone(UTC)

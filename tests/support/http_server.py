@@ -1,0 +1,120 @@
+"""A loopback HTTP server whose answers a test writes down beforehand."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Self
+
+
+@dataclass
+class Request:
+    """What a client sent."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class Answer:
+    """What the server says. ``cut`` ends the connection after that many bytes of the body; ``drop`` answers nothing."""
+
+    status: int = 200
+    body: Any = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    cut: int | None = None
+    drop: bool = False
+    wait: threading.Event | None = None
+
+    def content(self) -> bytes:
+        if isinstance(self.body, bytes):
+            return self.body
+        return self.body.encode() if isinstance(self.body, str) else json.dumps(self.body).encode()
+
+
+Script = Callable[[Request], Answer]
+
+
+class ScriptedServer:
+    """The server: ``requests`` has all that came, ``url`` is where it listens."""
+
+    def __init__(self, script: Script) -> None:
+        self.requests: list[Request] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_any(self) -> None:
+                length = int(self.headers.get("Content-Length") or 0)
+                headers = {key.lower(): value for key, value in self.headers.items()}
+                request = Request(self.command, self.path, headers, self.rfile.read(length))
+                outer.requests.append(request)
+                self.answer(script(request))
+
+            def answer(self, answer: Answer) -> None:
+                if answer.wait is not None:
+                    answer.wait.wait(30)
+                if answer.drop:
+                    self.close_connection = True
+                    return
+                content = answer.content()
+                self.send_response(answer.status)
+                for name, value in {"Content-Type": "application/json", **answer.headers}.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                if answer.cut is not None:
+                    content, self.close_connection = content[: answer.cut], True
+                self.wfile.write(content)
+
+            do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = handle_any  # noqa: N815
+
+            def log_message(self, *_arguments: Any) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, *_arguments: Any) -> None:
+                pass  # clients that hang up are part of the tests
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@contextmanager
+def serving(answers: Iterable[Answer] | Script) -> Iterator[ScriptedServer]:
+    """A running server that gives these answers in order (the last one again and again), or what a function says."""
+    if callable(answers):
+        script: Script = answers
+    else:
+        waiting = list(answers)
+        lock = threading.Lock()
+
+        def script(_request: Request) -> Answer:
+            with lock:
+                return waiting.pop(0) if len(waiting) > 1 else waiting[0]
+
+    with ScriptedServer(script) as server:
+        yield server
