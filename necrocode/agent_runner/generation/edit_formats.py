@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from necrocode.agent_runner.errors import EmptyAnswerError, MalformedAnswerError
-from necrocode.agent_runner.models import CodeChange
+from necrocode.agent_runner.models import CodeChange, LLMResponse, ModelAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -109,6 +109,21 @@ def parse_answer(text: str) -> ParsedAnswer:
             f" path on the line before it. It begins: {' '.join(body.split())[:160]!r}"
         )
     return ParsedAnswer(_limited(changes), explanation, "files")
+
+
+def read_answer(answer: ModelAnswer) -> LLMResponse:
+    """A model's answer with its change set; raises as :func:`parse_answer` does."""
+    parsed = parse_answer(answer.text)
+    return LLMResponse(
+        code_changes=parsed.changes,
+        explanation=parsed.explanation,
+        model=answer.model,
+        edit_format=parsed.edit_format,
+        prompt_tokens=answer.prompt_tokens,
+        completion_tokens=answer.completion_tokens,
+        tokens_used=answer.prompt_tokens + answer.completion_tokens,
+        request_id=answer.request_id,
+    )
 
 
 def _limited(changes: Sequence[CodeChange]) -> tuple[CodeChange, ...]:

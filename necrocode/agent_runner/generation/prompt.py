@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from necrocode.agent_runner.models import Message
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.generation.context import Context
     from necrocode.agent_runner.models import TaskContext
 
+_MAX_LISTED_NAMES = 200
 _ROLE = (
     "You are a careful software engineer. You are given a task and files of a git repository. Make the smallest change"
     " that does the whole task. Keep what the task does not ask to change. Write complete, working code."
@@ -40,6 +43,40 @@ backticks in a row, fence it with four."""
 def system_prompt(answer_format: Literal["json", "text"]) -> str:
     """The standing instruction: the role, and the form of the answer."""
     return f"{_ROLE}\n\n{_JSON_FORMAT if answer_format == 'json' else _TEXT_FORMAT}"
+
+
+def as_text_request(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The same conversation for an endpoint without structured output: it asks for fenced files instead of JSON."""
+    json_prompt, text_prompt = system_prompt("json"), system_prompt("text")
+    return tuple(
+        message.model_copy(update={"content": text_prompt}) if message.content == json_prompt else message
+        for message in messages
+    )
+
+
+def free_messages(
+    prompt: str, workspace_path: Path | None, *, answer_format: Literal["json", "text"]
+) -> tuple[Message, ...]:
+    """The conversation for a prompt of the caller's own, with the names of the workspace's files under it.
+
+    A workspace that is not there adds nothing; ``.git`` and all but the first 200 names are left out.
+    """
+    names = _file_names(workspace_path) if workspace_path is not None and workspace_path.is_dir() else []
+    listing = "\n\n# Files of the workspace\n\n" + "\n".join(names) if names else ""
+    return (
+        Message(role="system", content=system_prompt(answer_format)),
+        Message(role="user", content=f"{prompt}{listing}"),
+    )
+
+
+def _file_names(workspace: Path) -> list[str]:
+    names: list[str] = []
+    for folder, folders, files in os.walk(workspace):
+        folders[:] = sorted(name for name in folders if name != ".git")
+        names += [(Path(folder, name)).relative_to(workspace).as_posix() for name in sorted(files)]
+        if len(names) >= _MAX_LISTED_NAMES:
+            break
+    return names[:_MAX_LISTED_NAMES]
 
 
 def task_messages(

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from necrocode.agent_runner.generation.context import Context, select_context
-from necrocode.agent_runner.generation.edit_formats import ParsedAnswer, parse_answer
+from necrocode.agent_runner.generation.edit_formats import read_answer
 from necrocode.agent_runner.generation.prompt import task_messages
-from necrocode.agent_runner.models import LLMResponse, Message, ModelAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner._git import ObjectReader, Repository
     from necrocode.agent_runner.config import LLMConfig
-    from necrocode.agent_runner.models import TaskContext
+    from necrocode.agent_runner.models import LLMResponse, Message, ModelAnswer, TaskContext
     from necrocode.agent_runner.protocols import LanguageModel
 
 
@@ -75,18 +74,4 @@ def generate(
         transcript.messages, answer_format=answer_format, max_tokens=task.max_tokens, deadline=deadline
     )
     transcript.answer = answer
-    return response_of(answer, parse_answer(answer.text))
-
-
-def response_of(answer: ModelAnswer, parsed: ParsedAnswer) -> LLMResponse:
-    """The answer, read."""
-    return LLMResponse(
-        code_changes=parsed.changes,
-        explanation=parsed.explanation,
-        model=answer.model,
-        edit_format=parsed.edit_format,
-        prompt_tokens=answer.prompt_tokens,
-        completion_tokens=answer.completion_tokens,
-        tokens_used=answer.prompt_tokens + answer.completion_tokens,
-        request_id=answer.request_id,
-    )
+    return read_answer(answer)

@@ -1,0 +1,230 @@
+"""From what an OpenAI-compatible endpoint says to an answer or to one of our errors, in one place.
+
+The wordings come from the servers themselves: OpenAI, Azure, vLLM, llama.cpp, llama-cpp-python, Ollama, LiteLLM.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+
+from necrocode.agent_runner.errors import (
+    AuthenticationError,
+    ContentFilterError,
+    ContextOverflowError,
+    EmptyAnswerError,
+    MalformedAnswerError,
+    ModelRefusalError,
+    RateLimitError,
+    RunnerError,
+    ServiceConnectionError,
+    ServiceError,
+    TruncatedAnswerError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import openai
+
+    from necrocode.agent_runner._clock import Clock
+
+RETRIED_STATUSES = frozenset({408, 409, 429})
+_LONGEST_SAID = 400
+_OVERFLOW = re.compile(
+    r"context_length_exceeded|maximum context length|exceed(?:s|ed)?[a-z ]{0,30} context (?:window|size|length)"
+    r"|context window of \d+|prompt is too long|exceed_context_size",
+    re.IGNORECASE,
+)
+_WRONG_KEY = re.compile(
+    r"invalid[ _]api[ _]key|incorrect api key|authentication error|invalid proxy server token|no api key", re.IGNORECASE
+)
+_QUOTA = re.compile(r"insufficient_quota|exceeded your current quota|billing", re.IGNORECASE)
+_FORMAT_REFUSED = re.compile(
+    r"response_format|json_schema|json_object|structured output|literal_error|grammar|guided", re.IGNORECASE
+)
+_CUT_REASONS = {"length", "max_tokens", "model_length"}
+
+
+class EndpointFailureError(Exception):
+    """One failed try: what to raise, whether and when to try again, and what the endpoint said."""
+
+    def __init__(
+        self,
+        error: RunnerError,
+        *,
+        is_retried: bool,
+        wait_seconds: float | None = None,
+        status_code: int | None = None,
+        said: str = "",
+    ) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.is_retried = is_retried
+        self.wait_seconds = wait_seconds
+        self.status_code = status_code
+        self.said = said
+
+    @property
+    def refuses_format(self) -> bool:
+        """Whether this reads as "I do not know this response_format" rather than as an outage."""
+        formal = self.status_code in {400, 415, 422, 500, 501}
+        return (
+            formal
+            and _FORMAT_REFUSED.search(self.said) is not None
+            and not isinstance(self.error, ContextOverflowError)
+        )
+
+    @property
+    def refuses_request(self) -> bool:
+        """Whether the endpoint calls the request itself wrong."""
+        return self.status_code in {400, 422}
+
+
+def read_completion(body: bytes, *, request_id: str | None, model: str) -> dict[str, Any]:
+    """Text, model and usage of a chat completion (OpenAI API reference, "The chat completion object").
+
+    Raises :class:`EndpointFailureError` for a body that is none, which is tried again, and for an answer that is cut,
+    refused, filtered, empty or a tool call, which is not.
+    """
+    try:
+        completion = json.loads(body)
+        choices = completion["choices"]
+        choice = choices[0] if choices else None
+        message = choice["message"] if choice is not None else None
+    except (ValueError, LookupError, TypeError) as error:
+        text = f"The model endpoint answered 200 with something that is no chat completion: {_short(body)!r}"
+        raise EndpointFailureError(ServiceError(text, retryable=True), is_retried=True) from error
+    if choice is None or not isinstance(message, dict):
+        raise _final(EmptyAnswerError("The model endpoint answered without any choice."))
+    _check_finished(choice, message)
+    usage = completion.get("usage") or {}
+    return {
+        "text": str(message["content"]),
+        "model": str(completion.get("model") or model),
+        "prompt_tokens": _count(usage, "prompt_tokens"),
+        "completion_tokens": _count(usage, "completion_tokens"),
+        "request_id": request_id or (str(completion["id"]) if completion.get("id") else None),
+    }
+
+
+def _check_finished(choice: dict[str, Any], message: dict[str, Any]) -> None:
+    reason = choice.get("finish_reason")
+    if message.get("refusal"):
+        raise _final(ModelRefusalError(f"The model declined: {_short(str(message['refusal']))}"))
+    if reason == "content_filter":
+        raise _final(ContentFilterError("The provider's content filter withheld the answer."))
+    if reason in _CUT_REASONS:
+        text = "The model's answer was cut at the token limit; nothing of it was applied."
+        raise _final(TruncatedAnswerError(text, hint="Raise max_tokens, or split the task."))
+    if message.get("tool_calls") or message.get("function_call"):
+        raise _final(MalformedAnswerError("The model answered with a tool call, though it was offered no tools."))
+    if not isinstance(message.get("content"), str) or not message["content"].strip():
+        raise _final(EmptyAnswerError(f"The model answered with no text (finish_reason {reason!r})."))
+
+
+def failure_of(
+    error: openai.OpenAIError,
+    *,
+    endpoint: str,
+    model: str,
+    timeout_seconds: float,
+    redact: Callable[[str], str],
+    clock: Clock,
+) -> EndpointFailureError:
+    """One of the openai package's exceptions as a failure of ours."""
+    import openai  # noqa: PLC0415  loaded already: its exception is at hand
+
+    if isinstance(error, openai.APIStatusError):
+        said = redact(_said(error))
+        kind = _status_error(error.status_code, said, endpoint=endpoint, model=model)
+        is_retried = (error.status_code in RETRIED_STATUSES or error.status_code >= 500) and (  # noqa: PLR2004
+            not isinstance(kind, (AuthenticationError, ContextOverflowError)) and not _QUOTA.search(said)
+        )
+        kind.retryable = is_retried
+        wait = retry_after_seconds(error.response.headers, clock)
+        return EndpointFailureError(
+            kind, is_retried=is_retried, wait_seconds=wait, status_code=error.status_code, said=said
+        )
+    if isinstance(error, openai.APITimeoutError):
+        text = f"The model endpoint {endpoint} did not answer within {timeout_seconds:g} seconds."
+        return EndpointFailureError(
+            ServiceConnectionError(text, hint="Raise llm.timeout_seconds if the model is slow."), is_retried=True
+        )
+    if isinstance(error, openai.APIConnectionError):
+        return EndpointFailureError(_connection_error(error, endpoint), is_retried=True)
+    text = f"The model endpoint {endpoint} cannot be asked: {redact(str(error))[:_LONGEST_SAID]}"
+    return EndpointFailureError(ServiceError(text), is_retried=False)
+
+
+def _connection_error(error: openai.APIConnectionError, endpoint: str) -> ServiceConnectionError:
+    cause = type(error.__cause__).__name__
+    if cause in {"RemoteProtocolError", "ReadError", "DecodingError"}:
+        return ServiceConnectionError(f"The model endpoint {endpoint} broke off its answer ({cause}).")
+    return ServiceConnectionError(
+        f"Failed to connect to {endpoint} (model endpoint): is it running?", hint=f"try: curl {endpoint}/models"
+    )
+
+
+def _status_error(status: int, said: str, *, endpoint: str, model: str) -> RunnerError:
+    where = f"The model endpoint {endpoint} answered {status}: {said}"
+    if status in {401, 403} or (status == 400 and _WRONG_KEY.search(said)):  # noqa: PLR2004  LiteLLM says 400
+        return AuthenticationError(
+            f"Invalid API key for {endpoint} (it answered {status}: {said}).",
+            hint="Check OPENAI_API_KEY, or the variable that llm_api_key_env_var names.",
+            status_code=status,
+        )
+    if status in {400, 413, 500} and _OVERFLOW.search(said):
+        return ContextOverflowError(where, hint="Lower llm.context_tokens or max_tokens.", status_code=status)
+    if status == 429:  # noqa: PLR2004
+        return RateLimitError(where, status_code=status)
+    if status == 404:  # noqa: PLR2004
+        return ServiceError(
+            where, hint=f"Does it serve the model {model!r}? try: curl {endpoint}/models", status_code=status
+        )
+    return ServiceError(where, status_code=status)
+
+
+def _said(error: openai.APIStatusError) -> str:
+    """What the endpoint said, in one bounded line: the message and code of a JSON body, else the body's beginning."""
+    body = error.body
+    if isinstance(body, dict):
+        parts = [str(body.get(key)) for key in ("code", "type", "message", "detail") if body.get(key)]
+        return _short(": ".join(dict.fromkeys(parts)) or json.dumps(body))
+    text = error.response.text
+    return _short("(an HTML page)" if "<html" in text[:1000].lower() else text) or "no reason given"
+
+
+def retry_after_seconds(headers: Mapping[str, str], clock: Clock) -> float | None:
+    """The wait that an answer asks for: ``retry-after-ms``, or ``Retry-After`` in seconds or as a date (RFC 9110)."""
+    for name, scale in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        value = headers.get(name, "").strip()
+        if re.fullmatch(r"\d+(\.\d+)?", value):
+            return float(value) / scale
+    try:
+        when = parsedate_to_datetime(headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    when = when if when.tzinfo is not None else when.replace(tzinfo=UTC)
+    return max(0.0, (when - _utc(clock.now())).total_seconds())
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment.astimezone(UTC)
+
+
+def _final(error: RunnerError) -> EndpointFailureError:
+    return EndpointFailureError(error, is_retried=False)
+
+
+def _count(usage: object, key: str) -> int:
+    value = usage.get(key) if isinstance(usage, dict) else None
+    return value if isinstance(value, int) and value >= 0 else 0
+
+
+def _short(text: str | bytes) -> str:
+    decoded = text.decode(errors="replace") if isinstance(text, bytes) else text
+    return " ".join(decoded.split())[:_LONGEST_SAID]

@@ -1,0 +1,230 @@
+"""The model client: any endpoint that speaks OpenAI's chat completions, through the official package.
+
+The package's own retries are off; retries live here. What an endpoint can do (structured output, names of parameters)
+is found out by asking, and remembered for the rest of the process.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import threading
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import tenacity
+
+from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock, Deadline
+from necrocode.agent_runner._redact import Redactor
+from necrocode.agent_runner.clients._openai_answers import EndpointFailureError, failure_of, read_completion
+from necrocode.agent_runner.errors import ConfigurationError, RunnerTimeoutError
+from necrocode.agent_runner.generation.edit_formats import JSON_SCHEMA, read_answer
+from necrocode.agent_runner.generation.prompt import as_text_request, free_messages
+from necrocode.agent_runner.models import LLMResponse, Message, ModelAnswer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import openai
+
+    from necrocode.agent_runner.config import LLMConfig
+    from necrocode.agent_runner.protocols import AnswerFormat
+
+OPENAI_ENDPOINT = "https://api.openai.com/v1"
+CONNECT_TIMEOUT_SECONDS = 10.0
+_FIRST_BACKOFF_SECONDS = 0.5
+_LONGEST_BACKOFF_SECONDS = 30.0
+_MAX_RETRY_AFTER_SECONDS = 300.0
+_MOST_ADAPTATIONS = 6
+# Models that know only the newer name (OpenAI API reference: max_tokens is "not compatible with o-series models").
+_NEWER_MODEL = re.compile(r"^(?:o\d|gpt-[5-9])")
+_SCHEMA_FORMAT = {
+    "type": "json_schema",
+    "json_schema": {"name": "change_set", "strict": True, "schema": JSON_SCHEMA},
+}
+_RESPONSE_FORMATS: dict[str, dict[str, Any] | None] = {
+    "json_schema": _SCHEMA_FORMAT,
+    "json_object_with_schema": {"type": "json_object", "schema": JSON_SCHEMA},  # llama-cpp-python's own form
+    "json_object": {"type": "json_object"},
+    "text": None,
+}
+
+
+@dataclass
+class _Manners:
+    """What one model behind one endpoint has shown that it takes."""
+
+    response_format: str = "json_schema"
+    tokens_parameter: str = "max_tokens"
+    takes_temperature: bool = True
+
+
+_manners: dict[tuple[str, str], _Manners] = {}
+_manners_lock = threading.Lock()
+
+
+class LLMClient:
+    """A model behind an OpenAI-compatible endpoint; the Protocol is ``LanguageModel``. Safe for several threads.
+
+    Nothing is imported or connected before the first question.
+    """
+
+    def __init__(self, config: LLMConfig, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._config = config
+        self._clock = clock
+        self._endpoint = (config.endpoint or os.environ.get("OPENAI_BASE_URL") or OPENAI_ENDPOINT).rstrip("/")
+        self._key = config.api_key.get_secret_value() if config.api_key is not None else None
+        self._redact = Redactor((self._key,) if self._key else ()).text
+        with _manners_lock:
+            self._manners = _manners.setdefault((self._endpoint, config.model), _first_manners(config.model))
+
+    def complete(
+        self,
+        messages: Sequence[Message],
+        *,
+        answer_format: AnswerFormat = "text",
+        max_tokens: int | None = None,
+        deadline: Deadline | None = None,
+    ) -> ModelAnswer:
+        """One whole answer; see ``LanguageModel.complete`` for what is raised instead of a bad one."""
+        deadline = deadline or Deadline((self._config.retry_count + 1) * self._config.timeout_seconds * 2, self._clock)
+        adaptations = 0
+        while True:
+            asked = self._manners.response_format if answer_format == "json" else "text"
+            request = self._request(messages, answer_format, asked, max_tokens)
+            try:
+                return ModelAnswer(**self._ask(request, deadline), asked_format=asked)
+            except EndpointFailureError as failure:
+                adaptations += 1
+                if adaptations > _MOST_ADAPTATIONS or not self._adapt(request, failure):
+                    raise failure.error from failure.__cause__
+
+    def generate_code(
+        self, prompt: str, workspace_path: Path | None = None, max_tokens: int | None = None
+    ) -> LLMResponse:
+        """The change set for a prompt. ``workspace_path`` names a folder whose file names the model is told.
+
+        Nothing is written anywhere. Raises as :meth:`complete` does, and ``MalformedAnswerError``.
+        """
+        answer_format: AnswerFormat = "text" if self._config.edit_format == "files" else "json"
+        messages = free_messages(prompt, workspace_path, answer_format=answer_format)
+        return read_answer(self.complete(messages, answer_format=answer_format, max_tokens=max_tokens))
+
+    def _request(
+        self, messages: Sequence[Message], answer_format: AnswerFormat, asked: str, max_tokens: int | None
+    ) -> dict[str, Any]:
+        if answer_format == "json" and asked == "text" and self._config.edit_format == "auto":
+            messages = as_text_request(messages)
+        request: dict[str, Any] = {
+            "model": self._config.model,
+            "messages": [{"role": message.role, "content": message.content} for message in messages],
+            self._manners.tokens_parameter: max_tokens or self._config.max_tokens,
+        }
+        if self._config.temperature is not None and self._manners.takes_temperature:
+            request["temperature"] = self._config.temperature
+        if (response_format := _RESPONSE_FORMATS[asked]) is not None:
+            request["response_format"] = response_format
+        return request
+
+    def _adapt(self, request: dict[str, Any], failure: EndpointFailureError) -> bool:
+        """Learn from a refusal of the request's form; whether there is another form to try."""
+        manners, said = self._manners, failure.said
+        if "response_format" in request and failure.refuses_format:
+            manners.response_format = _next_format(request["response_format"], said)
+            return True
+        if not failure.refuses_request:
+            return False
+        if "max_tokens" in request and "max_completion_tokens" in said:
+            manners.tokens_parameter = "max_completion_tokens"
+            return True
+        if "max_completion_tokens" in request and "max_completion_tokens" in said:
+            manners.tokens_parameter = "max_tokens"
+            return True
+        if "temperature" in request and "temperature" in said:
+            manners.takes_temperature = False
+            return True
+        return False
+
+    def _ask(self, request: dict[str, Any], deadline: Deadline) -> dict[str, Any]:
+        def is_worth_another_try(error: BaseException) -> bool:
+            if not isinstance(error, EndpointFailureError) or not error.is_retried:
+                return False
+            return not ("response_format" in request and error.refuses_format)
+
+        def is_over(state: tenacity.RetryCallState) -> bool:
+            longest_wait = min(_MAX_RETRY_AFTER_SECONDS, deadline.remaining_seconds())
+            return state.attempt_number > self._config.retry_count or state.upcoming_sleep >= longest_wait
+
+        retrying = tenacity.Retrying(
+            stop=is_over,
+            wait=_wait_seconds,
+            sleep=self._clock.sleep,
+            retry=tenacity.retry_if_exception(is_worth_another_try),
+            reraise=True,
+        )
+        answer: dict[str, Any] = retrying(self._try, request, deadline)
+        return answer
+
+    def _try(self, request: dict[str, Any], deadline: Deadline) -> dict[str, Any]:
+        import openai  # noqa: PLC0415  0.9 s of imports, at the first question only
+
+        left = deadline.check("ask the model")
+        timeout = min(self._config.timeout_seconds, left)
+        try:
+            raw = self._client().chat.completions.with_raw_response.create(
+                **request, timeout=openai.Timeout(timeout, connect=min(CONNECT_TIMEOUT_SECONDS, timeout))
+            )
+            body = raw.http_response.content
+        except openai.OpenAIError as error:
+            if isinstance(error, openai.APITimeoutError) and deadline.remaining_seconds() <= 0:
+                raise RunnerTimeoutError("The task's time ran out while the model was answering.") from error
+            raise failure_of(
+                error,
+                endpoint=self._endpoint,
+                model=self._config.model,
+                timeout_seconds=timeout,
+                redact=self._redact,
+                clock=self._clock,
+            ) from error
+        return read_completion(body, request_id=raw.headers.get("x-request-id"), model=self._config.model)
+
+    def _client(self) -> openai.OpenAI:
+        if self._key is None and self._endpoint == OPENAI_ENDPOINT:
+            raise ConfigurationError(
+                "No API key for the model.",
+                hint="Set OPENAI_API_KEY (or the variable that llm_api_key_env_var names), or llm.endpoint /"
+                " OPENAI_BASE_URL for a server that needs none.",
+            )
+        return _shared_client(self._endpoint, self._key or "unused")
+
+
+def _wait_seconds(state: tenacity.RetryCallState) -> float:
+    """What the endpoint asked for; else a jittered, doubling pause."""
+    failure = state.outcome.exception() if state.outcome is not None else None
+    asked = failure.wait_seconds if isinstance(failure, EndpointFailureError) else None
+    if asked is not None:
+        return asked
+    ceiling = min(_LONGEST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2**state.attempt_number)
+    return random.uniform(ceiling / 2, ceiling)  # noqa: S311  jitter, no secret
+
+
+def _first_manners(model: str) -> _Manners:
+    return _Manners(tokens_parameter="max_completion_tokens" if _NEWER_MODEL.match(model) else "max_tokens")
+
+
+def _next_format(refused: dict[str, Any], said: str) -> str:
+    """What to ask for after a refusal: the next simpler form."""
+    if refused["type"] == "json_schema":
+        return "json_object_with_schema" if "literal_error" in said else "json_object"
+    return "json_object" if "schema" in refused else "text"
+
+
+@lru_cache(maxsize=32)
+def _shared_client(endpoint: str, key: str) -> openai.OpenAI:
+    """One client, with its pooled connections, per endpoint and key: building one costs 25 ms."""
+    import openai  # noqa: PLC0415
+
+    return openai.OpenAI(api_key=key, base_url=endpoint, max_retries=0)
