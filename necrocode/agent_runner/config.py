@@ -58,9 +58,7 @@ class LLMConfig(StrictModel):
     @field_validator("api_key")
     @classmethod
     def _check_api_key(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not value.get_secret_value().strip():
-            return None  # os.getenv(..., "") and an empty export mean "not given"
-        return value
+        return _token(value)
 
 
 class RunnerConfig(StrictModel):
@@ -124,6 +122,11 @@ class RunnerConfig(StrictModel):
         if value is None or value.startswith(("sqlite:///", "file:///")):
             return value
         return _http_url(value)
+
+    @field_validator("git_token", "service_token")
+    @classmethod
+    def _check_token(cls, value: SecretStr | None) -> SecretStr | None:
+        return _token(value)
 
     @field_validator("commit_message")
     @classmethod
@@ -195,6 +198,14 @@ def _mapping(llm: object) -> dict[str, Any]:
     if not isinstance(llm, Mapping):
         raise ConfigurationError("Invalid configuration: llm must be a mapping of names to values.")
     return dict(llm)
+
+
+def _token(value: SecretStr | None) -> SecretStr | None:
+    """A key or token that an HTTP header can hold; None for an empty one, as ``os.getenv(name, "")`` gives."""
+    text = value.get_secret_value().strip() if value is not None else ""
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("must be one word of printable ASCII")
+    return SecretStr(text) if text else None
 
 
 def _http_url(value: str) -> str:

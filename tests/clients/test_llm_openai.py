@@ -1,0 +1,540 @@
+"""The model client over real sockets, against a server that says what a test wrote down."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from email.utils import format_datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from necrocode.agent_runner import (
+    AuthenticationError,
+    ConfigurationError,
+    ContentFilterError,
+    ContextOverflowError,
+    EmptyAnswerError,
+    LLMClient,
+    LLMConfig,
+    MalformedAnswerError,
+    Message,
+    ModelRefusalError,
+    RateLimitError,
+    RunnerTimeoutError,
+    ServiceConnectionError,
+    ServiceError,
+    TruncatedAnswerError,
+)
+from necrocode.agent_runner._clock import Deadline
+from necrocode.agent_runner.clients import llm_openai
+from necrocode.agent_runner.generation.prompt import system_prompt
+from tests.support.clocks import FakeClock
+from tests.support.http_server import Answer, Request, ScriptedServer, serving
+
+KEY = "sk-test-0123456789abcdef"
+MESSAGES = (Message(role="system", content=system_prompt("json")), Message(role="user", content="Do it."))
+
+
+def completion(content: Any = "hello", finish_reason: Any = "stop", **message: Any) -> dict[str, Any]:
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "served-model",
+        "choices": [
+            {
+                "index": 0,
+                "finish_reason": finish_reason,
+                "message": {"role": "assistant", "content": content, **message},
+            }
+        ],
+        "usage": {"prompt_tokens": 11, "completion_tokens": 4, "total_tokens": 15},
+    }
+
+
+def refusal(status: int, message: str = "no", code: Any = None, **headers: str) -> Answer:
+    return Answer(status, {"error": {"message": message, "type": "x", "code": code}}, headers=headers)
+
+
+@pytest.fixture(autouse=True)
+def _no_memory() -> Iterator[None]:
+    llm_openai._manners.clear()
+    yield
+    llm_openai._manners.clear()
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+def client(server: ScriptedServer | str, clock: FakeClock | None = None, **settings: Any) -> LLMClient:
+    url = server if isinstance(server, str) else f"{server.url}/v1"
+    return LLMClient(
+        LLMConfig(**({"endpoint": url, "api_key": KEY, "model": "m"} | settings)), clock=clock or FakeClock()
+    )
+
+
+def bodies(server: ScriptedServer) -> list[dict[str, Any]]:
+    return [request.json for request in server.requests]
+
+
+# --- one question, one answer
+
+
+def test_a_question_is_asked_as_configured_and_the_answer_read_whole() -> None:
+    with serving([Answer(200, completion(), headers={"x-request-id": "req-7"})]) as server:
+        answer = client(server, max_tokens=99, temperature=0.5).complete(MESSAGES)
+        (request,) = server.requests
+    assert request.path == "/v1/chat/completions"
+    assert request.headers["authorization"] == f"Bearer {KEY}"
+    assert request.json == {
+        "model": "m",
+        "messages": [{"role": message.role, "content": message.content} for message in MESSAGES],
+        "max_tokens": 99,
+        "temperature": 0.5,
+    }
+    assert (answer.text, answer.model, answer.prompt_tokens, answer.completion_tokens) == (
+        "hello",
+        "served-model",
+        11,
+        4,
+    )
+    assert (answer.request_id, answer.asked_format) == ("req-7", "text")
+
+
+@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": "many"}, [], {"prompt_tokens": -1}])
+def test_usage_that_is_missing_or_odd_counts_as_nothing(usage: Any) -> None:
+    with serving([Answer(200, {**completion(), "usage": usage, "id": None, "model": None})]) as server:
+        answer = client(server).complete(MESSAGES)
+    assert (answer.prompt_tokens, answer.completion_tokens) == (0, 0)
+    assert (answer.model, answer.request_id) == ("m", None)
+
+
+def test_the_id_of_the_completion_stands_in_for_the_request_id() -> None:
+    with serving([Answer(200, completion())]) as server:
+        assert client(server).complete(MESSAGES).request_id == "chatcmpl-1"
+
+
+@pytest.mark.parametrize(
+    ("model", "parameter"),
+    [("m", "max_tokens"), ("gpt-4.1", "max_tokens"), ("o3-mini", "max_completion_tokens"),
+     ("gpt-5-mini", "max_completion_tokens"), ("gpt-6.2-sol", "max_completion_tokens")],
+)  # fmt: skip
+def test_the_token_limit_goes_by_the_name_that_the_model_knows(model: str, parameter: str) -> None:
+    with serving([Answer(200, completion())]) as server:
+        client(server, model=model).complete(MESSAGES, max_tokens=5)
+        assert bodies(server)[0][parameter] == 5
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "model"),
+    [("max_tokens", "max_completion_tokens", "m"), ("max_completion_tokens", "max_tokens", "o9")],
+)
+def test_the_other_name_is_used_when_the_endpoint_asks_for_it_and_remembered(
+    first: str, second: str, model: str
+) -> None:
+    def script(request: Request) -> Answer:
+        said = f"Unsupported parameter: '{first}' is not supported. Use 'max_completion_tokens' or 'max_tokens'."
+        return refusal(400, said, "unsupported_parameter") if first in request.json else Answer(200, completion())
+
+    with serving(script) as server:
+        client(server, model=model).complete(MESSAGES)
+        client(server, model=model).complete(MESSAGES)
+        assert [next(key for key in body if key.startswith("max_")) for body in bodies(server)] == [
+            first,
+            second,
+            second,
+        ]
+
+
+def test_a_temperature_that_is_not_supported_is_left_out_and_that_is_remembered() -> None:
+    def script(request: Request) -> Answer:
+        said = "Unsupported value: 'temperature' does not support 0 with this model."
+        return refusal(400, said) if "temperature" in request.json else Answer(200, completion())
+
+    with serving(script) as server:
+        asking = client(server, temperature=0)
+        asking.complete(MESSAGES)
+        asking.complete(MESSAGES)
+        assert ["temperature" in body for body in bodies(server)] == [True, False, False]
+
+
+def test_other_bad_requests_are_told_and_not_tried_again() -> None:
+    with serving([refusal(400, "messages: too many roles")]) as server:
+        with pytest.raises(ServiceError, match="answered 400: x: messages: too many roles"):
+            client(server, temperature=0).complete(MESSAGES)
+        assert len(server.requests) == 1
+
+
+# --- structured output
+
+
+def formats(server: ScriptedServer) -> list[str]:
+    return [(body.get("response_format") or {"type": "text"})["type"] for body in bodies(server)]
+
+
+def test_json_is_asked_for_by_a_strict_schema() -> None:
+    with serving([Answer(200, completion())]) as server:
+        answer = client(server).complete(MESSAGES, answer_format="json")
+        sent = bodies(server)[0]["response_format"]
+    assert (sent["type"], sent["json_schema"]["strict"]) == ("json_schema", True)
+    assert sent["json_schema"]["schema"]["additionalProperties"] is False
+    assert answer.asked_format == "json_schema"
+
+
+@pytest.mark.parametrize("status", [400, 422, 500])
+def test_an_endpoint_without_structured_output_is_asked_for_less_and_remembered(status: int, clock: FakeClock) -> None:
+    def script(request: Request) -> Answer:
+        asked = request.json.get("response_format", {}).get("type")
+        return refusal(status, f"response_format {asked} is not supported") if asked else Answer(200, completion())
+
+    with serving(script) as server:
+        answer = client(server, clock).complete(MESSAGES, answer_format="json")
+        client(server, clock).complete(MESSAGES, answer_format="json")
+        assert formats(server) == ["json_schema", "json_object", "text", "text"]
+        systems = [body["messages"][0]["content"] for body in bodies(server)]
+    assert systems == [system_prompt("json"), system_prompt("json"), system_prompt("text"), system_prompt("text")]
+    assert answer.asked_format == "text"
+    assert clock.sleeps == []
+
+
+def test_json_that_is_insisted_on_is_asked_for_in_words() -> None:
+    def script(request: Request) -> Answer:
+        return refusal(400, "response_format") if "response_format" in request.json else Answer(200, completion())
+
+    with serving(script) as server:
+        client(server, edit_format="json").complete(MESSAGES, answer_format="json")
+        assert bodies(server)[-1]["messages"][0]["content"] == system_prompt("json")
+
+
+def test_llama_cpp_pythons_form_of_the_schema_is_tried_where_its_error_shows() -> None:
+    said = "[{'type': 'literal_error', 'loc': ('body', 'response_format', 'type'), 'msg': \"Input should be 'text'\"}]"
+
+    def script(request: Request) -> Answer:
+        kind = request.json["response_format"]
+        return refusal(500, said) if kind["type"] == "json_schema" else Answer(200, completion())
+
+    with serving(script) as server:
+        answer = client(server).complete(MESSAGES, answer_format="json")
+        assert "schema" in bodies(server)[1]["response_format"]
+    assert answer.asked_format == "json_object_with_schema"
+
+
+def test_that_form_falls_back_too() -> None:
+    def script(request: Request) -> Answer:
+        kind = request.json.get("response_format", {})
+        if kind.get("type") == "json_schema":
+            return refusal(500, "literal_error in response_format")
+        return refusal(400, "response_format: extra keys") if "schema" in kind else Answer(200, completion())
+
+    with serving(script) as server:
+        client(server).complete(MESSAGES, answer_format="json")
+        assert formats(server) == ["json_schema", "json_object", "json_object"]
+
+
+def test_an_outage_while_asking_for_json_is_an_outage(clock: FakeClock) -> None:
+    with serving([refusal(500, "boom"), Answer(200, completion())]) as server:
+        client(server, clock).complete(MESSAGES, answer_format="json")
+        assert formats(server) == ["json_schema", "json_schema"]
+
+
+def test_an_endpoint_that_never_stops_complaining_is_left_after_a_few_forms() -> None:
+    with serving([refusal(400, "temperature max_completion_tokens max_tokens response_format")]) as server:
+        with pytest.raises(ServiceError):
+            client(server, temperature=1).complete(MESSAGES, answer_format="json")
+        assert len(server.requests) <= 8
+
+
+# --- answers that are none
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (completion('{"changes": [', "length"), TruncatedAnswerError),
+        (completion("x", "max_tokens"), TruncatedAnswerError),
+        (completion("", "content_filter"), ContentFilterError),
+        (completion(None, "stop", refusal="I can't help with that."), ModelRefusalError),
+        (completion(None, "tool_calls", tool_calls=[{"id": "1"}]), MalformedAnswerError),
+        (completion("text", "stop", tool_calls=[{"id": "1"}]), MalformedAnswerError),
+        (completion(""), EmptyAnswerError),
+        (completion("  \n"), EmptyAnswerError),
+        (completion(None), EmptyAnswerError),
+        (completion([{"type": "text"}]), EmptyAnswerError),
+        ({**completion(), "choices": []}, EmptyAnswerError),
+        ({**completion(), "choices": None}, EmptyAnswerError),
+        ({**completion(), "choices": [{"message": None}]}, EmptyAnswerError),
+    ],
+)
+def test_each_way_of_not_answering_is_its_own_error_and_is_not_tried_again(answer: Any, error: type[Exception]) -> None:
+    with serving([Answer(200, answer)]) as server:
+        with pytest.raises(error) as caught:
+            client(server).complete(MESSAGES)
+        assert len(server.requests) == 1
+    assert type(caught.value) is error
+
+
+@pytest.mark.parametrize("finish_reason", ["stop", None, "eos", "end_turn"])
+def test_every_servers_word_for_done_is_taken(finish_reason: Any) -> None:
+    with serving([Answer(200, completion("x", finish_reason))]) as server:
+        assert client(server).complete(MESSAGES).text == "x"
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "words"),
+    [
+        (refusal(401, f"Incorrect API key provided: {KEY}", "invalid_api_key"), AuthenticationError, "^Invalid API key for "),
+        (refusal(403, "forbidden"), AuthenticationError, "^Invalid API key"),
+        (refusal(400, "Authentication Error, Invalid proxy server token passed"), AuthenticationError, "^Invalid"),
+        (refusal(404, "model `m` does not exist", "model_not_found"), ServiceError, "serve the model 'm'"),
+        (refusal(400, "This model's maximum context length is 8192 tokens", "context_length_exceeded"),
+         ContextOverflowError, "context_tokens"),
+        (refusal(400, "Requested tokens (9000) exceed context window of 8192"), ContextOverflowError, "9000"),
+        (refusal(500, "the request exceeds the available context size"), ContextOverflowError, "context"),
+        (refusal(429, "You exceeded your current quota", "insufficient_quota"), RateLimitError, "quota"),
+        (Answer(422, "plain text"), ServiceError, "plain text"),
+        (Answer(400, "<html><body>nginx</body></html>"), ServiceError, "an HTML page"),
+        (Answer(400, b""), ServiceError, "no reason given"),
+        (Answer(400, {"detail": "not allowed"}), ServiceError, "not allowed"),
+    ],
+)  # fmt: skip
+def test_a_refusal_is_typed_told_and_not_tried_again(answer: Answer, error: type[Exception], words: str) -> None:
+    with serving([answer]) as server:
+        with pytest.raises(error, match=words) as caught:
+            client(server).complete(MESSAGES)
+        assert len(server.requests) == 1
+    assert type(caught.value) is error
+    assert caught.value.retryable is False  # type: ignore[attr-defined]
+    assert caught.value.status_code == answer.status  # type: ignore[attr-defined]
+    assert KEY not in str(caught.value)
+    assert server.url in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        refusal(408), refusal(409), refusal(500), refusal(502), refusal(503, "loading model"), refusal(529),
+        Answer(500, "Internal Server Error"), refusal(429, code="429"), refusal(429, code="rate_limit_exceeded"),
+        Answer(200, "<html>a login page</html>", headers={"Content-Type": "text/html"}), Answer(200, "{"),
+        Answer(200, "[]"), Answer(200, '{"choices": 3}'), Answer(200, completion(), cut=40), Answer(drop=True),
+    ],
+)  # fmt: skip
+def test_passing_trouble_is_tried_again_after_a_growing_pause(trouble: Answer, clock: FakeClock) -> None:
+    with serving([trouble, trouble, Answer(200, completion())]) as server:
+        assert client(server, clock).complete(MESSAGES).text == "hello"
+        assert len(server.requests) == 3
+    first, second = clock.sleeps
+    assert 0.5 <= first <= 1.0 <= second <= 2.0
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_lasting_trouble_is_an_error_after_the_configured_tries(count: int, clock: FakeClock) -> None:
+    with serving([refusal(500, "boom")]) as server:
+        with pytest.raises(ServiceError, match="answered 500: x: boom") as caught:
+            client(server, clock, retry_count=count).complete(MESSAGES)
+        assert len(server.requests) == count + 1
+    assert caught.value.retryable
+
+
+def test_lasting_nonsense_is_an_error(clock: FakeClock) -> None:
+    with serving([Answer(200, "<html>")]) as server, pytest.raises(ServiceError, match="no chat completion: '<html>'"):
+        client(server, clock).complete(MESSAGES)
+
+
+def test_an_answer_that_always_breaks_off_is_a_connection_error(clock: FakeClock) -> None:
+    broken = Answer(200, completion(), cut=10)
+    with serving([broken]) as server, pytest.raises(ServiceConnectionError, match="broke off its answer"):
+        client(server, clock).complete(MESSAGES)
+
+
+# --- waiting
+
+
+@pytest.mark.parametrize(
+    ("headers", "waited"),
+    [
+        ({"Retry-After": "7"}, 7.0),
+        ({"Retry-After": "0.25"}, 0.25),
+        ({"retry-after-ms": "1500", "Retry-After": "2"}, 1.5),
+        ({"Retry-After": "DATE+20"}, 20.0),
+        ({"Retry-After": "DATE-20"}, 0.0),
+    ],
+)
+def test_the_wait_that_is_asked_for_is_kept(headers: dict[str, str], waited: float, clock: FakeClock) -> None:
+    dates = {"DATE+20": timedelta(seconds=20), "DATE-20": timedelta(seconds=-20)}
+    headers = {
+        name: format_datetime(clock.now() + dates[value], usegmt=True) if value in dates else value
+        for name, value in headers.items()
+    }
+    with serving([refusal(429, **headers), Answer(200, completion())]) as server:
+        client(server, clock).complete(MESSAGES)
+    assert clock.sleeps == [waited]
+
+
+def test_a_date_without_a_time_zone_is_utc(clock: FakeClock) -> None:
+    when = (clock.now() + timedelta(seconds=5)).strftime("%a, %d %b %Y %H:%M:%S -0000")
+    with serving([refusal(503, **{"Retry-After": when}), Answer(200, completion())]) as server:
+        client(server, clock).complete(MESSAGES)
+    assert clock.sleeps == [5.0]
+
+
+@pytest.mark.parametrize(("asked", "left"), [("100000", 1e9), ("60", 30.0)])
+def test_a_wait_past_the_deadline_is_not_begun(asked: str, left: float, clock: FakeClock) -> None:
+    with serving([refusal(429, "slow down", **{"Retry-After": asked})]) as server:
+        with pytest.raises(RateLimitError) as caught:
+            client(server, clock).complete(MESSAGES, deadline=Deadline(left, clock))
+        assert len(server.requests) == 1
+    assert caught.value.retryable
+    assert clock.sleeps == []
+
+
+def test_nothing_is_asked_once_the_time_is_used_up(clock: FakeClock) -> None:
+    deadline = Deadline(1, clock)
+    clock.sleep(2)
+    with serving([Answer(200, completion())]) as server:
+        with pytest.raises(RunnerTimeoutError, match="before it could ask the model"):
+            client(server, clock).complete(MESSAGES, deadline=deadline)
+        assert server.requests == []
+
+
+def test_an_answer_that_does_not_come_is_a_connection_error(clock: FakeClock) -> None:
+    release = threading.Event()
+    with serving([Answer(wait=release)]) as server:
+        with pytest.raises(ServiceConnectionError, match=r"did not answer within 0\.1 seconds"):
+            client(server, clock, timeout_seconds=0.1, retry_count=0).complete(MESSAGES)
+        release.set()
+
+
+def test_the_tasks_time_ends_a_question_too() -> None:
+    release = threading.Event()
+    with serving([Answer(wait=release)]) as server:
+        asking = LLMClient(LLMConfig(endpoint=server.url, api_key=KEY, model="m"))
+        with pytest.raises(RunnerTimeoutError, match="while the model was answering"):
+            asking.complete(MESSAGES, deadline=Deadline(0.2))
+        release.set()
+
+
+# --- endpoints and keys
+
+
+def test_a_refused_connection_says_what_to_try(clock: FakeClock) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
+        with pytest.raises(ServiceConnectionError) as caught:
+            client(url, clock, retry_count=1).complete(MESSAGES)
+    assert str(caught.value) == (f"Failed to connect to {url} (model endpoint): is it running? try: curl {url}/models")
+    assert len(clock.sleeps) == 1
+
+
+def test_the_endpoint_comes_from_the_environment_where_none_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving([Answer(200, completion())]) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/v1/")
+        asking = LLMClient(LLMConfig(api_key=KEY, model="m"))
+        assert asking.complete(MESSAGES).text == "hello"
+
+
+def test_a_server_of_ones_own_needs_no_key() -> None:
+    with serving([Answer(200, completion())]) as server:
+        client(server, api_key=None).complete(MESSAGES)
+        assert server.requests[0].headers["authorization"] == "Bearer unused"
+
+
+def test_openai_itself_needs_a_key() -> None:
+    with pytest.raises(ConfigurationError, match="Set OPENAI_API_KEY"):
+        LLMClient(LLMConfig()).complete(MESSAGES)
+
+
+@pytest.mark.parametrize("key", ["schlüssel-0123456789", "two words", "line\nbreak"])
+def test_a_key_that_no_header_can_hold_is_refused_unshown(key: str) -> None:
+    with pytest.raises(ConfigurationError, match="api_key: must be one word of printable ASCII") as caught:
+        LLMConfig(api_key=key)
+    assert key not in str(caught.value)
+
+
+def test_clients_of_one_endpoint_and_key_share_their_connections() -> None:
+    with serving([Answer(200, completion())]) as server:
+        one, other = client(server), client(server, timeout_seconds=5)
+        assert one._client() is other._client()
+        assert one._client() is not client(server, api_key="another-key-123")._client()
+
+
+# --- generate_code
+
+
+@pytest.mark.parametrize(
+    ("edit_format", "content"),
+    [
+        ("auto", '{"explanation": "e", "changes": [{"operation": "create", "file_path": "a.py", "content": "x\\n"}]}'),
+        ("files", "a.py\n```\nx\n```\n"),
+    ],
+)
+def test_generate_code_reads_the_change_set(tmp_path: Path, edit_format: Any, content: str) -> None:
+    (tmp_path / "pkg").mkdir()
+    (tmp_path / "pkg/mod.py").write_text("")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git/config").write_text("")
+    with serving([Answer(200, completion(content))]) as server:
+        response = client(server, edit_format=edit_format).generate_code(
+            prompt="Create a User model", workspace_path=tmp_path, max_tokens=4000
+        )
+        (body,) = bodies(server)
+    assert [(change.file_path, change.content) for change in response.code_changes] == [("a.py", "x\n")]
+    assert (response.tokens_used, response.model) == (15, "served-model")
+    assert body["max_tokens"] == 4000
+    assert body["messages"][1]["content"] == "Create a User model\n\n# Files of the workspace\n\npkg/mod.py"
+    assert ("response_format" in body) is (edit_format == "auto")
+
+
+def test_generate_code_does_without_a_workspace_and_lists_a_large_one_in_part(tmp_path: Path) -> None:
+    for number in range(300):
+        (tmp_path / f"f{number:03}.txt").write_text("")
+    with serving([Answer(200, completion("a.py\n```\nx\n```\n"))]) as server:
+        client(server).generate_code("P", Path("/does/not/exist"))
+        client(server).generate_code("P", tmp_path)
+        first, second = (body["messages"][1]["content"] for body in bodies(server))
+    assert first == "P"
+    assert second.endswith("f199.txt")
+
+
+def test_generate_code_says_when_there_is_no_change_in_the_answer() -> None:
+    with serving([Answer(200, completion("I would rather not."))]) as server, pytest.raises(MalformedAnswerError):
+        client(server).generate_code("P")
+
+
+def test_many_threads_ask_at_once() -> None:
+    with serving(lambda request: Answer(200, completion(request.json["messages"][0]["content"]))) as server:
+        asking = client(server)
+        answers: dict[int, str] = {}
+
+        def ask(number: int) -> None:
+            answers[number] = asking.complete([Message(role="user", content=str(number))]).text
+
+        run_all([lambda n=number: ask(n) for number in range(16)])  # type: ignore[misc]
+    assert answers == {number: str(number) for number in range(16)}
+
+
+def run_all(jobs: list[Callable[[], None]]) -> None:
+    threads = [threading.Thread(target=job) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def test_pauses_grow_and_differ(clock: FakeClock) -> None:
+    with serving([refusal(500)]) as server, pytest.raises(ServiceError):
+        client(server, clock, retry_count=6).complete(MESSAGES)
+    assert all(later > earlier for earlier, later in pairwise(clock.sleeps[:5]))
+    assert max(clock.sleeps) <= 30
+    assert json.dumps(clock.sleeps) != json.dumps([0.5 * 2**n for n in range(6)])

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+
+from necrocode.agent_runner import MalformedAnswerError, Message, ModelAnswer, ScriptedLLM
+
+ASKED = (Message(role="user", content="q"),)
+
+
+def test_answers_come_in_order_whatever_their_kind() -> None:
+    answer = ModelAnswer(text="whole", model="m")
+    llm = ScriptedLLM(["text", answer, lambda messages: messages[0].content.upper()], model="demo")
+    assert llm.complete(ASKED) == ModelAnswer(text="text", model="demo")
+    assert llm.complete(ASKED) is answer
+    assert llm.complete(ASKED).text == "Q"
+    assert llm.calls == [ASKED] * 3
+
+
+def test_an_exception_in_the_script_is_raised() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        ScriptedLLM([KeyboardInterrupt()]).complete(ASKED)
+
+
+def test_a_question_too_many_is_an_error() -> None:
+    with pytest.raises(MalformedAnswerError, match="holds 0 answers"):
+        ScriptedLLM([]).complete(ASKED)
+
+
+def test_generate_code_reads_the_scripted_answer() -> None:
+    response = ScriptedLLM(["a.py\n```\nx\n```\n"]).generate_code("P")
+    assert response.code_changes[0].file_path == "a.py"
