@@ -39,6 +39,7 @@ class TaskContext(StrictModel):
 
     error_type: ClassVar[type[RunnerError]] = TaskContextValidationError
     what: ClassVar[str] = "task"
+    secret_fields: ClassVar[frozenset[str]] = frozenset({"repo_url"})  # it may hold a password, which is refused
 
     task_id: str
     """The task's id, unique within its spec: letters, digits, ``.``, ``_``, ``-``; at most 128."""

@@ -129,12 +129,12 @@ class ProgressDisplay:
             return
         if progress.seconds is None:
             if self._is_terminal:
-                self._write(f"  ....  {progress.step:<9}")
+                self._write(f"  ....   {progress.step:<9}")
             return
         outcome = "FAILED" if progress.error else "ok"
         told = f"  {progress.error or progress.detail}".rstrip()
         start = "\r" if self._is_terminal else ""
-        self._write(f"{start}  {outcome:<6}{progress.step:<9}{progress.seconds:8.2f} s{told}\n")
+        self._write(f"{start}  {outcome:<7}{progress.step:<9}{progress.seconds:8.2f} s{told}\n")
 
     def _write(self, text: str) -> None:
         encoding = self._stream.encoding or "utf-8"

@@ -293,7 +293,7 @@ def test_every_servers_word_for_done_is_taken(finish_reason: Any) -> None:
 @pytest.mark.parametrize(
     ("answer", "error", "words"),
     [
-        (refusal(401, f"Incorrect API key provided: {KEY}", "invalid_api_key"), AuthenticationError, "^Invalid API key for "),
+        (refusal(401, f"Incorrect API key provided: {KEY}"), AuthenticationError, "^Invalid API key for "),
         (refusal(403, "forbidden"), AuthenticationError, "^Invalid API key"),
         (refusal(400, "Authentication Error, Invalid proxy server token passed"), AuthenticationError, "^Invalid"),
         (refusal(404, "model `m` does not exist", "model_not_found"), ServiceError, "serve the model 'm'"),

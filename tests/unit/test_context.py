@@ -107,7 +107,7 @@ def test_the_prompt_holds_task_criteria_instructions_commands_and_files() -> Non
         asked, context, instructions="Use tabs.", test_commands=["pytest -q"], answer_format="text"
     )
     assert system.role == "system"
-    assert "DELETE path/of/the/file.py" in system.content
+    assert "DELETE src/old.py" in system.content
     for part in ("# Task 1: T", "Do it.", "- It works.", "Use tabs.", "- pytest -q", "a.py\n```\nx = 1\n```"):
         assert part in user.content
 

@@ -68,6 +68,8 @@ _OPERATIONS = {
 _JSON_FENCES = {"json", "jsonc", "json5", ""}
 _JSON_START = re.compile(r'\{\s*"(?:explanation|summary|changes|code_changes|files)"\s*:')
 _SHELL_FENCES = {"bash", "sh", "shell", "console", "zsh", "text", "txt", "output", "powershell"}
+_WHOLE_FENCE = re.compile(r"\A```[\w+-]*\n((?:(?!```).*\n)*?(?:(?!```).*[^\n])?)\n?```\s*\Z")
+_MARKDOWN = (".md", ".markdown", ".mdx", ".rst", ".txt")
 _NO_NEWLINE = "\\ No newline at end of file"
 _MOST_WORDS_AROUND_PATH = 8
 
@@ -209,11 +211,19 @@ def _change(item: object, number: int) -> CodeChange:
         raise MalformedAnswerError(f"Change {number} (rename {path}) names no new_path.")
     if operation == "delete" or not isinstance(content, str) or (operation == "rename" and not content):
         content = None
+    if content is not None and not path.endswith(_MARKDOWN):
+        content = _without_fence(content)
     if content is not None and "\0" in content:
         raise MalformedAnswerError(f"Change {number} ({operation} {path}) holds a NUL character.")
     return CodeChange.model_validate(
         {"operation": operation, "file_path": path, "content": content, "new_path": new_path}
     )
+
+
+def _without_fence(content: str) -> str:
+    """Models put the text of a file into a fence even inside JSON; no source file is one fenced block."""
+    found = _WHOLE_FENCE.match(content)
+    return content if found is None else found[1]
 
 
 def _first(item: dict[str, Any], keys: Sequence[str]) -> Any:  # noqa: ANN401  whatever the model put there

@@ -16,28 +16,29 @@ if TYPE_CHECKING:
 
 _MAX_LISTED_NAMES = 200
 _ROLE = (
-    "You are a careful software engineer. You are given a task and files of a git repository. Make the smallest change"
-    " that does the whole task. Keep what the task does not ask to change. Write complete, working code."
+    "You are a careful software engineer. You get files of a git repository and a task. Do the whole task, and nothing"
+    " besides: keep all text that the task does not ask to change. Write complete, working code."
 )
 _JSON_FORMAT = """Answer with one JSON object and nothing else:
-{"explanation": "what you did, in one or two sentences",
- "changes": [{"operation": "create" | "modify" | "delete" | "rename", "file_path": "path/from/the/top.py",
-              "content": "the whole new text of the file, or null for delete", "new_path": null}]}
-For create and modify, content is the whole text of the file from its first line to its last, never a part of it and
-never a diff. For rename, new_path is the new path, and content is null unless the text changes too.
-Leave out files that do not change."""
-_TEXT_FORMAT = """Answer with the whole new text of every file that you create or change, each in a fenced block with
-its path alone on the line before:
+{"explanation": "what you did, in one sentence",
+ "changes": [{"operation": "modify", "file_path": "src/hello.py", "content": "the whole new text of the file"}]}
+operation is create, modify, delete or rename. For create and modify, content is the whole text of the file from its
+first line to its last: no parts, no diffs, no fences around it. For delete, content is null. For rename, new_path is
+the new path, and content is null unless the text changes too. Delete or rename only what the task asks to. Leave out
+files that do not change."""
+_TEXT_FORMAT = """For each file that must change, write its path on a line of its own, and below it the whole new text
+of the file in a fenced block, like this:
 
-path/from/the/top.py
+src/hello.py
 ```python
-the whole text of the file, from its first line to its last
+def hello():
+    return "hello"
 ```
 
-To delete a file, write a line: DELETE path/of/the/file.py
-To rename a file, write a line: RENAME old/path.py -> new/path.py
-Never write a part of a file and never a diff. Leave out files that do not change. If a file's text holds three
-backticks in a row, fence it with four."""
+Write the file from its first line to its last: no parts, no diffs, no "...". A new file is written in the same way.
+Leave out files that do not change. If a file's text has three backticks in a row, fence it with four.
+Only if the task asks to delete a file, write the line: DELETE src/old.py
+Only if the task asks to rename or move a file, write the line: RENAME src/old.py -> src/new.py"""
 
 
 def system_prompt(answer_format: Literal["json", "text"]) -> str:
@@ -95,6 +96,7 @@ def task_messages(
         parts.append(f"Instructions of this project:\n{instructions.strip()}")
     if test_commands:
         parts.append("The change will be checked with:\n" + "\n".join(f"- {command}" for command in test_commands))
+    parts.append("Answer in the form that you were told, with the files that must change.")
     return (
         Message(role="system", content=system_prompt(answer_format)),
         Message(role="user", content="\n\n".join(parts)),

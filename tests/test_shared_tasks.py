@@ -1,0 +1,71 @@
+"""Every task of the shared data through ``necrocode run``: red on the base, green on the branch, tree equal to gold."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from necrocode.cli import main
+from tests.support.model_server import as_files, as_json, model_server
+from tests.support.repositories import files_at, git, make_repository
+from tests.support.shared import SHARED, shared_folder
+
+
+def load() -> list[dict[str, Any]]:
+    tasks: list[dict[str, Any]] = []
+    for file in sorted((SHARED / "data" / "tasks").glob("*.jsonl.gz")):
+        with gzip.open(file, "rt", encoding="utf-8") as lines:
+            tasks += [json.loads(line) for line in lines]
+    return tasks
+
+
+TASKS = load()
+
+
+def test_the_shared_tasks_are_there() -> None:
+    shared_folder("tasks")
+    assert len(TASKS) >= 188
+
+
+@pytest.mark.parametrize("item", TASKS, ids=[item["id"] for item in TASKS])
+def test_a_shared_task_is_delivered_byte_for_byte(
+    item: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    origin = make_repository(tmp_path / "origin", item["files"])
+    git(tmp_path, "clone", "--quiet", str(origin), "clone")
+    clone, command = tmp_path / "clone", shlex.join(item["test_cmd"])
+    wanted = {path: text.encode() for path, text in (item["files"] | item["gold"]).items()}
+
+    on_base = subprocess.run(item["test_cmd"], cwd=origin, capture_output=True, check=False, timeout=120)
+    assert on_base.returncode != 0
+    git(origin, "clean", "-ffdxq")
+
+    for number, render in enumerate((as_json, as_files)):
+        task = {
+            "task_id": f"{number}",
+            "spec_name": "shared",
+            "title": item["id"],
+            "description": item["description"],
+            "repo_url": str(clone),
+            "test_commands": [command] if number == 0 else [],  # the second tree is checked to be the same
+        }
+        file = tmp_path / f"task{number}.yaml"
+        file.write_text(yaml.safe_dump(task, allow_unicode=True), encoding="utf-8")
+        with model_server(render(item["gold"])) as server:
+            monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/v1")
+            monkeypatch.setenv("NECROCODE_STATE_DIR", str(tmp_path / "state"))
+            code = main(["run", str(file), "--json", "--quiet"])
+        result = json.loads(capsysbinary.readouterr().out)
+        assert (code, result["error"]) == (0, None)
+        assert number == 1 or result["test_result"]["success"]
+        assert files_at(clone, result["push_result"]["branch"]) == wanted
