@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
+import time
+import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from email.utils import format_datetime
 from itertools import pairwise
@@ -13,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from necrocode.agent_runner import (
     AuthenticationError,
@@ -125,7 +130,8 @@ def test_the_id_of_the_completion_stands_in_for_the_request_id() -> None:
 @pytest.mark.parametrize(
     ("model", "parameter"),
     [("m", "max_tokens"), ("gpt-4.1", "max_tokens"), ("o3-mini", "max_completion_tokens"),
-     ("gpt-5-mini", "max_completion_tokens"), ("gpt-6.2-sol", "max_completion_tokens")],
+     ("gpt-5-mini", "max_completion_tokens"), ("gpt-6.2-sol", "max_completion_tokens"),
+     ("gpt-10", "max_completion_tokens"), ("gpt-1-clone", "max_tokens")],
 )  # fmt: skip
 def test_the_token_limit_goes_by_the_name_that_the_model_knows(model: str, parameter: str) -> None:
     with serving([Answer(200, completion())]) as server:
@@ -164,6 +170,23 @@ def test_a_temperature_that_is_not_supported_is_left_out_and_that_is_remembered(
         asking.complete(MESSAGES)
         asking.complete(MESSAGES)
         assert ["temperature" in body for body in bodies(server)] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        ("temperature must be between 0 and 1", ServiceError),
+        (
+            "'max_tokens' or 'max_completion_tokens' is too large: 8192. This model's maximum context length is 4096",
+            ContextOverflowError,
+        ),
+    ],
+)
+def test_naming_a_parameter_is_not_refusing_it(said: str, error: type[Exception]) -> None:
+    with serving([refusal(400, said)]) as server:
+        with pytest.raises(error, match=said[:20]):
+            client(server, temperature=1.5).complete(MESSAGES)
+        assert len(server.requests) == 1
 
 
 def test_other_bad_requests_are_told_and_not_tried_again() -> None:
@@ -243,6 +266,27 @@ def test_an_outage_while_asking_for_json_is_an_outage(clock: FakeClock) -> None:
     with serving([refusal(500, "boom"), Answer(200, completion())]) as server:
         client(server, clock).complete(MESSAGES, answer_format="json")
         assert formats(server) == ["json_schema", "json_schema"]
+
+
+def test_what_led_to_no_answer_is_not_remembered(clock: FakeClock) -> None:
+    with serving([refusal(500, "json_schema worker crashed")]) as server, pytest.raises(ServiceError):
+        client(server, clock, retry_count=0).complete(MESSAGES, answer_format="json")
+    assert llm_openai._manners == {}
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [("Do it.", "Do it.\n\nAnswer with one JSON object."), ("As JSON, please.", "As JSON, please.")],
+)
+def test_json_objects_are_asked_for_by_name(asked: str, sent: str) -> None:
+    def script(request: Request) -> Answer:
+        is_schema = request.json["response_format"]["type"] == "json_schema"
+        return refusal(400, "response_format") if is_schema else Answer(200, completion())
+
+    with serving(script) as server:
+        client(server).complete([Message(role="user", content=asked)], answer_format="json")
+        first, second = (body["messages"][0]["content"] for body in bodies(server))
+    assert (first, second) == (asked, sent)
 
 
 def test_an_endpoint_that_never_stops_complaining_is_left_after_a_few_forms() -> None:
@@ -424,6 +468,45 @@ def test_the_tasks_time_ends_a_question_too() -> None:
         release.set()
 
 
+@contextmanager
+def trickling(beginning: bytes, trickle: bytes) -> Iterator[str]:
+    """An endpoint whose answer begins with these bytes and then goes on, a little at a time, for 5 seconds."""
+
+    def answer(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n" + beginning)
+            for _ in range(100):
+                try:
+                    connection.sendall(trickle)
+                except OSError:
+                    return
+                time.sleep(0.05)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer, args=[listener])
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        thread.join()
+
+
+@pytest.mark.parametrize("length", [b"Content-Length: 100000\r\n\r\n", b"\r\n"])
+def test_an_answer_that_trickles_is_hung_up_on_when_its_time_is_over(length: bytes, clock: FakeClock) -> None:
+    started = time.monotonic()
+    with trickling(length + json.dumps(completion()).encode(), b"\n") as url:
+        with pytest.raises(ServiceConnectionError, match=r"did not answer within 0\.2 seconds"):
+            client(url, clock, timeout_seconds=0.2, retry_count=0).complete(MESSAGES)
+        assert time.monotonic() - started < 3
+
+
+def test_the_tasks_time_ends_a_trickling_answer_too() -> None:
+    with trickling(b"Content-Length: 100000\r\n\r\n", b" ") as url:
+        asking = LLMClient(LLMConfig(endpoint=url, api_key=KEY, model="m"))
+        with pytest.raises(RunnerTimeoutError):
+            asking.complete(MESSAGES, deadline=Deadline(0.2))
+
+
 # --- endpoints and keys
 
 
@@ -444,6 +527,16 @@ def test_the_endpoint_comes_from_the_environment_where_none_is_configured(monkey
         assert asking.complete(MESSAGES).text == "hello"
 
 
+@pytest.mark.parametrize("url", ["http://user:hunter2@host/v1", "ftp://host", "http://[", "localhost:8080"])
+def test_an_endpoint_in_the_environment_that_is_none_is_refused_unshown(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
+    with pytest.raises(ConfigurationError, match=r"^OPENAI_BASE_URL must be a URL") as caught:
+        LLMClient(LLMConfig(api_key=KEY))
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+
+
 def test_a_server_of_ones_own_needs_no_key() -> None:
     with serving([Answer(200, completion())]) as server:
         client(server, api_key=None).complete(MESSAGES)
@@ -460,6 +553,27 @@ def test_a_key_that_no_header_can_hold_is_refused_unshown(key: str) -> None:
     with pytest.raises(ConfigurationError, match="api_key: must be one word of printable ASCII") as caught:
         LLMConfig(api_key=key)
     assert key not in str(caught.value)
+
+
+def test_a_key_read_with_its_line_break_is_sent_without() -> None:
+    with serving([Answer(200, completion())]) as server:
+        config = LLMConfig(endpoint=server.url, model="m").model_copy(update={"api_key": SecretStr(f"{KEY}\n")})
+        LLMClient(config, clock=FakeClock()).complete(MESSAGES)
+        assert server.requests[0].headers["authorization"] == f"Bearer {KEY}"
+
+
+def test_no_traceback_shows_a_key_that_the_endpoint_repeats() -> None:
+    echo = refusal(401, f"Incorrect API key provided: {KEY}")
+    with serving([echo]) as server, pytest.raises(AuthenticationError) as caught:
+        client(server).complete(MESSAGES)
+    assert KEY not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_forked_process_does_not_share_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    asking = client("http://127.0.0.1:9/v1")
+    parents = asking._client()
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    assert asking._client() is not parents
 
 
 def test_clients_of_one_endpoint_and_key_share_their_connections() -> None:

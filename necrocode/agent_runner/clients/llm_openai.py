@@ -6,11 +6,15 @@ is found out by asking, and remembered for the rest of the process.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
+import socket
 import threading
-from dataclasses import dataclass
+import time
+import weakref
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +23,13 @@ import tenacity
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock, Deadline
 from necrocode.agent_runner._redact import Redactor
 from necrocode.agent_runner.clients._openai_answers import EndpointFailureError, failure_of, read_completion
-from necrocode.agent_runner.errors import ConfigurationError, RunnerTimeoutError
+from necrocode.agent_runner.config import LLMConfig
+from necrocode.agent_runner.errors import (
+    AuthenticationError,
+    ConfigurationError,
+    ContextOverflowError,
+    RunnerTimeoutError,
+)
 from necrocode.agent_runner.generation.edit_formats import JSON_SCHEMA, read_answer
 from necrocode.agent_runner.generation.prompt import as_text_request, free_messages
 from necrocode.agent_runner.models import LLMResponse, Message, ModelAnswer
@@ -28,9 +38,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    import httpx2
     import openai
 
-    from necrocode.agent_runner.config import LLMConfig
     from necrocode.agent_runner.protocols import AnswerFormat
 
 OPENAI_ENDPOINT = "https://api.openai.com/v1"
@@ -38,9 +48,9 @@ CONNECT_TIMEOUT_SECONDS = 10.0
 _FIRST_BACKOFF_SECONDS = 0.5
 _LONGEST_BACKOFF_SECONDS = 30.0
 _MAX_RETRY_AFTER_SECONDS = 300.0
-_MOST_ADAPTATIONS = 6
 # Models that know only the newer name (OpenAI API reference: max_tokens is "not compatible with o-series models").
-_NEWER_MODEL = re.compile(r"^(?:o\d|gpt-[5-9])")
+_NEWER_MODEL = re.compile(r"^(?:o\d|gpt-(?:[5-9]|[1-9]\d))")
+_UNSUPPORTED = re.compile(r"support|default|deprecated|unknown|unrecognized|not permitted|extra", re.IGNORECASE)
 _SCHEMA_FORMAT = {
     "type": "json_schema",
     "json_schema": {"name": "change_set", "strict": True, "schema": JSON_SCHEMA},
@@ -53,9 +63,9 @@ _RESPONSE_FORMATS: dict[str, dict[str, Any] | None] = {
 }
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Manners:
-    """What one model behind one endpoint has shown that it takes."""
+    """What one model behind one endpoint takes; kept once an answer has shown it."""
 
     response_format: str = "json_schema"
     tokens_parameter: str = "max_tokens"
@@ -63,7 +73,6 @@ class _Manners:
 
 
 _manners: dict[tuple[str, str], _Manners] = {}
-_manners_lock = threading.Lock()
 
 
 class LLMClient:
@@ -75,11 +84,10 @@ class LLMClient:
     def __init__(self, config: LLMConfig, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self._config = config
         self._clock = clock
-        self._endpoint = (config.endpoint or os.environ.get("OPENAI_BASE_URL") or OPENAI_ENDPOINT).rstrip("/")
-        self._key = config.api_key.get_secret_value() if config.api_key is not None else None
+        self._endpoint = config.endpoint or _endpoint_of_environment() or OPENAI_ENDPOINT
+        key = LLMConfig(api_key=config.api_key).api_key  # checked again: a copied configuration may hold any text
+        self._key = key.get_secret_value() if key is not None else None
         self._redact = Redactor((self._key,) if self._key else ()).text
-        with _manners_lock:
-            self._manners = _manners.setdefault((self._endpoint, config.model), _first_manners(config.model))
 
     def complete(
         self,
@@ -91,16 +99,24 @@ class LLMClient:
     ) -> ModelAnswer:
         """One whole answer; see ``LanguageModel.complete`` for what is raised instead of a bad one."""
         deadline = deadline or Deadline((self._config.retry_count + 1) * self._config.timeout_seconds * 2, self._clock)
-        adaptations = 0
+        place = (self._endpoint, self._config.model)
+        manners = _manners.get(place) or _first_manners(self._config.model)
+        tried = {manners}
         while True:
-            asked = self._manners.response_format if answer_format == "json" else "text"
-            request = self._request(messages, answer_format, asked, max_tokens)
+            asked = manners.response_format if answer_format == "json" else "text"
+            if answer_format == "json" and asked == "text" and self._config.edit_format == "auto":
+                messages = as_text_request(messages)
+            request = self._request(messages, asked, manners, max_tokens)
             try:
-                return ModelAnswer(**self._ask(request, deadline), asked_format=asked)
+                answer = ModelAnswer(**self._ask(request, deadline), asked_format=asked)
             except EndpointFailureError as failure:
-                adaptations += 1
-                if adaptations > _MOST_ADAPTATIONS or not self._adapt(request, failure):
+                manners = _adapted(manners, request, failure)
+                if manners in tried:  # no other form is left
                     raise failure.error from failure.__cause__
+                tried.add(manners)
+            else:
+                _manners[place] = manners
+                return answer
 
     def generate_code(
         self, prompt: str, workspace_path: Path | None = None, max_tokens: int | None = None
@@ -114,39 +130,20 @@ class LLMClient:
         return read_answer(self.complete(messages, answer_format=answer_format, max_tokens=max_tokens))
 
     def _request(
-        self, messages: Sequence[Message], answer_format: AnswerFormat, asked: str, max_tokens: int | None
+        self, messages: Sequence[Message], asked: str, manners: _Manners, max_tokens: int | None
     ) -> dict[str, Any]:
-        if answer_format == "json" and asked == "text" and self._config.edit_format == "auto":
-            messages = as_text_request(messages)
         request: dict[str, Any] = {
             "model": self._config.model,
             "messages": [{"role": message.role, "content": message.content} for message in messages],
-            self._manners.tokens_parameter: max_tokens or self._config.max_tokens,
+            manners.tokens_parameter: max_tokens or self._config.max_tokens,
         }
-        if self._config.temperature is not None and self._manners.takes_temperature:
+        if self._config.temperature is not None and manners.takes_temperature:
             request["temperature"] = self._config.temperature
         if (response_format := _RESPONSE_FORMATS[asked]) is not None:
             request["response_format"] = response_format
+        if asked.startswith("json_object"):
+            _say_json(request["messages"])
         return request
-
-    def _adapt(self, request: dict[str, Any], failure: EndpointFailureError) -> bool:
-        """Learn from a refusal of the request's form; whether there is another form to try."""
-        manners, said = self._manners, failure.said
-        if "response_format" in request and failure.refuses_format:
-            manners.response_format = _next_format(request["response_format"], said)
-            return True
-        if not failure.refuses_request:
-            return False
-        if "max_tokens" in request and "max_completion_tokens" in said:
-            manners.tokens_parameter = "max_completion_tokens"
-            return True
-        if "max_completion_tokens" in request and "max_completion_tokens" in said:
-            manners.tokens_parameter = "max_tokens"
-            return True
-        if "temperature" in request and "temperature" in said:
-            manners.takes_temperature = False
-            return True
-        return False
 
     def _ask(self, request: dict[str, Any], deadline: Deadline) -> dict[str, Any]:
         def is_worth_another_try(error: BaseException) -> bool:
@@ -179,6 +176,7 @@ class LLMClient:
             )
             body = raw.http_response.content
         except openai.OpenAIError as error:
+            error.args = (self._redact(str(error)),)  # a traceback shows the cause too, and endpoints echo keys
             if isinstance(error, openai.APITimeoutError) and deadline.remaining_seconds() <= 0:
                 raise RunnerTimeoutError("The task's time ran out while the model was answering.") from error
             raise failure_of(
@@ -198,7 +196,39 @@ class LLMClient:
                 hint="Set OPENAI_API_KEY (or the variable that llm_api_key_env_var names), or llm.endpoint /"
                 " OPENAI_BASE_URL for a server that needs none.",
             )
-        return _shared_client(self._endpoint, self._key or "unused")
+        return _shared_client(self._endpoint, self._key or "unused", os.getpid())
+
+
+def _endpoint_of_environment() -> str | None:
+    """``OPENAI_BASE_URL``, checked as the setting is; read here so that messages can name it."""
+    try:
+        return LLMConfig(endpoint=os.environ.get("OPENAI_BASE_URL") or None).endpoint
+    except ConfigurationError:
+        text = "OPENAI_BASE_URL must be a URL such as http://localhost:8080/v1, without a user or password."
+        raise ConfigurationError(text) from None  # the value may hold a password: it is not shown
+
+
+def _say_json(messages: list[dict[str, str]]) -> None:
+    """Name JSON in the messages: OpenAI refuses ``json_object`` without (API reference, ``response_format``)."""
+    if messages and not any("json" in message["content"].lower() for message in messages):
+        messages[-1]["content"] += "\n\nAnswer with one JSON object."
+
+
+def _adapted(manners: _Manners, request: dict[str, Any], failure: EndpointFailureError) -> _Manners:
+    """The manners to ask with after a refusal of the request's form; the same ones where that was not the trouble."""
+    said = failure.said
+    if isinstance(failure.error, (AuthenticationError, ContextOverflowError)):
+        return manners  # vLLM names max_completion_tokens in its overflow text: another name would not help
+    if "response_format" in request and failure.refuses_format:
+        return replace(manners, response_format=_next_format(request["response_format"], said))
+    if not failure.refuses_request:
+        return manners
+    if "max_completion_tokens" in said:
+        other = "max_tokens" if "max_completion_tokens" in request else "max_completion_tokens"
+        return replace(manners, tokens_parameter=other)
+    if "temperature" in request and "temperature" in said and _UNSUPPORTED.search(said):
+        return replace(manners, takes_temperature=False)
+    return manners
 
 
 def _wait_seconds(state: tenacity.RetryCallState) -> float:
@@ -223,8 +253,52 @@ def _next_format(refused: dict[str, Any], said: str) -> str:
 
 
 @lru_cache(maxsize=32)
-def _shared_client(endpoint: str, key: str) -> openai.OpenAI:
-    """One client, with its pooled connections, per endpoint and key: building one costs 25 ms."""
+def _shared_client(endpoint: str, key: str, _process_id: int) -> openai.OpenAI:
+    """One client, with its pooled connections, per endpoint and key: building one costs 25 ms.
+
+    And per process: after a fork parent and child would read each other's answers from one socket.
+    """
     import openai  # noqa: PLC0415
 
-    return openai.OpenAI(api_key=key, base_url=endpoint, max_retries=0)
+    connections = openai.DefaultHttpxClient(event_hooks={"request": [_note_start], "response": [_read_in_time]})
+    client = openai.OpenAI(api_key=key, base_url=endpoint, max_retries=0, http_client=connections)
+    weakref.finalize(client, connections.close)
+    return client
+
+
+def _note_start(request: httpx2.Request) -> None:
+    request.extensions["necrocode.start"] = time.monotonic()
+
+
+def _read_in_time(response: httpx2.Response) -> None:
+    """Read the body, and hang up when the whole answer takes longer than its time.
+
+    httpx's read timeout counts from one byte to the next, and a busy endpoint may send empty lines for ten minutes
+    before its answer (https://api-docs.deepseek.com/quick_start/rate_limit). Sockets know real time only, hence no
+    passed-in clock here.
+    """
+    import openai  # noqa: PLC0415  loaded already: its client calls this
+
+    limit = response.request.extensions["timeout"]["read"]
+    left = limit - (time.monotonic() - response.request.extensions["necrocode.start"])
+    is_over = threading.Event()
+    watch = threading.Timer(left, _hang_up, [response.extensions["network_stream"].get_extra_info("socket"), is_over])
+    watch.daemon = True
+    watch.start()
+    try:
+        response.read()
+    except Exception as error:
+        if is_over.is_set():
+            raise openai.APITimeoutError(response.request) from error
+        raise
+    finally:
+        watch.cancel()
+    if is_over.is_set():  # a body without a length looks whole when it is cut
+        raise openai.APITimeoutError(response.request)
+
+
+def _hang_up(connection: socket.socket, is_over: threading.Event) -> None:
+    is_over.set()
+    with contextlib.suppress(OSError):  # it may have ended by itself just now
+        # Not SSLSocket.shutdown, which drops the TLS state that the reading thread is using.
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
