@@ -77,8 +77,10 @@ _FENCE = re.compile(r"^( {0,3})(`{3,}|~{3,})[ \t]*([^\n]*?)[ \t]*$")
 _THINKING = re.compile(r"\A\s*<think(?:ing)?>.*?</think(?:ing)?>\s*", re.DOTALL)
 _DIRECTIVE = re.compile(r"^(?:[-*] )?[`*]{0,3}(DELETE|RENAME)[:`*]{0,3}\s+(.+?)\s*$")
 _ARROW = re.compile(r"\s+(?:->|=>|→|TO|to)\s+")
-_LABEL = re.compile(r"(?i)^(?:create|modify|update|edit|new|add|replace|delete|file|path|filename|ファイル)"
-                    r"(?: file| path| the file)?\s*[:：]?\s+(?=\S+$)")  # fmt: skip
+_LABEL = re.compile(
+    r"(?i)^(?:(?:create|modify|update|edit|new|add|replace|delete)(?: file| the file)?[:：]?\s+"
+    r"|(?:file|path|filename|file path|ファイル)(?:\s*[:：]\s*|\s+))(?=\S+$)"
+)
 _PATH_SHAPE = re.compile(r"^[^\s`*<>|\"'()（）]+$")
 
 
@@ -257,6 +259,11 @@ def _blocks(body: str) -> Iterator[_Block]:
             raise MalformedAnswerError("A fenced block in the model's answer is never closed: the answer looks cut.")
         language, path = _info(opening[3])
         path = path or _path_before_block(before, language)
+        first = _bare(lines[position]) if position < end else ""
+        if not path and _looks_like_path(first.strip()) and position + 1 < end and _opening_fence(lines[position + 1]):
+            before = first  # the fence was opened too early: around the path
+            position += 1
+            continue
         yield _Block(language, path, "".join(lines[position:end]))
         position, before = end + 1, ""
 
