@@ -104,7 +104,8 @@ def test_json_prints_the_result_alone_on_standard_output(bench: Bench) -> None:
     assert "足し算" in bench.out.decode("utf-8")
 
 
-def test_quiet_shows_no_progress_and_verbose_shows_the_log(bench: Bench, good_model: Any) -> None:
+@pytest.mark.usefixtures("good_model")
+def test_quiet_shows_no_progress_and_verbose_shows_the_log(bench: Bench) -> None:
     bench.run("--quiet")
     assert bench.err == ""
 
@@ -130,8 +131,9 @@ def test_settings_come_from_the_config_file_and_the_environment_overrides_them(
     assert good_model.requests[0].json["model"] == "from-file"
 
 
+@pytest.mark.usefixtures("good_model")
 def test_relative_paths_in_a_task_file_start_at_its_folder(
-    bench: Bench, good_model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     assert bench.run(repo_url="./repo") == 0

@@ -31,6 +31,7 @@ from necrocode.agent_runner import (
     Message,
     ModelRefusalError,
     RateLimitError,
+    RunnerError,
     RunnerTimeoutError,
     ServiceConnectionError,
     ServiceError,
@@ -212,7 +213,7 @@ def test_json_is_asked_for_by_a_strict_schema() -> None:
     assert answer.asked_format == "json_schema"
 
 
-@pytest.mark.parametrize("status", [400, 422, 500])
+@pytest.mark.parametrize("status", [400, 404, 422, 500])
 def test_an_endpoint_without_structured_output_is_asked_for_less_and_remembered(status: int, clock: FakeClock) -> None:
     def script(request: Request) -> Answer:
         asked = request.json.get("response_format", {}).get("type")
@@ -226,6 +227,23 @@ def test_an_endpoint_without_structured_output_is_asked_for_less_and_remembered(
     assert systems == [system_prompt("json"), system_prompt("json"), system_prompt("text"), system_prompt("text")]
     assert answer.asked_format == "text"
     assert clock.sleeps == []
+
+
+def test_a_request_that_is_only_called_unsupported_is_made_simpler() -> None:
+    def script(request: Request) -> Answer:
+        return refusal(400, "Unsupported request") if "response_format" in request.json else Answer(200, completion())
+
+    with serving(script) as server:
+        assert client(server).complete(MESSAGES, answer_format="json").asked_format == "text"
+
+
+def test_a_parameter_that_is_not_supported_costs_no_structured_output() -> None:
+    def script(request: Request) -> Answer:
+        said = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+        return refusal(400, said) if "max_tokens" in request.json else Answer(200, completion())
+
+    with serving(script) as server:
+        assert client(server).complete(MESSAGES, answer_format="json").asked_format == "json_schema"
 
 
 def test_json_that_is_insisted_on_is_asked_for_in_words() -> None:
@@ -311,7 +329,9 @@ def test_an_endpoint_that_never_stops_complaining_is_left_after_a_few_forms() ->
         (completion(""), EmptyAnswerError),
         (completion("  \n"), EmptyAnswerError),
         (completion(None), EmptyAnswerError),
-        (completion([{"type": "text"}]), EmptyAnswerError),
+        (completion([{"type": "text"}, "x"]), EmptyAnswerError),
+        (completion("", {"odd": 1}), EmptyAnswerError),
+        (completion("half \ud800"), MalformedAnswerError),
         ({**completion(), "choices": []}, EmptyAnswerError),
         ({**completion(), "choices": None}, EmptyAnswerError),
         ({**completion(), "choices": [{"message": None}]}, EmptyAnswerError),
@@ -325,7 +345,14 @@ def test_each_way_of_not_answering_is_its_own_error_and_is_not_tried_again(answe
     assert type(caught.value) is error
 
 
-@pytest.mark.parametrize("finish_reason", ["stop", None, "eos", "end_turn"])
+def test_text_in_parts_is_put_together_and_odd_names_are_made_writable() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    with serving([Answer(200, {**completion(parts), "model": "m\udc00", "id": "\udc00"})]) as server:
+        answer = client(server).complete(MESSAGES)
+    assert (answer.text, answer.model, answer.request_id) == ("ab", "m?", "?")
+
+
+@pytest.mark.parametrize("finish_reason", ["stop", None, "eos", "end_turn", {"type": "stop"}])
 def test_every_servers_word_for_done_is_taken(finish_reason: Any) -> None:
     with serving([Answer(200, completion("x", finish_reason))]) as server:
         assert client(server).complete(MESSAGES).text == "x"
@@ -340,7 +367,10 @@ def test_every_servers_word_for_done_is_taken(finish_reason: Any) -> None:
         (refusal(401, f"Incorrect API key provided: {KEY}"), AuthenticationError, "^Invalid API key for "),
         (refusal(403, "forbidden"), AuthenticationError, "^Invalid API key"),
         (refusal(400, "Authentication Error, Invalid proxy server token passed"), AuthenticationError, "^Invalid"),
+        (refusal(400, "No connected db.", "no_db_connection"), AuthenticationError, "^Invalid API key"),
+        (Answer(400, [{"error": {"message": "API key not valid."}}]), AuthenticationError, "^Invalid API key"),
         (refusal(404, "model `m` does not exist", "model_not_found"), ServiceError, "serve the model 'm'"),
+        (refusal(400, "The model `m` does not exist", "model_not_found"), ServiceError, "serve the model 'm'"),
         (refusal(400, "This model's maximum context length is 8192 tokens", "context_length_exceeded"),
          ContextOverflowError, "context_tokens"),
         (refusal(400, "Requested tokens (9000) exceed context window of 8192"), ContextOverflowError, "9000"),
@@ -370,6 +400,9 @@ def test_a_refusal_is_typed_told_and_not_tried_again(answer: Answer, error: type
         refusal(408), refusal(409), refusal(500), refusal(502), refusal(503, "loading model"), refusal(529),
         Answer(500, "Internal Server Error"), refusal(429, code="429"), refusal(429, code="rate_limit_exceeded"),
         Answer(200, "<html>a login page</html>", headers={"Content-Type": "text/html"}), Answer(200, "{"),
+        refusal(503, "billing is down"), refusal(429, "You exceeded your current quota, check billing", "429"),
+        Answer(200, "[" * 100_000), Answer(200, completion("half", "error")),
+        Answer(200, completion("half", "insufficient_system_resource")),
         Answer(200, "[]"), Answer(200, '{"choices": 3}'), Answer(200, completion(), cut=40), Answer(drop=True),
     ],
 )  # fmt: skip
@@ -520,6 +553,18 @@ def test_a_refused_connection_says_what_to_try(clock: FakeClock) -> None:
     assert len(clock.sleeps) == 1
 
 
+def test_a_connection_that_is_not_taken_up_is_one_that_failed(clock: FakeClock) -> None:
+    with socket.socket() as full, socket.socket() as first, socket.socket() as second:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for waiting in (first, second):
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        url = f"http://127.0.0.1:{full.getsockname()[1]}/v1"
+        with pytest.raises(ServiceConnectionError, match=r"^Failed to connect to"):
+            client(url, clock, retry_count=0, timeout_seconds=0.3).complete(MESSAGES)
+
+
 def test_the_endpoint_comes_from_the_environment_where_none_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving([Answer(200, completion())]) as server:
         monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/v1/")
@@ -562,11 +607,21 @@ def test_a_key_read_with_its_line_break_is_sent_without() -> None:
         assert server.requests[0].headers["authorization"] == f"Bearer {KEY}"
 
 
-def test_no_traceback_shows_a_key_that_the_endpoint_repeats() -> None:
-    echo = refusal(401, f"Incorrect API key provided: {KEY}")
-    with serving([echo]) as server, pytest.raises(AuthenticationError) as caught:
-        client(server).complete(MESSAGES)
-    assert KEY not in "".join(traceback.format_exception(caught.value))
+@pytest.mark.parametrize(
+    "echo",
+    [
+        refusal(401, f"Incorrect API key provided: {KEY}"),
+        refusal(400, f"{'x' * 380} {KEY}"),
+        Answer(400, f"{'x' * 380} {KEY}"),
+        Answer(200, f"<html>Authorization: Bearer {KEY}"),
+        Answer(200, completion(None, refusal=f"I was given {KEY}")),
+        Answer(200, completion(None, KEY)),
+    ],
+)
+def test_nothing_shows_a_key_that_the_endpoint_repeats(echo: Answer) -> None:
+    with serving([echo]) as server, pytest.raises(RunnerError) as caught:
+        client(server, retry_count=0).complete(MESSAGES)
+    assert KEY[:8] not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_forked_process_does_not_share_connections(monkeypatch: pytest.MonkeyPatch) -> None:

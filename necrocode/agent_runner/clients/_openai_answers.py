@@ -40,13 +40,20 @@ _OVERFLOW = re.compile(
     re.IGNORECASE,
 )
 _WRONG_KEY = re.compile(
-    r"invalid[ _]api[ _]key|incorrect api key|authentication error|invalid proxy server token|no api key", re.IGNORECASE
+    r"invalid[ _]api[ _]key|incorrect api key|authentication error|invalid proxy server token|no api key"
+    # Gemini; and LiteLLM without a database (https://github.com/BerriAI/litellm/issues/12273).
+    r"|api key not valid|no_db_connection|no connected db",
+    re.IGNORECASE,
 )
-_QUOTA = re.compile(r"insufficient_quota|exceeded your current quota|billing", re.IGNORECASE)
+# By the code alone: Gemini says "You exceeded your current quota ... billing details" at per-minute limits too.
+_QUOTA = re.compile(r"insufficient_quota|billing_hard_limit", re.IGNORECASE)
 _FORMAT_REFUSED = re.compile(
-    r"response_format|json_schema|json_object|structured output|literal_error|grammar|guided", re.IGNORECASE
+    r"response[_ ]format|json_schema|json_object|structured output|literal_error|grammar|guided", re.IGNORECASE
 )
+_UNSUPPORTED = re.compile(r"unsupported|n[o']t support", re.IGNORECASE)
 _CUT_REASONS = {"length", "max_tokens", "model_length"}
+# What a server says of an answer that it could not end: DeepSeek's API reference, vLLM, OpenRouter's API reference.
+_BROKEN_REASONS = {"insufficient_system_resource", "abort", "error"}
 
 
 class EndpointFailureError(Exception):
@@ -71,12 +78,12 @@ class EndpointFailureError(Exception):
     @property
     def refuses_format(self) -> bool:
         """Whether this reads as "I do not know this response_format" rather than as an outage."""
-        formal = self.status_code in {400, 415, 422, 500, 501}
-        return (
-            formal
-            and _FORMAT_REFUSED.search(self.said) is not None
-            and not isinstance(self.error, ContextOverflowError)
-        )
+        if isinstance(self.error, (AuthenticationError, ContextOverflowError)):
+            return False
+        if self.status_code in {400, 404, 415, 422} and _UNSUPPORTED.search(self.said):
+            return True
+        is_formal = self.status_code in {400, 404, 415, 422, 500, 501}
+        return is_formal and _FORMAT_REFUSED.search(self.said) is not None
 
     @property
     def refuses_request(self) -> bool:
@@ -84,46 +91,60 @@ class EndpointFailureError(Exception):
         return self.status_code in {400, 422}
 
 
-def read_completion(body: bytes, *, request_id: str | None, model: str) -> dict[str, Any]:
+def read_completion(body: bytes, *, request_id: str | None, model: str, redact: Callable[[str], str]) -> dict[str, Any]:
     """Text, model and usage of a chat completion (OpenAI API reference, "The chat completion object").
 
-    Raises :class:`EndpointFailureError` for a body that is none, which is tried again, and for an answer that is cut,
-    refused, filtered, empty or a tool call, which is not.
+    Raises :class:`EndpointFailureError` for a body that is none and for an answer that the server broke off, which are
+    tried again, and for an answer that is cut, refused, filtered, empty or a tool call, which is not.
     """
     try:
         completion = json.loads(body)
         choices = completion["choices"]
         choice = choices[0] if choices else None
         message = choice["message"] if choice is not None else None
-    except (ValueError, LookupError, TypeError) as error:
-        text = f"The model endpoint answered 200 with something that is no chat completion: {_short(body)!r}"
-        raise EndpointFailureError(ServiceError(text, retryable=True), is_retried=True) from error
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        said = _short(redact(body.decode(errors="replace")))
+        raise _passing(
+            f"The model endpoint answered 200 with something that is no chat completion: {said!r}"
+        ) from error
     if choice is None or not isinstance(message, dict):
         raise _final(EmptyAnswerError("The model endpoint answered without any choice."))
-    _check_finished(choice, message)
+    text = _text(message)
+    _check_finished(str(choice.get("finish_reason")), message, text, redact)
     usage = completion.get("usage") or {}
     return {
-        "text": str(message["content"]),
-        "model": str(completion.get("model") or model),
+        "text": text,
+        "model": _writable(str(completion.get("model") or model)),
         "prompt_tokens": _count(usage, "prompt_tokens"),
         "completion_tokens": _count(usage, "completion_tokens"),
-        "request_id": request_id or (str(completion["id"]) if completion.get("id") else None),
+        "request_id": request_id or (_writable(str(completion["id"])) if completion.get("id") else None),
     }
 
 
-def _check_finished(choice: dict[str, Any], message: dict[str, Any]) -> None:
-    reason = choice.get("finish_reason")
+def _text(message: dict[str, Any]) -> str:
+    """The message's text; some servers send it in parts (OpenAI API reference, content parts of type ``text``)."""
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return content if isinstance(content, str) else ""
+
+
+def _check_finished(reason: str, message: dict[str, Any], text: str, redact: Callable[[str], str]) -> None:
     if message.get("refusal"):
-        raise _final(ModelRefusalError(f"The model declined: {_short(str(message['refusal']))}"))
+        raise _final(ModelRefusalError(f"The model declined: {_short(redact(str(message['refusal'])))}"))
+    if reason in _BROKEN_REASONS:
+        raise _passing(f"The model endpoint broke off its answer (finish_reason {reason!r}).")
     if reason == "content_filter":
         raise _final(ContentFilterError("The provider's content filter withheld the answer."))
     if reason in _CUT_REASONS:
-        text = "The model's answer was cut at the token limit; nothing of it was applied."
-        raise _final(TruncatedAnswerError(text, hint="Raise max_tokens, or split the task."))
+        cut = "The model's answer was cut at the token limit; nothing of it was applied."
+        raise _final(TruncatedAnswerError(cut, hint="Raise max_tokens, or split the task."))
     if message.get("tool_calls") or message.get("function_call"):
         raise _final(MalformedAnswerError("The model answered with a tool call, though it was offered no tools."))
-    if not isinstance(message.get("content"), str) or not message["content"].strip():
-        raise _final(EmptyAnswerError(f"The model answered with no text (finish_reason {reason!r})."))
+    if not text.strip():
+        raise _final(EmptyAnswerError(f"The model answered with no text (finish_reason {_short(redact(reason))!r})."))
+    if _writable(text) != text:
+        raise _final(MalformedAnswerError("The model's answer holds half a character (a lone surrogate)."))
 
 
 def failure_of(
@@ -139,17 +160,18 @@ def failure_of(
     import openai  # noqa: PLC0415  loaded already: its exception is at hand
 
     if isinstance(error, openai.APIStatusError):
-        said = redact(_said(error))
+        said = _said(error, redact)
         kind = _status_error(error.status_code, said, endpoint=endpoint, model=model)
         is_retried = (error.status_code in RETRIED_STATUSES or error.status_code >= 500) and (  # noqa: PLR2004
-            not isinstance(kind, (AuthenticationError, ContextOverflowError)) and not _QUOTA.search(said)
+            not isinstance(kind, (AuthenticationError, ContextOverflowError))
+            and not (isinstance(kind, RateLimitError) and _QUOTA.search(said))
         )
         kind.retryable = is_retried
         wait = retry_after_seconds(error.response.headers, clock)
         return EndpointFailureError(
             kind, is_retried=is_retried, wait_seconds=wait, status_code=error.status_code, said=said
         )
-    if isinstance(error, openai.APITimeoutError):
+    if isinstance(error, openai.APITimeoutError) and type(error.__cause__).__name__ != "ConnectTimeout":
         text = f"The model endpoint {endpoint} did not answer within {timeout_seconds:g} seconds."
         return EndpointFailureError(
             ServiceConnectionError(text, hint="Raise llm.timeout_seconds if the model is slow."), is_retried=True
@@ -181,21 +203,24 @@ def _status_error(status: int, said: str, *, endpoint: str, model: str) -> Runne
         return ContextOverflowError(where, hint="Lower llm.context_tokens or max_tokens.", status_code=status)
     if status == 429:  # noqa: PLR2004
         return RateLimitError(where, status_code=status)
-    if status == 404:  # noqa: PLR2004
+    if status == 404 or "model_not_found" in said:  # noqa: PLR2004  llama-cpp-python says 400
         return ServiceError(
             where, hint=f"Does it serve the model {model!r}? try: curl {endpoint}/models", status_code=status
         )
     return ServiceError(where, status_code=status)
 
 
-def _said(error: openai.APIStatusError) -> str:
-    """What the endpoint said, in one bounded line: the message and code of a JSON body, else the body's beginning."""
+def _said(error: openai.APIStatusError, redact: Callable[[str], str]) -> str:
+    """What the endpoint said, in one bounded line: the message and code of a JSON body, else the body's beginning.
+
+    Masked before it is cut: a key across the cut would no longer be known as one.
+    """
     body = error.body
     if isinstance(body, dict):
         parts = [str(body.get(key)) for key in ("code", "type", "message", "detail") if body.get(key)]
-        return _short(": ".join(dict.fromkeys(parts)) or json.dumps(body))
+        return _short(redact(": ".join(dict.fromkeys(parts)) or json.dumps(body)))
     text = error.response.text
-    return _short("(an HTML page)" if "<html" in text[:1000].lower() else text) or "no reason given"
+    return _short("(an HTML page)" if "<html" in text[:1000].lower() else redact(text)) or "no reason given"
 
 
 def retry_after_seconds(headers: Mapping[str, str], clock: Clock) -> float | None:
@@ -220,11 +245,19 @@ def _final(error: RunnerError) -> EndpointFailureError:
     return EndpointFailureError(error, is_retried=False)
 
 
+def _passing(text: str) -> EndpointFailureError:
+    return EndpointFailureError(ServiceError(text, retryable=True), is_retried=True)
+
+
+def _writable(text: str) -> str:
+    """The text as UTF-8 can hold it: JSON's escapes can name half of a surrogate pair."""
+    return text.encode(errors="replace").decode()
+
+
 def _count(usage: object, key: str) -> int:
     value = usage.get(key) if isinstance(usage, dict) else None
     return value if isinstance(value, int) and value >= 0 else 0
 
 
-def _short(text: str | bytes) -> str:
-    decoded = text.decode(errors="replace") if isinstance(text, bytes) else text
-    return " ".join(decoded.split())[:_LONGEST_SAID]
+def _short(text: str) -> str:
+    return _writable(" ".join(text.split())[:_LONGEST_SAID])

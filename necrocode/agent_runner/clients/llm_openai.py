@@ -187,7 +187,9 @@ class LLMClient:
                 redact=self._redact,
                 clock=self._clock,
             ) from error
-        return read_completion(body, request_id=raw.headers.get("x-request-id"), model=self._config.model)
+        return read_completion(
+            body, request_id=raw.headers.get("x-request-id"), model=self._config.model, redact=self._redact
+        )
 
     def _client(self) -> openai.OpenAI:
         if self._key is None and self._endpoint == OPENAI_ENDPOINT:
@@ -219,15 +221,13 @@ def _adapted(manners: _Manners, request: dict[str, Any], failure: EndpointFailur
     said = failure.said
     if isinstance(failure.error, (AuthenticationError, ContextOverflowError)):
         return manners  # vLLM names max_completion_tokens in its overflow text: another name would not help
-    if "response_format" in request and failure.refuses_format:
-        return replace(manners, response_format=_next_format(request["response_format"], said))
-    if not failure.refuses_request:
-        return manners
-    if "max_completion_tokens" in said:
+    if failure.refuses_request and "max_completion_tokens" in said:
         other = "max_tokens" if "max_completion_tokens" in request else "max_completion_tokens"
         return replace(manners, tokens_parameter=other)
-    if "temperature" in request and "temperature" in said and _UNSUPPORTED.search(said):
+    if failure.refuses_request and "temperature" in request and "temperature" in said and _UNSUPPORTED.search(said):
         return replace(manners, takes_temperature=False)
+    if "response_format" in request and failure.refuses_format:
+        return replace(manners, response_format=_next_format(request["response_format"], said))
     return manners
 
 

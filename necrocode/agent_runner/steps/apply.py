@@ -202,7 +202,7 @@ def _bytes(change: CodeChange, old: bytes | None) -> bytes:
         new = new.replace(b"\n", b"\r\n")
     if old.startswith(_BOM) and not new.startswith(_BOM):
         new = _BOM + new
-    if not change.exact and not old.endswith(b"\n"):
+    if not change.exact and old.rpartition(b"\n")[2].strip():  # a last line of blanks alone is no missing newline
         new = new.removesuffix(b"\n").removesuffix(b"\r")
     return new
 
