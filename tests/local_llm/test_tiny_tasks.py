@@ -78,6 +78,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunnerConfig:
         model=os.environ.get("NECROCODE_LOCAL_LLM_MODEL", "local"),
         edit_format=os.environ.get("NECROCODE_EDIT_FORMAT", "auto"),  # type: ignore[arg-type]
         temperature=0,
+        max_tokens=700,
         timeout_seconds=600,
     )
     return RunnerConfig(state_dir=tmp_path_factory.mktemp("state"), llm_config=llm)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
 from necrocode.agent_runner import TaskContext
 from necrocode.agent_runner.generation import context as context_module
 from necrocode.agent_runner.generation.context import Context, estimate_tokens, select_context
-from necrocode.agent_runner.generation.prompt import fenced, system_prompt, task_messages
+from necrocode.agent_runner.generation.prompt import as_text_request, fenced, system_prompt, task_messages
 
 
 def task(description: str = "", **fields: object) -> TaskContext:
@@ -107,9 +109,25 @@ def test_the_prompt_holds_task_criteria_instructions_commands_and_files() -> Non
         asked, context, instructions="Use tabs.", test_commands=["pytest -q"], answer_format="text"
     )
     assert system.role == "system"
-    assert "DELETE src/old.py" in system.content
-    for part in ("# Task 1: T", "Do it.", "- It works.", "Use tabs.", "- pytest -q", "a.py\n```\nx = 1\n```"):
+    assert system.content == system_prompt("text")
+    for part in ("# Task 1: T", "Do it.", "- It works.", "Use tabs.", "- pytest -q", "File: a.py\n```\nx = 1\n```"):
         assert part in user.content
+
+
+@pytest.mark.parametrize(
+    "words", ["Delete a.py.", "Rename a.py to b.py.", "a.py を削除してください。", "Clean up a.py."]
+)
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_how_to_delete_and_rename_is_said_where_the_task_may_need_it(words: str, form: Literal["json", "text"]) -> None:
+    system, _ = task_messages(task(words), select({"a.py": "x = 1"}), answer_format=form)
+    assert system.content == system_prompt(form, with_removals=True)
+    assert ("delete" if form == "json" else "DELETE src/old.py") in system.content
+    assert as_text_request([system])[0].content == system_prompt("text", with_removals=True)
+
+
+def test_words_in_the_files_do_not_count_as_the_tasks() -> None:
+    system, _ = task_messages(task("Do it."), select({"a.py": "# delete this"}), answer_format="text")
+    assert "DELETE" not in system.content
 
 
 def test_the_json_prompt_says_json_for_endpoints_that_insist_on_the_word() -> None:

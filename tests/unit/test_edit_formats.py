@@ -129,10 +129,45 @@ def test_too_many_changes_and_too_long_answers_are_refused(monkeypatch: pytest.M
         "ファイル: src/a.py",
         "Here is the updated `src/a.py`:",
         "- `src/a.py`",
+        "File:src/a.py",
+        "**File:** src/a.py",
     ],
 )
 def test_path_on_the_line_before_a_block_is_understood(line: str) -> None:
     assert contents(f"I changed it.\n\n{line}\n\n```python\nx = 1\n```\n") == {"src/a.py": "x = 1\n"}
+
+
+@pytest.mark.parametrize(
+    "line", ["File: docs/my notes.md", "**File: `docs/my notes.md`**", "### File: docs/my notes.md"]
+)
+def test_a_path_with_spaces_is_understood_where_it_is_called_a_file(line: str) -> None:
+    assert contents(f"{line}\n```\nx\n```\n") == {"docs/my notes.md": "x\n"}
+
+
+def test_paths_with_spaces_are_deleted_and_renamed() -> None:
+    deleted, renamed = parse_answer("DELETE my notes.txt\nRENAME a b.py -> c d.py\n").changes
+    assert (deleted.file_path, renamed.file_path, renamed.new_path) == ("my notes.txt", "a b.py", "c d.py")
+
+
+def test_a_fence_opened_too_early_around_the_path_is_understood() -> None:
+    answer = "```\nsrc/a.py\n```python\nx = 1\n```\n\n```\nb.py\n```python\ny = 2\n```\n"
+    assert contents(answer) == {"src/a.py": "x = 1\n", "b.py": "y = 2\n"}
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "wanted"),
+    [
+        ("a.py", "```python\nx = 1\n```", "x = 1"),
+        ("a.py", "```\nx = 1\n\n```\n", "x = 1\n"),
+        ("a.py", 'x = """\n```\n"""\n', 'x = """\n```\n"""\n'),
+        ("a.md", "```python\nx = 1\n```", "```python\nx = 1\n```"),
+        ("a.md", "```\na\n```\n```\nb\n```\n", "```\na\n```\n```\nb\n```\n"),
+        ("a.py", "```\na\n```\n```\nb\n```\n", "```\na\n```\n```\nb\n```\n"),
+    ],
+)
+def test_a_fence_around_a_files_text_inside_json_is_taken_off(path: str, content: str, wanted: str) -> None:
+    document = {"changes": [{"operation": "create", "file_path": path, "content": content}]}
+    assert contents(json.dumps(document)) == {path: wanted}
 
 
 @pytest.mark.parametrize(
@@ -162,7 +197,16 @@ def test_delete_and_rename_inside_a_block_are_text() -> None:
     assert contents("a.sql\n```sql\nDELETE x.y\n```\n") == {"a.sql": "DELETE x.y\n"}
 
 
-@pytest.mark.parametrize("line", ["DELETE this file please", "RENAME a.py", "RENAME a.py -> b.py -> c.py", "DELETE"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "DELETE this file please",
+        "DELETE the old one. Then go on",
+        "RENAME a.py",
+        "RENAME a.py -> b.py -> c.py",
+        "DELETE",
+    ],
+)
 def test_prose_that_only_looks_like_a_directive_is_not_one(line: str) -> None:
     with pytest.raises(MalformedAnswerError):
         parse_answer(line)

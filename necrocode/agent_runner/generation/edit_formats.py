@@ -81,6 +81,8 @@ _LABEL = re.compile(
     r"(?i)^(?:(?:create|modify|update|edit|new|add|replace|delete)(?: file| the file)?[:：]?\s+"
     r"|(?:file|path|filename|file path|ファイル)(?:\s*[:：]\s*|\s+))(?=\S+$)"
 )
+_TOLD = re.compile(r"(?i)^(?:file|path|ファイル)(?:\*\*)?\s*[:：]\s*(.+)$")
+_PATH_WITH_SPACES = re.compile(r"^[^\s`*<>|\"'()（）]+(?: [^\s`*<>|\"'()（）]+)+\.\w{1,12}$")
 _PATH_SHAPE = re.compile(r"^[^\s`*<>|\"'()（）]+$")
 
 
@@ -356,9 +358,9 @@ def _directive(line: str) -> list[CodeChange]:
         return []
     if found[1] == "DELETE":
         path = found[2].strip("`*\"' ")
-        return [CodeChange(operation="delete", file_path=path)] if _looks_like_path(path) else []
+        return [CodeChange(operation="delete", file_path=path)] if _may_be_path(path) else []
     sides = [side.strip("`*\"' ") for side in _ARROW.split(found[2])]
-    if len(sides) != 2 or not all(map(_looks_like_path, sides)):  # noqa: PLR2004  from and to
+    if len(sides) != 2 or not all(map(_may_be_path, sides)):  # noqa: PLR2004  from and to
         return []
     return [CodeChange(operation="rename", file_path=sides[0], new_path=sides[1])]
 
@@ -374,6 +376,9 @@ def _path_before_block(line: str, language: str) -> str:
 def _path_on_line(line: str) -> str | None:
     """The path that a line names, such as ``src/a.py``, ``**src/a.py**`` or ``### File: `src/a.py`:`` does."""
     text = line.strip().lstrip("#>-*").strip()
+    told = _TOLD.match(text.strip("*_ "))
+    if told and _may_be_path(named := told[1].strip("*`\"' ").rstrip(":：")):
+        return named
     quoted = re.search(r"`([^`\s]+)`", text)
     if quoted and _looks_like_path(quoted[1]) and len(text.split()) <= _MOST_WORDS_AROUND_PATH:
         return quoted[1]
@@ -389,6 +394,13 @@ def _looks_like_path(text: str) -> bool:
         return False
     name = text.rsplit("/", 1)[-1]
     return "/" in text or "." in name or name in _BARE_NAMES
+
+
+def _may_be_path(text: str) -> bool:
+    """Whether a text reads as a file path where it is called one: spaces and bare names may be in it."""
+    if _PATH_SHAPE.match(text):
+        return not text.endswith(("/", ".", ",", ";"))
+    return _PATH_WITH_SPACES.match(text) is not None
 
 
 _BARE_NAMES = {
