@@ -123,14 +123,15 @@ class ServiceHttp:
         headers = {"Idempotency-Key": str(uuid.uuid4())}
         if epoch is not None:
             headers["X-Lease-Epoch"] = str(epoch)
+        if json_body is not None:
+            headers["Content-Type"] = "application/json"
         files = None if file is None else {"file": ("artifact", file, "application/octet-stream")}
         answer = self._call(
             method,
             path,
             headers=headers,
             params=params,
-            json=json_body,
-            data=form,
+            data=form if json_body is None else self._encoded(json_body, path),
             files=files,
             timeout_seconds=timeout_seconds,
         )
@@ -247,6 +248,15 @@ class ServiceHttp:
 
     def _named(self) -> str:
         return f"The {self._service} at {self.base_url}"
+
+    def _encoded(self, body: Mapping[str, Any], path: str) -> bytes:
+        """The body as JSON; what cannot be sent at all is not tried."""
+        try:
+            return json.dumps(body, allow_nan=False).encode()
+        except (TypeError, ValueError) as error:
+            raise ServiceError(
+                f"{path} of the {self._service} cannot be sent something that is no JSON: {error}."
+            ) from error
 
     def _json(self, answer: requests.Response) -> Any:  # noqa: ANN401  JSON
         try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -85,7 +87,11 @@ class LocalTaskRegistry:
             raise ConfigurationError(f"The task registry URL {url!r} must be sqlite:///path, or http(s)://host:port.")
         self._file = Path(url.removeprefix("sqlite:///"))
         self._clock = clock
-        self._engine = sa.create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_SECONDS})
+        self._engine = sa.create_engine(
+            url,
+            connect_args={"timeout": _BUSY_TIMEOUT_SECONDS},
+            json_serializer=partial(json.dumps, allow_nan=False),  # NaN is no JSON: no other reader could read it
+        )
         sa.event.listen(self._engine, "connect", _configure_connection)
         sa.event.listen(self._engine, "begin", _begin)
         self._is_ready = False
@@ -217,6 +223,10 @@ class LocalTaskRegistry:
         except OSError as error:
             raise ServiceConnectionError(
                 f"The embedded task registry cannot use {self._file}: {error.strerror}."
+            ) from error
+        except UnicodeError as error:
+            raise ServiceError(
+                f"The embedded task registry cannot keep text that is no valid Unicode: {error}.", status_code=400
             ) from error
         except SQLAlchemyError as error:
             cause = getattr(error, "orig", None) or error
