@@ -8,6 +8,7 @@ in the environment of the network commands alone.
 from __future__ import annotations
 
 import os
+import secrets
 import stat
 import subprocess
 from dataclasses import dataclass, field
@@ -123,7 +124,7 @@ class Git:
         for name, content, mode in (("gitconfig", _GLOBAL_CONFIG, 0o600), ("askpass", _ASKPASS, 0o700)):
             file = self.home / name
             if not file.exists() or file.read_text() != content or stat.S_IMODE(file.stat().st_mode) != mode:
-                draft = file.with_name(f"{name}.{os.getpid()}.tmp")
+                draft = file.with_name(f"{name}.{secrets.token_hex(8)}.tmp")  # threads and processes prepare at once
                 draft.write_text(content)
                 draft.chmod(mode)
                 draft.replace(file)

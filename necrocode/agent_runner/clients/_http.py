@@ -27,11 +27,13 @@ from necrocode.agent_runner.errors import (
     ConfigurationError,
     IllegalTransitionError,
     RateLimitError,
+    RepositoryNotFoundError,
     RunnerError,
     ServiceConnectionError,
     ServiceError,
     SlotAllocationError,
     StaleLeaseError,
+    WorkspacePreparationError,
 )
 
 if TYPE_CHECKING:
@@ -54,6 +56,8 @@ _ERROR_BY_SLUG: dict[str, type[RunnerError]] = {
     "ambiguous-task": AmbiguousTaskError,
     "no-available-slots": SlotAllocationError,
     "illegal-transition": IllegalTransitionError,
+    "repository-not-found": RepositoryNotFoundError,
+    "workspace-preparation-failed": WorkspacePreparationError,
 }
 
 

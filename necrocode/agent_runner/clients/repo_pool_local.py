@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock, Deadline
 from necrocode.agent_runner._git import Git, GitError, Repository
-from necrocode.agent_runner._names import check_repository_url
+from necrocode.agent_runner._names import check_branch_name, check_repository_url
 from necrocode.agent_runner.errors import (
     RepositoryNotFoundError,
     SlotAllocationError,
@@ -90,9 +90,8 @@ class LocalRepoPool:
         """
         pool = self._pool_of(repo_url)
         lease = lease_seconds or DEFAULT_LEASE_SECONDS
-        pool.folder.mkdir(parents=True, exist_ok=True)
-        self._git.prepare()
-        base = pool.fetch(base_ref)
+        self._make_folders(pool)
+        base = pool.fetch(_checked_ref(base_ref))
         slot = self._wait_for_slot(pool, required_by, timeout_seconds or 0.0)
         try:
             pool.make_ready(slot.slot_id, base)
@@ -117,6 +116,13 @@ class LocalRepoPool:
     def release_slot(self, slot_id: str, *, lease_token: str | None = None) -> None:
         """Give the slot back; its files stay, for the next holder starts from them."""
         self._pool_with(slot_id).release(slot_id, lease_token, self._clock.now())
+
+    def _make_folders(self, pool: _Pool) -> None:
+        try:
+            pool.folder.mkdir(parents=True, exist_ok=True)
+            self._git.prepare()
+        except OSError as error:
+            raise WorkspacePreparationError(f"The repo pool cannot use {pool.folder}: {error.strerror}.") from error
 
     def _expiry(self, lease_seconds: float) -> str:
         return (self._clock.now() + timedelta(seconds=lease_seconds)).isoformat()
@@ -327,6 +333,14 @@ class _Pool:
         with _locked(self.folder / "mirror.lock"):  # parallel "worktree add" fails on commondir (git 2.39)
             self.mirror.run("worktree", "prune")
             self.mirror.run("worktree", "add", "--quiet", "--force", "--no-checkout", "--detach", "--", str(path), base)
+
+
+def _checked_ref(base_ref: str | None) -> str | None:
+    """The ref, which goes into git's refspecs: ``*`` or ``:`` would mean something else there."""
+    try:
+        return None if base_ref is None else check_branch_name(base_ref)
+    except ValueError as error:
+        raise RepositoryNotFoundError(f"Cannot use the base ref: {error}.", hint="Check base_ref.") from error
 
 
 def _is_scp_like(url: str) -> bool:
