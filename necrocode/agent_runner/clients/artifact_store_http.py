@@ -50,11 +50,14 @@ class ArtifactStoreClient(ServiceClient):
     def upload(self, artifact_type: str, content: bytes, metadata: Mapping[str, Any] | None = None) -> str:
         """Store the bytes and get their URI. ``ArtifactUploadError`` when the service refuses or garbles them."""
         digest = hashlib.sha256(content).hexdigest()
-        form = {
-            "type": artifact_type,
-            "metadata": json.dumps(dict(metadata or {}), ensure_ascii=False, default=str),
-            "sha256": digest,
-        }
+        try:
+            form = {
+                "type": artifact_type.encode(),
+                "metadata": json.dumps(dict(metadata or {}), ensure_ascii=False, default=str).encode(),
+                "sha256": digest,
+            }
+        except (TypeError, ValueError) as error:
+            raise ArtifactUploadError(f"The metadata of the artifact cannot be written as JSON: {error}.") from error
         try:
             answer = self._http.write("POST", "/artifacts", form=form, file=content)
         except ServiceConnectionError:

@@ -36,14 +36,20 @@ class LocalArtifactStore:
         The same content under the same type, task and run gets the URI it already has; other content a further one.
         """
         details = dict(metadata or {})
-        parts = [_component(details.get(key), f"no-{key}") for key in ("spec_name", "task_id", "run_id")]
-        folder = self._root.joinpath(*parts)
-        name = _FILE_NAMES.get(artifact_type, f"{_component(artifact_type, 'artifact')}.bin")
         digest = hashlib.sha256(content).hexdigest()
+        try:
+            parts = [_component(details.get(key), f"no-{key}") for key in ("spec_name", "task_id", "run_id")]
+            name = _FILE_NAMES.get(artifact_type, f"{_component(artifact_type, 'artifact')}.bin")
+            description = self._description(artifact_type, details, digest, len(content))
+        except (TypeError, ValueError) as error:
+            raise ArtifactUploadError(
+                f"The metadata of the artifact cannot be written as JSON: {error}.", status_code=400
+            ) from error
+        folder = self._root.joinpath(*parts)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             file = self._store(folder, name, content, digest)
-            self._describe(file, artifact_type, details, digest, len(content))
+            _replace_durably(_sidecar(file), description)
         except OSError as error:
             raise ArtifactUploadError(
                 f"Cannot store the {artifact_type} artifact in {folder}: {error.strerror}."
@@ -97,7 +103,7 @@ class LocalArtifactStore:
         finally:
             draft.unlink(missing_ok=True)
 
-    def _describe(self, file: Path, artifact_type: str, metadata: dict[str, Any], digest: str, size: int) -> None:
+    def _description(self, artifact_type: str, metadata: dict[str, Any], digest: str, size: int) -> bytes:
         described = {
             "type": artifact_type,
             "sha256": digest,
@@ -105,9 +111,7 @@ class LocalArtifactStore:
             "created_at": self._clock.now().isoformat(),
             "metadata": metadata,
         }
-        draft = file.with_name(f".{secrets.token_hex(8)}.tmp")
-        _write_durably(draft, json.dumps(described, ensure_ascii=False, indent=1, default=str).encode())
-        draft.replace(_sidecar(file))
+        return json.dumps(described, ensure_ascii=False, indent=1, default=str).encode()
 
 
 def _component(value: object, fallback: str) -> str:
@@ -118,6 +122,12 @@ def _component(value: object, fallback: str) -> str:
 
 def _sidecar(file: Path) -> Path:
     return file.with_name(f"{file.name}.json")
+
+
+def _replace_durably(file: Path, content: bytes) -> None:
+    draft = file.with_name(f".{secrets.token_hex(8)}.tmp")
+    _write_durably(draft, content)
+    draft.replace(file)
 
 
 def _write_durably(file: Path, content: bytes) -> None:
