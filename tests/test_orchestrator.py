@@ -239,7 +239,7 @@ def test_a_playbook_adds_instructions_and_tests(bench: Bench, tmp_path: Path) ->
 
 
 def test_json_and_text_are_asked_for_as_configured(bench: Bench) -> None:
-    for edit_format, phrase in (("files", "fenced block"), ("json", "one JSON object")):
+    for edit_format, phrase in (("files", "File: "), ("auto", "File: "), ("json", "one JSON object")):
         llm = ScriptedLLM([GOOD_ANSWER])
         bench.orchestrator(llm, llm_config=LLMConfig(edit_format=edit_format)).run(bench.task())
         assert phrase in llm.calls[0][0].content

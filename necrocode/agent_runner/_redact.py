@@ -20,6 +20,10 @@ _KEY_SHAPES = re.compile(
     r"|\bxox[abprs]-[A-Za-z0-9-]{10,}"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?-----END [A-Z ]*PRIVATE KEY-----"
 )
+# What each of them begins with: looking for these first is a hundred times faster than trying the patterns everywhere.
+_KEY_BEGINNINGS = (
+    "sk-", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "AKIA", "xox", "-----BEGIN ",
+)  # fmt: skip
 _URL_PASSWORD = re.compile(r"(?<=://)([^/\s:@]{0,256}):([^/\s@]{1,256})@")
 _BEARER = re.compile(r"(?i)(authorization:\s*(?:bearer|basic)\s+)\S+")
 
@@ -39,9 +43,11 @@ class Redactor:
         """The text with every secret replaced by ``***``."""
         if self._secrets is not None:
             text = self._secrets.sub(MASK, text)
-        text = _KEY_SHAPES.sub(MASK, text)
-        text = _BEARER.sub(rf"\1{MASK}", text)
-        return _URL_PASSWORD.sub(rf"\1:{MASK}@", text)
+        if any(beginning in text for beginning in _KEY_BEGINNINGS):
+            text = _KEY_SHAPES.sub(MASK, text)
+        if "authorization:" in text.lower():
+            text = _BEARER.sub(rf"\1{MASK}", text)
+        return _URL_PASSWORD.sub(rf"\1:{MASK}@", text) if "://" in text and "@" in text else text
 
     def holds_secret(self, text: str) -> bool:
         """Whether the text holds one of the given secrets; key shapes do not count, for test data is full of them."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from necrocode.agent_runner.errors import ConfigurationError, RunnerError
@@ -13,6 +13,7 @@ from necrocode.agent_runner.errors import ConfigurationError, RunnerError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import yaml
     from pydantic_core import ErrorDetails
 
 _LONGEST_SHOWN_VALUE = 60
@@ -21,7 +22,9 @@ _LONGEST_SHOWN_VALUE = 60
 class StrictModel(BaseModel):
     """A frozen model that raises ``error_type`` naming every wrong field, with the nearest known name for a typo."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, hide_input_in_errors=True, defer_build=True
+    )
 
     error_type: ClassVar[type[RunnerError]] = ConfigurationError
     what: ClassVar[str] = "configuration"
@@ -68,30 +71,39 @@ class StrictModel(BaseModel):
         return "" if hidden else f" (got {value})"
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML as people mean it: a key given twice is an error, not a silent override."""
+@cache
+def _unique_key_loader() -> type[yaml.SafeLoader]:
+    import yaml  # noqa: PLC0415  a tenth of the import time, and only those who read a file need it
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002  PyYAML's signature
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            key = str(getattr(key_node, "value", key_node))
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+    class UniqueKeyLoader(yaml.SafeLoader):
+        """YAML as people mean it: a key given twice is an error, not a silent override."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002  PyYAML's signature
+            seen: set[str] = set()
+            for key_node, _ in node.value:
+                key = str(getattr(key_node, "value", key_node))
+                if key in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key!r} is given twice", key_node.start_mark
+                    )
+                seen.add(key)
+            return super().construct_mapping(node, deep)
+
+    return UniqueKeyLoader
 
 
 def read_yaml_mapping(path: Path, *, what: str, error_type: type[RunnerError]) -> dict[str, Any]:
     """The mapping in a YAML file, in UTF-8; ``error_type`` names the file and line when it cannot be read."""
+    loader = _unique_key_loader()
+    from yaml import YAMLError, load  # noqa: PLC0415  loaded by the line before
+
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506  a SafeLoader
+        data = load(path.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506  a SafeLoader
     except OSError as error:
         raise error_type(f"Cannot read the {what} {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise error_type(f"The {what} {path} is not UTF-8 (byte {error.start}).") from error
-    except (yaml.YAMLError, ValueError) as error:
+    except (YAMLError, ValueError) as error:
         text = " ".join(str(error).split())
         raise error_type(f"The {what} {path} is not valid YAML: {text}.") from error
     if data is None:

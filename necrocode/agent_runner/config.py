@@ -46,7 +46,7 @@ class LLMConfig(StrictModel):
     """None: the endpoint's default (some models accept no other)."""
     edit_format: Literal["auto", "json", "files"] = "auto"
     """How the model is asked to write its changes: ``json`` (structured output), ``files`` (a fenced block per file) or
-    ``auto`` (structured output where the endpoint can do it). The answer is understood in either."""
+    ``auto`` (``files`` in runs, ``json`` in ``generate_code``). The answer is understood in either."""
     retry_count: int = Field(default=3, ge=0, le=20)
     """Further tries after a connection error, 408, 409, 429 or 5xx. 0: none."""
 

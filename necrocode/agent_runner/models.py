@@ -164,7 +164,7 @@ class TaskContext(StrictModel):
 class _Result(BaseModel):
     """A value that is handed out, not written by hand; unknown keys are ignored so that old readers read new files."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
 
 class CodeChange(_Result):

@@ -76,13 +76,13 @@ class TaskRun:
 
     def generate(self, workspace: Workspace) -> LLMResponse:
         """The model's answer, read."""
-        with self.record.step("generate"), workspace.repository.objects() as objects:
+        with self.record.step("generate"):
             self._reporter.event("implementation_started", {"base_commit": workspace.base_commit})
             llm = self._config.llm_config
             context = choose_context(
                 self._task,
                 workspace.repository,
-                objects,
+                workspace.objects,
                 workspace.base_commit,
                 budget_tokens=llm.context_tokens,
                 deadline=self._deadline,
@@ -105,10 +105,10 @@ class TaskRun:
     def apply(self, workspace: Workspace, response: LLMResponse) -> None:
         """The change set as a commit; it is on the record from here on, whatever follows."""
         record, redactor = self.record, self._services.redactor
-        with record.step("apply"), workspace.repository.objects() as objects:
+        with record.step("apply"):
             refuse_secrets(response.code_changes, redactor.holds_secret)
-            base_tree = objects.tree_of(workspace.base_commit)
-            changes = plan_changes(response.code_changes, objects, base_tree, Limits.of(self._config))
+            base_tree = workspace.objects.tree_of(workspace.base_commit)
+            changes = plan_changes(response.code_changes, workspace.objects, base_tree, Limits.of(self._config))
             record.implementation = commit_changes(
                 workspace,
                 changes,
@@ -116,7 +116,6 @@ class TaskRun:
                 message=self._commit_message(),
                 author=self._author(),
                 response=response,
-                objects=objects,
                 deadline=self._deadline,
             )
             commit = record.implementation.commit

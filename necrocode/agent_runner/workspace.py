@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from necrocode.agent_runner._git import Repository
+    from necrocode.agent_runner._git import ObjectReader, Repository
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,8 @@ class Workspace:
     """A clean checkout, with the commit that the task starts from."""
 
     repository: Repository
+    objects: ObjectReader
+    """Open as long as the workspace is."""
     slot_id: str
     base_commit: str
     remote: str | None

@@ -36,8 +36,9 @@ class Bench:
         return ImplementationResult(base_commit=self.base, commit=commit, ref=ref, tree="", files=("new.txt",))
 
     def deliver(self, made: ImplementationResult, *, push: bool = True, brought: bool = False) -> PushResult:
-        workspace = Workspace(self.repository, "slot-1", self.base, str(self.remote), is_brought=brought)
-        return deliver(workspace, made, BRANCH, push=push, committer_email=OURS, deadline=Deadline(60))
+        with self.repository.objects() as objects:
+            workspace = Workspace(self.repository, objects, "slot-1", self.base, str(self.remote), is_brought=brought)
+            return deliver(workspace, made, BRANCH, push=push, committer_email=OURS, deadline=Deadline(60))
 
     def tip(self, where: Path | None = None) -> str:
         return git(where or self.remote, "rev-parse", f"refs/heads/{BRANCH}")

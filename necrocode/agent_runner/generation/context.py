@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from math import log
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,7 @@ MAX_LISTED_PATHS = 300
 MAX_CANDIDATES = 400
 """How many files, by the words of their paths, are read to be ranked by their text."""
 _BINARY_PROBE_BYTES = 8000  # as git does (xdiff-interface.c, FIRST_FEW_BYTES)
-_WORD = re.compile(r"[^\W\d_]+|\d+")
-_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_a-zA-Z]+")
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,16 @@ def select_context(
     ``sizes`` has every file of the base commit; ``read`` gives one's bytes. Deterministic; nothing binary, nothing that
     is not UTF-8, and never more than ``budget_tokens`` of text.
     """
+
+    @cache
+    def text_of(path: str) -> str | None:
+        return _readable(path, sizes, read)
+
     listed = _listing(task, sizes)
     left = budget_tokens - sum(map(estimate_tokens, listed))
     pieces: list[Piece] = []
-    for path, why in _candidates(task, sizes, read):
-        text = _readable(path, sizes, read)
+    for path, why in _candidates(task, sizes, text_of):
+        text = text_of(path)
         cost = estimate_tokens(text) if text is not None else 0
         if text is not None and cost <= left:
             pieces.append(Piece(path, text, why))
@@ -77,14 +82,16 @@ def _listing(task: TaskContext, sizes: Mapping[str, int]) -> list[str]:
     return sorted(_by_path_words(task, sizes)[:MAX_LISTED_PATHS])
 
 
-def _candidates(task: TaskContext, sizes: Mapping[str, int], read: Callable[[str], bytes]) -> list[tuple[str, str]]:
+def _candidates(
+    task: TaskContext, sizes: Mapping[str, int], text_of: Callable[[str], str | None]
+) -> list[tuple[str, str]]:
     """Paths in the order in which they should be shown, each once, with the reason."""
     reasons: dict[str, str] = {path: "related_files" for path in task.related_files if path in sizes}
     text = _task_text(task)
     for path in sorted(sizes):
         if _is_named(path, text):
             reasons.setdefault(path, "named in the task")
-    for path in _by_text_words(task, sizes, read):
+    for path in _by_text_words(task, sizes, text_of):
         reasons.setdefault(path, "shares words with the task")
     return list(reasons.items())
 
@@ -107,11 +114,11 @@ def _by_path_words(task: TaskContext, sizes: Mapping[str, int]) -> list[str]:
     return sorted(sizes, key=lambda path: (-len(wanted.intersection(_words(path))), path.count("/"), path))
 
 
-def _by_text_words(task: TaskContext, sizes: Mapping[str, int], read: Callable[[str], bytes]) -> list[str]:
+def _by_text_words(task: TaskContext, sizes: Mapping[str, int], text_of: Callable[[str], str | None]) -> list[str]:
     """The files by BM25 (Robertson and Zaragoza 2009, k1 = 1.2, b = 0.75) over the words of path and text."""
     documents: dict[str, Counter[str]] = {}
     for path in _by_path_words(task, sizes)[:MAX_CANDIDATES]:
-        if (text := _readable(path, sizes, read)) is not None:
+        if (text := text_of(path)) is not None:
             documents[path] = Counter(_words(path) * 3 + _words(text))
     if not documents:
         return []
@@ -133,12 +140,13 @@ def _by_text_words(task: TaskContext, sizes: Mapping[str, int], read: Callable[[
 
 def _words(text: str) -> list[str]:
     """Lower-case words; camelCase and snake_case split; runs of other scripts as pairs of characters."""
+    runs = _WORD.findall(text)
+    if text.isascii():
+        return [run.lower() for run in runs]
     words: list[str] = []
-    for run in _WORD.findall(text):
-        if run.isascii():
-            words += [part.lower() for part in _CAMEL.split(run)]
-        else:
-            words += [run[start : start + 2].lower() for start in range(max(1, len(run) - 1))]
+    for run in runs:
+        pairs = range(0 if run.isascii() else len(run) - 1)
+        words += [run[start : start + 2].lower() for start in pairs] or [run.lower()]
     return words
 
 

@@ -12,9 +12,10 @@ from necrocode.agent_runner.workspace import Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from necrocode.agent_runner._clock import Deadline
-    from necrocode.agent_runner._git import Git
+    from necrocode.agent_runner._git import Git, ObjectReader
     from necrocode.agent_runner.models import SlotAllocation, TaskContext
     from necrocode.agent_runner.protocols import RepoPool
 
@@ -48,9 +49,10 @@ def leased_workspace(
         with _heartbeat(pool, allocation, lease_seconds, on_trouble):
             git.prepare()
             repository = Repository(git, allocation.slot_path)
-            base = allocation.base_commit or _head(repository)
             remote = allocation.repo_url or task.repo_url
-            yield Workspace(repository, allocation.slot_id, base, remote, allocation.epoch)
+            with repository.objects() as objects:
+                base = allocation.base_commit or _head(objects, allocation.slot_path)
+                yield Workspace(repository, objects, allocation.slot_id, base, remote, allocation.epoch)
     finally:
         try:
             pool.release_slot(allocation.slot_id, lease_token=allocation.lease_token)
@@ -77,19 +79,18 @@ def brought_workspace(
             f"The checkout {checkout.root} has uncommitted changes: {changed.splitlines()[0]}",
             hint="Commit or stash them: the runner moves its HEAD.",
         )
-    head = _head(repository)
-    base = head
-    if task.base_ref is not None:
-        with repository.objects() as objects:
+    with repository.objects() as objects:
+        head = base = _head(objects, checkout.root)
+        if task.base_ref is not None:
             base = objects.resolve(task.base_ref) or objects.resolve(f"refs/remotes/origin/{task.base_ref}") or ""
         if not base:
             raise RepositoryNotFoundError(f"{checkout.root} has no branch, tag or commit {task.base_ref!r}.")
-    remote = task.repo_url or ("origin" if checkout.origin_url else None)
-    start = checkout.head_branch or head
-    try:
-        yield Workspace(repository, task.slot_id or str(checkout.root), base, remote, is_brought=True)
-    finally:
-        _return_head(repository, start, task.branch, on_trouble)
+        remote = task.repo_url or ("origin" if checkout.origin_url else None)
+        start = checkout.head_branch or head
+        try:
+            yield Workspace(repository, objects, task.slot_id or str(checkout.root), base, remote, is_brought=True)
+        finally:
+            _return_head(repository, start, task.branch, on_trouble)
 
 
 def _return_head(repository: Repository, start: str, branch: str, on_trouble: Callable[[str], None]) -> None:
@@ -102,16 +103,13 @@ def _return_head(repository: Repository, start: str, branch: str, on_trouble: Ca
         on_trouble(f"The HEAD of {repository.path} was not put back to {start}: {error}")
 
 
-def _head(repository: Repository) -> str:
+def _head(objects: ObjectReader, path: Path) -> str:
     try:
-        with repository.objects() as objects:
-            commit = objects.resolve("HEAD")
+        commit = objects.resolve("HEAD")
     except GitError as error:
-        raise WorkspacePreparationError(f"The checkout {repository.path} cannot be used: {error}") from error
+        raise WorkspacePreparationError(f"The checkout {path} cannot be used: {error}") from error
     if commit is None:
-        raise WorkspacePreparationError(
-            f"The checkout {repository.path} has no commit yet.", hint="Make a first commit there."
-        )
+        raise WorkspacePreparationError(f"The checkout {path} has no commit yet.", hint="Make a first commit there.")
     return commit
 
 

@@ -90,7 +90,6 @@ def commit_changes(
     message: str,
     author: Author,
     response: LLMResponse,
-    objects: ObjectReader,
     deadline: Deadline,
 ) -> ImplementationResult:
     """Write the planned changes as one commit on top of the workspace's base, kept under ``ref``."""
@@ -101,7 +100,7 @@ def commit_changes(
         base_commit=workspace.base_commit,
         commit=commit,
         ref=ref,
-        tree=objects.tree_of(commit),
+        tree=workspace.objects.tree_of(commit),
         files=tuple(sorted(change.path for change in changes)),
         explanation=response.explanation,
         model=response.model,

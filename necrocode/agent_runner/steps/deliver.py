@@ -15,7 +15,7 @@ from necrocode.agent_runner.models import PushResult
 
 if TYPE_CHECKING:
     from necrocode.agent_runner._clock import Deadline
-    from necrocode.agent_runner._git import Repository
+    from necrocode.agent_runner._git import ObjectReader, Repository
     from necrocode.agent_runner.models import ImplementationResult
     from necrocode.agent_runner.workspace import Workspace
 
@@ -34,7 +34,7 @@ def deliver(
     """Put the commit on the branch. :class:`PushError` says why not; delivering the same commit again is harmless."""
     repository, commit = workspace.repository, implementation.commit
     remote = workspace.remote if push else None
-    delivery = _Delivery(repository, branch, implementation, committer_email, deadline)
+    delivery = _Delivery(repository, workspace.objects, branch, implementation, committer_email, deadline)
     try:
         if workspace.is_brought or remote is None:
             delivery.move_local_branch()
@@ -53,6 +53,7 @@ def deliver(
 @dataclass(frozen=True)
 class _Delivery:
     repository: Repository
+    objects: ObjectReader
     branch: str
     implementation: ImplementationResult
     committer_email: str
@@ -63,8 +64,7 @@ class _Delivery:
         return f"refs/heads/{self.branch}"
 
     def move_local_branch(self) -> None:
-        with self.repository.objects() as objects:
-            tip = objects.resolve(self.ref)
+        tip = self.objects.resolve(self.ref)
         if tip is not None:
             self._check_replaceable(tip)
         self.repository.move_ref(self.ref, self.implementation.commit, expected=tip, deadline=self.deadline)
@@ -89,8 +89,7 @@ class _Delivery:
         self.repository.run(
             "fetch", *options, "--", remote, f"+{self.ref}:{seen}", network=True, deadline=self.deadline
         )
-        with self.repository.objects() as objects:
-            tip = objects.resolve(seen) or ""
+        tip = self.objects.resolve(seen) or ""
         self.repository.run("update-ref", "-d", seen, deadline=self.deadline)
         return tip
 
