@@ -1,0 +1,271 @@
+"""What every ``Sandbox`` does."""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from necrocode.agent_runner import Sandbox, TestExecutionError, TestResult
+from necrocode.agent_runner._clock import Deadline
+from tests.contracts.threads import at_once
+from tests.support.repositories import BROKEN_CALC, CALC_TEST_COMMAND, git
+
+OpenSandbox = Callable[[int], Sandbox]
+OUTPUT_BYTES = 20_000
+
+
+def run(sandbox: Sandbox, checkout: Path, *commands: str, seconds: float = 60, **options: Any) -> TestResult:
+    options = {"tree": "t" * 40, "environment": {}, "fail_fast": True} | options
+    return sandbox.run_tests(commands, checkout, deadline=Deadline(seconds), **options)
+
+
+def codes(result: TestResult) -> list[int | None]:
+    return [command.exit_code for command in result.commands]
+
+
+def outputs(result: TestResult) -> list[str]:
+    return [command.output for command in result.commands]
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int, bytes]]:
+    """Every file below, with its mode, time and bytes."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        status = path.lstat()
+        content = path.read_bytes() if stat.S_ISREG(status.st_mode) else b""
+        found[str(path)] = (status.st_mode, status.st_mtime_ns, content)
+    return found
+
+
+def processes_with(marker: str) -> list[int]:
+    """The processes of this machine whose command line holds the marker."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdigit() and marker.encode() in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+        except OSError:  # it has just ended
+            continue
+    return found
+
+
+def assert_gone(marker: str) -> None:
+    """None is left, or will be once the kernel has done what it was told."""
+    for process in processes_with(marker):
+        try:
+            handle = os.pidfd_open(process)
+        except ProcessLookupError:
+            continue
+        try:
+            assert select.select([handle], [], [], 5)[0], f"process {process} goes on"
+        finally:
+            os.close(handle)
+
+
+class SandboxContract:
+    """Inherit it, and say how the sandbox under test is opened: with how much output kept a command."""
+
+    @pytest.fixture
+    def open_sandbox(self) -> OpenSandbox:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def sandbox(self, open_sandbox: OpenSandbox) -> Sandbox:
+        return open_sandbox(OUTPUT_BYTES)
+
+    # --- what a command says
+
+    @pytest.mark.parametrize("code", [0, 1, 3, 125, 126, 127, 255])
+    def test_the_exit_code_is_the_commands(self, sandbox: Sandbox, repository: Path, code: int) -> None:
+        result = run(sandbox, repository, f"touch x; exit {code}")
+        assert codes(result) == [code]
+        assert result.success is (code == 0)
+        assert not result.commands[0].timed_out
+
+    def test_a_command_that_is_not_there_is_a_failed_test(self, sandbox: Sandbox, repository: Path) -> None:
+        result = run(sandbox, repository, "no-such-command --version")
+        assert codes(result) == [127]
+        assert "no-such-command" in result.commands[0].output
+
+    def test_a_signal_is_a_negative_code(self, sandbox: Sandbox, repository: Path) -> None:
+        result = run(sandbox, repository, "kill -9 $$")
+        assert codes(result) == [-9]
+        assert not result.success
+        assert not result.commands[0].timed_out
+
+    def test_real_tests_run(self, sandbox: Sandbox, repository: Path) -> None:
+        result = run(sandbox, repository, CALC_TEST_COMMAND, "sed -i 's/a - b/a + b/' calc.py", CALC_TEST_COMMAND)
+        assert codes(result) == [1]
+        assert "AssertionError" in result.commands[0].output
+        mended = run(sandbox, repository, "sed -i 's/a - b/a + b/' calc.py", CALC_TEST_COMMAND)
+        assert mended.success, outputs(mended)
+
+    def test_the_result_names_what_was_run(self, sandbox: Sandbox, repository: Path) -> None:
+        result = run(sandbox, repository, "echo 'a  b'", "true", tree="f" * 40)
+        assert [command.command for command in result.commands] == ["echo 'a  b'", "true"]
+        assert result.tree == "f" * 40
+        assert result.sandbox
+        assert result.layer
+        assert 0 <= sum(command.duration_seconds for command in result.commands) <= result.duration_seconds
+
+    def test_no_command_is_no_failure(self, sandbox: Sandbox, repository: Path) -> None:
+        result = run(sandbox, repository)
+        assert result.success
+        assert result.commands == ()
+
+    def test_both_streams_come_in_order(self, sandbox: Sandbox, repository: Path) -> None:
+        result = run(sandbox, repository, "echo 1; echo 2 >&2; echo 3")
+        assert outputs(result) == ["1\n2\n3\n"]
+
+    def test_output_may_be_anything(self, sandbox: Sandbox, repository: Path) -> None:
+        result = run(sandbox, repository, "echo 日本語", r"printf 'a\0b\377\303'", "printf 'no end'", "true")
+        assert result.commands[0].output == "日本語\n"
+        assert result.commands[1].output.startswith("a\0b")
+        assert outputs(result)[2:] == ["no end", ""]
+        assert result.success
+
+    def test_too_much_output_keeps_its_beginning_and_end(self, sandbox: Sandbox, repository: Path) -> None:
+        result = run(sandbox, repository, "echo first; yes line | head -c 5000000; echo last")
+        (command,) = result.commands
+        assert result.success
+        assert command.output.startswith("first\nline\n")
+        assert command.output.endswith("last\n")
+        assert len(command.output) < OUTPUT_BYTES + 200
+        assert command.truncated_bytes >= 5_000_000 - OUTPUT_BYTES
+
+    def test_the_cap_is_each_commands_own(self, sandbox: Sandbox, repository: Path) -> None:
+        result = run(sandbox, repository, "yes | head -c 100000", "echo short")
+        assert result.commands[1].output == "short\n"
+        assert [command.truncated_bytes > 0 for command in result.commands] == [True, False]
+
+    def test_there_is_no_input(self, sandbox: Sandbox, repository: Path) -> None:
+        assert outputs(run(sandbox, repository, "cat; echo end")) == ["end\n"]
+
+    # --- several commands
+
+    def test_a_later_command_finds_what_an_earlier_one_wrote(self, sandbox: Sandbox, repository: Path) -> None:
+        result = run(sandbox, repository, "mkdir d && cd d && echo made > f", "cat d/f; rm calc.py", "ls")
+        assert outputs(result)[1] == "made\n"
+        assert outputs(result)[2].split() == ["d", "test_calc.py"]
+
+    @pytest.mark.parametrize(("fail_fast", "expected"), [(True, [0, 1]), (False, [0, 1, 0])])
+    def test_a_failure_ends_the_tests_if_told_so(
+        self, sandbox: Sandbox, repository: Path, fail_fast: bool, expected: list[int]
+    ) -> None:
+        result = run(sandbox, repository, "true", "false", "true", fail_fast=fail_fast)
+        assert codes(result) == expected
+        assert not result.success
+
+    def test_variables_do_not_pass_from_command_to_command(self, sandbox: Sandbox, repository: Path) -> None:
+        assert outputs(run(sandbox, repository, "A=1; export A; cd /", "echo [$A]; ls calc.py"))[1] == "[]\ncalc.py\n"
+
+    # --- time
+
+    def test_a_command_that_does_not_end_is_stopped_and_is_the_last(self, sandbox: Sandbox, repository: Path) -> None:
+        result = run(sandbox, repository, "echo begun; sleep 600", "true", seconds=2, fail_fast=False)
+        assert codes(result) == [None]
+        assert result.commands[0].timed_out
+        assert result.commands[0].output == "begun\n"
+        assert not result.success
+        assert result.duration_seconds < 30
+
+    def test_a_command_that_ignores_signals_is_stopped_too(self, sandbox: Sandbox, repository: Path) -> None:
+        result = run(sandbox, repository, "trap '' TERM INT HUP; while :; do sleep 600; done", seconds=0.5)
+        assert result.commands[0].timed_out
+
+    def test_a_flood_is_stopped_in_time(self, sandbox: Sandbox, repository: Path) -> None:
+        result = run(sandbox, repository, "yes", seconds=0.5)
+        assert result.commands[0].timed_out
+        assert len(result.commands[0].output) < OUTPUT_BYTES + 200
+
+    def test_no_time_left_is_a_failed_test(self, sandbox: Sandbox, repository: Path) -> None:
+        result = run(sandbox, repository, "sleep 600", seconds=0)
+        assert not result.success
+        assert result.duration_seconds < 30
+
+    @pytest.mark.parametrize("ending", ["true", "false", "sleep 600"])
+    def test_no_process_is_left(self, sandbox: Sandbox, repository: Path, tmp_path: Path, ending: str) -> None:
+        marker = f"survivor-{tmp_path.name}-{ending.replace(' ', '-')}"
+        daemon = f"sh -c 'while :; do sleep 600; done' {marker}"
+        run(
+            sandbox,
+            repository,
+            f"{daemon} & {daemon} >/dev/null 2>&1 & {ending}",
+            seconds=5 if "600" not in ending else 1,
+        )
+        assert_gone(marker)
+
+    # --- what a command sees
+
+    def test_the_callers_environment_is_not_inherited(
+        self, sandbox: Sandbox, repository: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        secrets = ("OPENAI_API_KEY", "GIT_TOKEN", "NECROCODE_SERVICE_TOKEN", "AWS_SECRET_ACCESS_KEY", "MY_OWN")
+        for name in secrets:
+            monkeypatch.setenv(name, "s3cr3t-0123456789")
+        monkeypatch.setenv("PYTHONPATH", "/s3cr3t-0123456789")
+        (seen,) = outputs(run(sandbox, repository, "env; cat /proc/self/environ"))
+        assert "PATH=" in seen
+        assert "s3cr3t" not in seen
+
+    def test_what_the_operator_adds_is_there(self, sandbox: Sandbox, repository: Path) -> None:
+        environment = {"DATABASE_URL": "sqlite://", "LABEL": "日本語", "LINES": "a\nb c"}
+        (seen,) = outputs(run(sandbox, repository, 'env; echo "[$LINES]"', environment=environment))
+        assert "DATABASE_URL=sqlite://\n" in seen
+        assert "LABEL=日本語\n" in seen
+        assert "[a\nb c]\n" in seen
+
+    def test_home_and_temporary_files_are_not_the_callers(self, sandbox: Sandbox, repository: Path) -> None:
+        home = Path.home()
+        command = 'touch "$HOME/mark" "${TMPDIR:-/tmp}/mark" && ls -A "$HOME"'
+        for _ in range(2):
+            result = run(sandbox, repository, command)
+            assert outputs(result) == ["mark\n"]
+        assert not (home / "mark").exists()
+
+    # --- the checkout
+
+    def test_the_checkout_is_never_written_to(self, sandbox: Sandbox, repository: Path) -> None:
+        (repository / "sub").mkdir()
+        (repository / "sub/data.txt").write_text("data")
+        (repository / "link").symlink_to("calc.py")
+        before = snapshot(repository)
+        result = run(
+            sandbox, repository, "echo x > new; echo x >> calc.py; rm test_calc.py", "rm -rf sub; echo x > link",
+            "chmod 777 calc.py; mkdir -p a/b/c; touch a/b/c/d", "mkdir .git; echo x > .git/config; rm -rf .git/HEAD",
+            fail_fast=False,
+        )  # fmt: skip
+        assert codes(result)[:3] == [0, 0, 0]
+        assert snapshot(repository) == before
+        assert git(repository, "status", "--porcelain", "--", "calc.py", "test_calc.py") == ""
+        assert git(repository, "fsck") == ""
+
+    def test_each_run_starts_from_the_checkout(self, sandbox: Sandbox, repository: Path) -> None:
+        run(sandbox, repository, "echo x > left; echo x > calc.py")
+        result = run(sandbox, repository, "ls; cat calc.py")
+        assert outputs(result) == [f"calc.py\ntest_calc.py\n{BROKEN_CALC}"]
+
+    def test_a_folder_without_write_permission_is_dropped_too(self, sandbox: Sandbox, repository: Path) -> None:
+        assert run(sandbox, repository, "mkdir -p d/e && touch d/e/f && chmod 000 d/e d").success
+        assert run(sandbox, repository, "test ! -e d").success
+
+    def test_names_of_any_script_are_seen(self, sandbox: Sandbox, repository: Path) -> None:
+        (repository / "日本 語").mkdir()
+        (repository / "日本 語/ファイル.txt").write_text("内容\n")
+        assert outputs(run(sandbox, repository, 'cat "日本 語/ファイル.txt"')) == ["内容\n"]
+
+    def test_a_checkout_that_is_not_there_is_an_error(self, sandbox: Sandbox, tmp_path: Path) -> None:
+        with pytest.raises(TestExecutionError):
+            run(sandbox, tmp_path / "none", "true")
+
+    def test_eight_runs_at_once_do_not_meet(self, sandbox: Sandbox, repository: Path) -> None:
+        def work(number: int) -> Sequence[str]:
+            return outputs(run(sandbox, repository, f"echo {number} > mine", "cat mine; ls"))
+
+        assert at_once(work, range(8)) == [["", f"{number}\ncalc.py\nmine\ntest_calc.py\n"] for number in range(8)]
