@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from necrocode.agent_runner.errors import MalformedAnswerError
+from necrocode.agent_runner.errors import EmptyAnswerError, MalformedAnswerError
 from necrocode.agent_runner.generation.edit_formats import read_answer
 from necrocode.agent_runner.generation.prompt import free_messages
 from necrocode.agent_runner.models import LLMResponse, Message, ModelAnswer
@@ -42,9 +42,11 @@ class ScriptedLLM:
         *,
         answer_format: AnswerFormat = "text",  # noqa: ARG002  the script decides
         max_tokens: int | None = None,  # noqa: ARG002
-        deadline: Deadline | None = None,  # noqa: ARG002
+        deadline: Deadline | None = None,
     ) -> ModelAnswer:
-        """The next answer of the script."""
+        """The next answer of the script; ``EmptyAnswerError`` for a text of nothing."""
+        if deadline is not None:
+            deadline.check("ask the model")
         with self._lock:
             self.calls.append(tuple(messages))
             if len(self.calls) > len(self._answers):
@@ -54,7 +56,10 @@ class ScriptedLLM:
             raise answer
         if isinstance(answer, ModelAnswer):
             return answer
-        return ModelAnswer(text=answer if isinstance(answer, str) else answer(messages), model=self._model)
+        text = answer if isinstance(answer, str) else answer(messages)
+        if not text.strip():
+            raise EmptyAnswerError("The script's answer is empty.")
+        return ModelAnswer(text=text, model=self._model)
 
     def generate_code(
         self, prompt: str, workspace_path: Path | None = None, max_tokens: int | None = None

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from necrocode.agent_runner import (
+    AuthenticationError,
+    ContentFilterError,
+    ContextOverflowError,
+    EmptyAnswerError,
+    LLMClient,
+    LLMConfig,
+    Message,
+    ModelRefusalError,
+    RunnerError,
+    ScriptedLLM,
+    ServiceConnectionError,
+    ServiceError,
+    TruncatedAnswerError,
+)
+from necrocode.agent_runner.clients import llm_openai
+from tests.contracts.language_model_contract import (
+    LanguageModelContract,
+    ModelInTrouble,
+    ModelSaying,
+    Says,
+    Trouble,
+)
+from tests.support.clocks import FakeClock
+from tests.support.http_server import Answer, Request, Script, serving
+from tests.support.model_server import completion
+
+
+class TestScriptedLLM(LanguageModelContract):
+    @pytest.fixture
+    def model_saying(self) -> ModelSaying:
+        return ScriptedLLM
+
+    @pytest.fixture
+    def model_in(self) -> ModelInTrouble:
+        errors: dict[Trouble, RunnerError] = {
+            "cut": TruncatedAnswerError("cut"),
+            "refused": ModelRefusalError("no"),
+            "filtered": ContentFilterError("no"),
+            "empty": EmptyAnswerError("nothing"),
+            "overflow": ContextOverflowError("too long"),
+            "wrong key": AuthenticationError("who?"),
+            "failing": ServiceError("500"),
+            "not there": ServiceConnectionError("nobody"),
+        }
+        return lambda trouble: ScriptedLLM([errors[trouble]] * 2)
+
+
+def finished(reason: str, **message: Any) -> dict[str, Any]:
+    """A completion that ended for this reason."""
+    answer = completion("half an answ")
+    answer["choices"][0]["finish_reason"] = reason
+    answer["choices"][0]["message"] |= message
+    return answer
+
+
+def refusal(status: int, text: str) -> Answer:
+    return Answer(status, {"error": {"message": text, "type": "x", "code": None}})
+
+
+TROUBLES: dict[Trouble, Answer] = {
+    "cut": Answer(200, finished("length")),
+    "refused": Answer(200, finished("stop", refusal="I cannot help with that.")),
+    "filtered": Answer(200, finished("content_filter")),
+    "empty": Answer(200, completion("")),
+    "overflow": refusal(400, "This model's maximum context length is 4096 tokens."),
+    "wrong key": refusal(401, "Incorrect API key provided."),
+    "failing": refusal(500, "out of order"),
+}
+
+
+class TestLLMClient(LanguageModelContract):
+    @pytest.fixture(autouse=True)
+    def _no_memory(self) -> Iterator[None]:
+        llm_openai._manners.clear()
+        yield
+        llm_openai._manners.clear()
+
+    @pytest.fixture
+    def client_of(self) -> Iterator[Callable[[Script], LLMClient]]:
+        with ExitStack() as stack:
+            yield lambda script: client(stack.enter_context(serving(script)).url)
+
+    @pytest.fixture
+    def model_saying(self, client_of: Callable[[Script], LLMClient]) -> ModelSaying:
+        def make(answers: Sequence[Says]) -> LLMClient:
+            waiting = iter(answers)
+
+            def script(request: Request) -> Answer:
+                says = next(waiting)
+                asked = [Message(**message) for message in request.json["messages"]]
+                return Answer(200, completion(says if isinstance(says, str) else says(asked)))
+
+            return client_of(script)
+
+        return make
+
+    @pytest.fixture
+    def model_in(self, client_of: Callable[[Script], LLMClient]) -> Iterator[ModelInTrouble]:
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            nobody = f"http://127.0.0.1:{unused.getsockname()[1]}"
+            yield lambda trouble: client(nobody) if trouble == "not there" else client_of(lambda _: TROUBLES[trouble])
+
+
+def client(url: str) -> LLMClient:
+    return LLMClient(LLMConfig(endpoint=f"{url}/v1", model="m", retry_count=1), clock=FakeClock())
