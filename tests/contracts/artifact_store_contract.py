@@ -97,17 +97,17 @@ class ArtifactStoreContract:
 
     # --- names that mean harm
 
-    @pytest.mark.parametrize("name", HOSTILE_NAMES, ids=lambda name: ascii(name[:20]))
     @pytest.mark.parametrize("key", ["type", "task_id", "spec_name", "run_id"])
-    def test_a_hostile_name_is_refused_or_harmless(self, store: ArtifactStore, read: Read, key: str, name: str) -> None:
+    def test_a_hostile_name_is_refused_or_harmless(self, store: ArtifactStore, read: Read, key: str) -> None:
         before = store.upload("log", b"before", PLACE)
-        artifact_type, metadata = (name, PLACE) if key == "type" else ("log", {**PLACE, key: name})
-        try:
-            uri = store.upload(artifact_type, b"hostile", metadata)
-        except ArtifactUploadError as error:
-            assert error.retryable is False  # noqa: PT017  either outcome is right
-        else:
-            assert read(uri) == b"hostile"
+        for name in HOSTILE_NAMES:
+            artifact_type, metadata = (name, PLACE) if key == "type" else ("log", {**PLACE, key: name})
+            try:
+                uri = store.upload(artifact_type, name.encode(), metadata)
+            except ArtifactUploadError as error:
+                assert error.retryable is False  # noqa: PT017  either outcome is right
+            else:
+                assert read(uri) == name.encode()
         assert read(before) == b"before"
 
     def test_hostile_names_do_not_meet_in_one_place(self, store: ArtifactStore, read: Read) -> None:
