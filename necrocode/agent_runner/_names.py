@@ -100,13 +100,21 @@ def _is_git_directory(component: str) -> bool:
     return plain == ".git" or _GIT_SHORT_NAME.match(plain) is not None
 
 
-def slug(text: str, *, fallback: str = "task") -> str:
+def slug(text: str, *, fallback: str = "task", max_bytes: int = MAX_COMPONENT_BYTES) -> str:
     """The text as a part of a branch or file name: letters and digits of any script kept, the rest made dashes.
 
     A Japanese title stays readable (git refs are UTF-8); a text with no letter or digit becomes ``fallback``.
     """
     words = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFKC", text).casefold()).strip("-")
-    return words[:MAX_SLUG_CHARACTERS].strip("-") or fallback
+    kept = words[:MAX_SLUG_CHARACTERS].encode()[:max_bytes].decode(errors="ignore")
+    return kept.strip("-") or fallback
+
+
+def task_branch(spec_name: str, task_id: str, title: str) -> str:
+    """``feature/task-{spec}-{id}-{title}``; spec and title give way where all of it would be too long for git."""
+    room = MAX_BRANCH_BYTES - len(f"feature/task--{task_id}-")
+    spec = slug(spec_name, fallback="spec", max_bytes=room * 2 // 3)
+    return f"feature/task-{spec}-{task_id}-{slug(title, max_bytes=room - len(spec.encode()))}"
 
 
 def fold_name(name: str) -> str:

@@ -143,9 +143,7 @@ class TaskContext(StrictModel):
         """The branch to deliver on: the one named, or one made of spec, id and title."""
         if self.branch_name is not None:
             return self.branch_name
-        spec = _names.slug(self.spec_name, fallback="spec")
-        name = f"feature/task-{spec}-{self.task_id}-{_names.slug(self.title)}"
-        return _names.check_branch_name(name)
+        return _names.task_branch(self.spec_name, self.task_id, self.title)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
