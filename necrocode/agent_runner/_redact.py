@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 from urllib.parse import quote, quote_plus
 
 MASK = "***"
@@ -24,8 +25,8 @@ _KEY_SHAPES = re.compile(
 _KEY_BEGINNINGS = (
     "sk-", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "AKIA", "xox", "-----BEGIN ",
 )  # fmt: skip
-_URL_PASSWORD = re.compile(r"(?<=://)([^/\s:@]{0,256}):([^/\s@]{1,256})@")
-_BEARER = re.compile(r"(?i)(authorization:\s*(?:bearer|basic)\s+)\S+")
+_URL_PASSWORD = re.compile(r'(?<=://)([^/\s:@"]{0,256}):([^/\s@"]{1,256})@')
+_BEARER = re.compile(r"""(?i)(authorization\\?["']?\s*:\s*\\?["']?(?:bearer|basic)\s+)[^\s"'\\]+""")
 
 
 class Redactor:
@@ -45,9 +46,19 @@ class Redactor:
             text = self._secrets.sub(MASK, text)
         if any(beginning in text for beginning in _KEY_BEGINNINGS):
             text = _KEY_SHAPES.sub(MASK, text)
-        if "authorization:" in text.lower():
+        if "authorization" in text.lower():
             text = _BEARER.sub(rf"\1{MASK}", text)
         return _URL_PASSWORD.sub(rf"\1:{MASK}@", text) if "://" in text and "@" in text else text
+
+    def data(self, value: Any) -> Any:  # noqa: ANN401  whatever JSON can hold
+        """The same for every text inside lists and mappings, names included."""
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, list):
+            return [self.data(item) for item in value]
+        if isinstance(value, dict):
+            return {self.text(key): self.data(item) for key, item in value.items()}
+        return value
 
     def holds_secret(self, text: str) -> bool:
         """Whether the text holds one of the given secrets; key shapes do not count, for test data is full of them."""

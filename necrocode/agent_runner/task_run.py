@@ -19,8 +19,9 @@ from necrocode.agent_runner.steps.run_tests import failure_text, run_tests
 from necrocode.agent_runner.steps.upload import upload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
+    from necrocode.agent_runner._redact import Redactor
     from necrocode.agent_runner.config import RunnerConfig
     from necrocode.agent_runner.models import ImplementationResult, LLMResponse, TaskContext
     from necrocode.agent_runner.run_record import RunRecord
@@ -37,7 +38,7 @@ class TaskRun:
         self._config = config
         self._services = services
         self._playbook = load_playbook(record.task)
-        self._task = _masked(with_playbook(record.task, self._playbook), services.redactor.text)
+        self._task = _masked(with_playbook(record.task, self._playbook), services.redactor)
         record.task = self._task
         self._deadline = Deadline(self._task.timeout_seconds, record.clock)
         self._transcript = Transcript()
@@ -172,7 +173,8 @@ class TaskRun:
         if record.tests is not None:
             outputs.append(("test", record.tests.model_dump_json(indent=1).encode()))
         if self._transcript.messages:
-            outputs.append(("transcript", record.redact(self._transcript.to_json()).encode()))
+            transcript = self._services.redactor.data(self._transcript.to_data())
+            outputs.append(("transcript", json.dumps(transcript, ensure_ascii=False, indent=1).encode()))
         place = {"task_id": self._task.task_id, "spec_name": self._task.spec_name, "run_id": record.run_id}
         with record.step("upload"):
             outputs.append(("log", record.log_text().encode()))
@@ -212,13 +214,13 @@ class TaskRun:
         return Author(config.commit_author_name, config.commit_author_email, int(self.record.clock.now().timestamp()))
 
 
-def _masked(task: TaskContext, redact: Callable[[str], str]) -> TaskContext:
+def _masked(task: TaskContext, redactor: Redactor) -> TaskContext:
     """The task with secrets masked in all that is shown, stored or committed; the test commands run as they are."""
     return task.model_copy(
         update={
-            "title": redact(task.title),
-            "description": redact(task.description),
-            "acceptance_criteria": tuple(map(redact, task.acceptance_criteria)),
-            "metadata": json.loads(redact(json.dumps(task.metadata, ensure_ascii=False, default=str))),
+            "title": redactor.text(task.title),
+            "description": redactor.text(task.description),
+            "acceptance_criteria": tuple(map(redactor.text, task.acceptance_criteria)),
+            "metadata": redactor.data(json.loads(json.dumps(task.metadata, default=str))),
         }
     )

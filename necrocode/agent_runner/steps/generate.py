@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from necrocode.agent_runner.generation.context import Context, select_context
 from necrocode.agent_runner.generation.edit_formats import read_answer
@@ -27,11 +26,10 @@ class Transcript:
     messages: tuple[Message, ...] = ()
     answer: ModelAnswer | None = None
 
-    def to_json(self) -> str:
-        """The conversation as a JSON document."""
+    def to_data(self) -> dict[str, Any]:
+        """The conversation as JSON can hold it."""
         answer = None if self.answer is None else self.answer.model_dump()
-        content = {"messages": [message.model_dump() for message in self.messages], "answer": answer}
-        return json.dumps(content, ensure_ascii=False, indent=1)
+        return {"messages": [message.model_dump() for message in self.messages], "answer": answer}
 
 
 def choose_context(

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, quote_plus, unquote, urlsplit
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from necrocode.agent_runner import LocalTaskRegistry, RunnerConfig, RunnerOrchestrator, ScriptedLLM, TaskContext
+from necrocode.agent_runner._redact import MASK, Redactor
+
+SECRET = 'p4ss/w0rd+ü"&=%'
+KEYS = {
+    "openai": "sk-proj-" + "aB3_" * 10,
+    "github": "ghp_" + "a1B2" * 9,
+    "github, fine-grained": "github_pat_" + "a1_B" * 10,
+    "gitlab": "glpat-" + "a1-B" * 5,
+    "aws": "AKIA" + "A1B2" * 4,
+    "slack": "xoxb-" + "1234567890-ab",
+    "private key": "-----BEGIN RSA PRIVATE KEY-----\nMIIB\nabcd==\n-----END RSA PRIVATE KEY-----",
+}
+
+
+@pytest.mark.parametrize(
+    "leaked",
+    [SECRET, quote(SECRET, safe=""), quote_plus(SECRET), json.dumps(SECRET)[1:-1], f"x{SECRET}y", SECRET * 3],
+    ids=["plain", "url", "form", "json", "inside", "thrice"],
+)  # fmt: skip
+def test_a_given_secret_is_masked_in_the_forms_in_which_it_leaks(leaked: str) -> None:
+    masked = Redactor((SECRET,)).text(f"before {leaked} after")
+    assert masked.startswith("before ")
+    assert masked.endswith(" after")
+    assert MASK in masked
+    assert "p4ss" not in masked
+    assert "w0rd" not in masked
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=30), st.text(st.characters(codec="ascii"), min_size=6, max_size=40), st.text(max_size=30))
+def test_any_secret_is_masked_anywhere(before: str, secret: str, after: str) -> None:
+    masked = Redactor((secret,)).text(before + secret + after)
+    assert secret not in masked.replace(MASK, "")
+
+
+def test_of_two_secrets_the_longer_one_goes_first() -> None:
+    redactor = Redactor(("secret", "secret-and-more"))
+    assert redactor.text("secret-and-more secret") == f"{MASK} {MASK}"
+
+
+def test_short_and_empty_secrets_do_not_eat_words() -> None:
+    assert Redactor(("", "a", "abcde")).text("a abcde") == "a abcde"
+
+
+def test_a_redactor_without_secrets_still_knows_key_shapes() -> None:
+    assert Redactor().text(f"key {KEYS['openai']}.") == f"key {MASK}."
+    assert Redactor().holds_secret(KEYS["openai"]) is False
+
+
+@pytest.mark.parametrize("key", KEYS.values(), ids=KEYS)
+def test_well_known_keys_are_masked(key: str) -> None:
+    assert Redactor().text(f"a '{key}' b") == f"a '{MASK}' b"
+    assert key not in json.loads(Redactor().text(json.dumps({"text": f"a {key} b"})))["text"]
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("https://me:p4ss@host/r", "https://me:***@host/r"),
+        ("clone https://:p4ss@host", "clone https://:***@host"),
+        ("Authorization: Bearer abc.def-ghi", "Authorization: Bearer ***"),
+        ("authorization:basic YWJjOmRlZg==\nnext", "authorization:basic ***\nnext"),
+        ("{'Authorization': 'Bearer abc'}", "{'Authorization': 'Bearer ***'}"),
+        ('{"Authorization": "Bearer abc"}', '{"Authorization": "Bearer ***"}'),
+        (r'"{\"Authorization\": \"Bearer abc\"}"', r'"{\"Authorization\": \"Bearer ***\"}"'),
+    ],
+)
+def test_passwords_in_urls_and_headers_are_masked(text: str, masked: str) -> None:
+    assert Redactor().text(text) == masked
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "risk-free", "sk-short", "AKIA", "xoxo", "https://host:80/a@b", "git@host:a/b", "ssh://git@host/r",
+     "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----", "authorization is needed", "日本語 ~ *** ~"],
+)  # fmt: skip
+def test_ordinary_text_is_left_alone(text: str) -> None:
+    assert Redactor((SECRET,)).text(text) == text
+
+
+def test_whether_a_secret_is_held() -> None:
+    redactor = Redactor((SECRET,))
+    assert redactor.holds_secret(f"a{SECRET}")
+    assert redactor.holds_secret(json.dumps({"a": SECRET}))
+    assert not redactor.holds_secret("p4ss")
+    assert not Redactor().holds_secret("")
+
+
+PIECES = st.sampled_from(
+    [*KEYS.values(), *'":@\\/\n, x', "https://", "u:p", "Authorization: Bearer ", "-----BEGIN PRIVATE KEY-----",
+     "-----END PRIVATE KEY-----", "s3cr3t-w0rd"]
+)  # fmt: skip
+TEXTS = st.lists(PIECES, max_size=5).map("".join)
+DOCUMENTS = st.recursive(
+    TEXTS | st.none() | st.integers(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(DOCUMENTS)
+def test_data_of_any_shape_are_masked(document: Any) -> None:
+    masked = Redactor(("s3cr3t-w0rd",)).data(document)
+    assert type(masked) is type(document)
+    assert "s3cr3t-w0rd" not in json.dumps(masked)
+
+
+def test_data_keep_their_shape_where_masked_text_would_be_no_json() -> None:
+    data = {"a": ["-----BEGIN PRIVATE KEY-----"], "b": "-----END PRIVATE KEY-----", "c": [1, None, True, 0.5, {}]}
+    assert Redactor().data(data) == data
+    assert Redactor((SECRET,)).data([{SECRET: f"Authorization: Bearer {SECRET}"}]) == [
+        {MASK: f"Authorization: Bearer {MASK}"}
+    ]
+
+
+def test_masking_breaks_neither_a_runs_metadata_nor_its_transcript(repository: Path, state_dir: Path) -> None:
+    task = TaskContext(
+        task_id="1", spec_name="s", title="t", description="d", repo_url=str(repository),
+        metadata={"how": "Authorization: Bearer abc", "list": ["-----BEGIN PRIVATE KEY-----"], "number": 1},
+    )  # fmt: skip
+    answer = "-----END PRIVATE KEY----- Authorization: Bearer abc\nnew.py\n```python\nx = 1\n```\n"
+    result = RunnerOrchestrator(RunnerConfig(state_dir=state_dir), llm=ScriptedLLM([answer])).run(task)
+    assert (result.success, result.warnings) == (True, ())
+    transcript = next(one for one in result.artifacts if one.type == "transcript")
+    told = json.loads(Path(unquote(urlsplit(transcript.uri).path)).read_text(encoding="utf-8"))
+    assert told["answer"]["text"].startswith("-----END PRIVATE KEY----- Authorization: Bearer ***\nnew.py\n")
+    with LocalTaskRegistry(f"sqlite:///{state_dir / 'registry.db'}") as registry:
+        kept = registry.get_task("1").metadata
+    assert {key: kept[key] for key in task.metadata} == {**task.metadata, "how": "Authorization: Bearer ***"}
+
+
+def test_masking_twice_changes_nothing_more() -> None:
+    redactor = Redactor((SECRET,))
+    once = redactor.text(f"{SECRET} {KEYS['aws']} https://a:b@c Authorization: Bearer d")
+    assert redactor.text(once) == once
