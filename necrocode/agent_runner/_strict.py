@@ -40,8 +40,8 @@ class StrictModel(BaseModel):
     @classmethod
     def known_keys(cls) -> list[str]:
         """The names under which fields may be given, aliases included."""
-        aliases = [field.alias for field in cls.model_fields.values() if field.alias]
-        return [*cls.model_fields, *aliases]
+        aliases = (field.validation_alias for field in cls.model_fields.values())
+        return [*cls.model_fields, *(alias for alias in aliases if isinstance(alias, str))]
 
     @classmethod
     def _explain(cls, detail: ErrorDetails) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
@@ -50,6 +50,22 @@ class LLMConfig(StrictModel):
     retry_count: int = Field(default=3, ge=0, le=20)
     """Further tries after a connection error, 408, 409, 429 or 5xx. 0: none."""
 
+    if TYPE_CHECKING:  # for type checkers: the key may be plain text, or None, as os.getenv gives it
+
+        def __init__(
+            self,
+            *,
+            api_key: SecretStr | str | None = ...,
+            model: str = ...,
+            endpoint: str | None = ...,
+            timeout_seconds: float = ...,
+            max_tokens: int = ...,
+            context_tokens: int = ...,
+            temperature: float | None = ...,
+            edit_format: Literal["auto", "json", "files"] = ...,
+            retry_count: int = ...,
+        ) -> None: ...
+
     @field_validator("endpoint")
     @classmethod
     def _check_endpoint(cls, value: str | None) -> str | None:
@@ -75,7 +91,7 @@ class RunnerConfig(StrictModel):
     """``http(s)://`` a Repo Pool Manager service, ``file:///path`` an embedded one. None: embedded in ``state_dir``."""
     artifact_store_url: str | None = None
     """``http(s)://`` an Artifact Store service, ``file:///path`` a folder. None: embedded in ``state_dir``."""
-    llm_config: LLMConfig = Field(default_factory=LLMConfig, alias="llm")
+    llm_config: LLMConfig = Field(default_factory=LLMConfig, validation_alias="llm")
     """Which model to ask; ``llm`` in YAML."""
     llm_api_key_env_var: str = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """The environment variable that holds the model's key."""

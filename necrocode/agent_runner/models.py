@@ -6,7 +6,7 @@ import re
 from datetime import datetime
 from pathlib import Path
 from types import EllipsisType
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -28,7 +28,12 @@ def _without_placeholders(value: object) -> object:
     return value
 
 
-TextList = Annotated[tuple[str, ...], BeforeValidator(_without_placeholders)]
+if TYPE_CHECKING:  # for type checkers: a list is as welcome as the tuple that it becomes
+    from collections.abc import Sequence
+
+    TextList = Sequence[str]
+else:
+    TextList = Annotated[tuple[str, ...], BeforeValidator(_without_placeholders)]
 
 
 class TaskContext(StrictModel):
