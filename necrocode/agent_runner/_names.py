@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MAX_PATH_BYTES = 4095  # Linux PATH_MAX less the closing NUL
 MAX_COMPONENT_BYTES = 255  # Linux NAME_MAX, the same on ext4, xfs, btrfs, APFS and NTFS
@@ -58,6 +62,16 @@ def check_repository_url(url: str) -> str:
     if parts.scheme != "file" and (not parts.hostname or parts.hostname.startswith("-")):
         raise ValueError("the URL has no valid host")
     return url
+
+
+def expand_home(path: Path) -> Path:
+    """The path with a leading ``~`` or ``~user`` replaced by the home folder that it means."""
+    if "\0" in str(path):
+        raise ValueError("a path may not hold a NUL character")
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(f"there is no home folder {path.parts[0]!r}") from None
 
 
 def check_change_path(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 _LONGEST_SHOWN_VALUE = 60
+_URL_WITH_USER = re.compile(r"://[^/]*@")
 
 
 class StrictModel(BaseModel):
@@ -61,13 +63,16 @@ class StrictModel(BaseModel):
     @classmethod
     def _suggestion(cls, key: str) -> str:
         known = cls.known_keys()
+        if key in known:
+            return " (the same setting is given under its other name too)"
         near = get_close_matches(key, known, n=1, cutoff=0.6)
         return f" (did you mean {near[0]!r}?)" if near else f" (known: {', '.join(sorted(known))})"
 
     @classmethod
     def _shown(cls, detail: ErrorDetails) -> str:
         value = repr(detail["input"])
-        hidden = len(value) > _LONGEST_SHOWN_VALUE or cls.secret_fields.intersection(map(str, detail["loc"]))
+        is_secret = cls.secret_fields.intersection(map(str, detail["loc"])) or _URL_WITH_USER.search(value)
+        hidden = len(value) > _LONGEST_SHOWN_VALUE or is_secret
         return "" if hidden else f" (got {value})"
 
 
@@ -103,8 +108,8 @@ def read_yaml_mapping(path: Path, *, what: str, error_type: type[RunnerError]) -
         raise error_type(f"Cannot read the {what} {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise error_type(f"The {what} {path} is not UTF-8 (byte {error.start}).") from error
-    except (YAMLError, ValueError) as error:
-        text = " ".join(str(error).split())
+    except (YAMLError, ValueError, RecursionError) as error:
+        text = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
         raise error_type(f"The {what} {path} is not valid YAML: {text}.") from error
     if data is None:
         return {}

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 
+from necrocode.agent_runner._names import expand_home
 from necrocode.agent_runner._strict import StrictModel, read_yaml_mapping
 from necrocode.agent_runner.errors import ConfigurationError
 
@@ -81,7 +82,7 @@ class RunnerConfig(StrictModel):
     """All settings of a runner. With none given, registry, pool and store are embedded under ``state_dir``."""
 
     what: ClassVar[str] = "configuration"
-    secret_fields: ClassVar[frozenset[str]] = frozenset({"git_token", "service_token", "api_key"})
+    secret_fields: ClassVar[frozenset[str]] = frozenset({"git_token", "service_token", "llm", "llm_config"})
 
     execution_mode: Literal["local-process"] = "local-process"
     """Where a run happens. ``local-process``: in this process."""
@@ -159,7 +160,7 @@ class RunnerConfig(StrictModel):
     @field_validator("state_dir")
     @classmethod
     def _expand_state_dir(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+        return expand_home(value).absolute()
 
     @classmethod
     def from_yaml(
@@ -205,6 +206,8 @@ class RunnerConfig(StrictModel):
 
 
 def _llm_by_field_name(values: dict[str, Any]) -> dict[str, Any]:
+    if "llm" in values and "llm_config" in values:
+        raise ConfigurationError("Invalid configuration: llm and llm_config are one setting, and both are given.")
     return {("llm_config" if key == "llm" else key): value for key, value in values.items()}
 
 

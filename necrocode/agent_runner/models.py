@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +24,8 @@ _SPEC_NAME = re.compile(r"[^\W_][\w.-]{0,127}")
 
 def _without_placeholders(value: object) -> object:
     """Lets ``[...]``, as the migration guide's example is written, stand for "none yet"."""
+    if value is None or isinstance(value, str):
+        raise ValueError("must be a list of texts")
     if isinstance(value, (list, tuple)):
         return [item for item in value if not isinstance(item, EllipsisType)]
     return value
@@ -119,7 +122,23 @@ class TaskContext(StrictModel):
     @field_validator("repo_url")
     @classmethod
     def _check_repo_url(cls, value: str | None) -> str | None:
-        return None if value is None else _names.check_repository_url(value)
+        if value is None or not value.startswith("~"):
+            return None if value is None else _names.check_repository_url(value)
+        return str(_names.expand_home(Path(_names.check_repository_url(value))))
+
+    @field_validator("slot_path", "playbook_path")
+    @classmethod
+    def _check_path(cls, value: Path | None) -> Path | None:
+        return None if value is None else _names.expand_home(value)
+
+    @field_validator("metadata")
+    @classmethod
+    def _check_metadata(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(value, default=str, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"must be what JSON can hold ({error})") from error
+        return value
 
     @field_validator("related_files")
     @classmethod
@@ -156,11 +175,11 @@ class TaskContext(StrictModel):
         file = Path(path)
         data = read_yaml_mapping(file, what="task file", error_type=TaskContextValidationError)
         for key in ("slot_path", "playbook_path"):
-            if isinstance(data.get(key), str):
-                data[key] = file.parent / Path(data[key]).expanduser()
+            if isinstance(data.get(key), str) and not data[key].startswith("~"):
+                data[key] = file.parent / data[key]
         url = data.get("repo_url")
-        if isinstance(url, str) and url.startswith((".", "~")):
-            data["repo_url"] = str((file.parent / Path(url).expanduser()).resolve())
+        if isinstance(url, str) and url.startswith("."):
+            data["repo_url"] = str((file.parent / url).resolve())
         return cls(**data)
 
 

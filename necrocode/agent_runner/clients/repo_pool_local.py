@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock, Deadline
 from necrocode.agent_runner._git import Git, GitError, Repository
-from necrocode.agent_runner._names import check_branch_name, check_repository_url
+from necrocode.agent_runner._names import check_branch_name, check_repository_url, expand_home
 from necrocode.agent_runner.errors import (
     RepositoryNotFoundError,
     SlotAllocationError,
@@ -144,10 +144,11 @@ class LocalRepoPool:
     def _pool_of(self, repo_url: str) -> _Pool:
         try:
             url = check_repository_url(repo_url)
+            is_path = "://" not in url and not _is_scp_like(url)
+            path = expand_home(Path(url)).absolute() if is_path else None
         except ValueError as error:
             raise RepositoryNotFoundError(f"Cannot use the repository URL: {error}.") from error
-        if "://" not in url and not _is_scp_like(url):
-            path = Path(url).expanduser().absolute()
+        if path is not None:
             if not path.is_dir():
                 raise RepositoryNotFoundError(f"There is no repository at {path}.", hint="Check repo_url.")
             url = str(path)
