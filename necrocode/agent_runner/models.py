@@ -39,6 +39,18 @@ else:
     TextList = Annotated[tuple[str, ...], BeforeValidator(_without_placeholders)]
 
 
+def checked_related_files(paths: tuple[str, ...]) -> tuple[str, ...]:
+    """Paths of a task or playbook that lie inside a repository."""
+    return tuple(_names.check_change_path(path) for path in paths)
+
+
+def checked_test_commands(commands: tuple[str, ...]) -> tuple[str, ...]:
+    """Commands of a task or playbook that a shell can run."""
+    if any(not command.strip() or "\0" in command for command in commands):
+        raise ValueError("each must be a shell command, not an empty text")
+    return commands
+
+
 class TaskContext(StrictModel):
     """One task for :meth:`RunnerOrchestrator.run`; validated whole before anything is touched.
 
@@ -143,14 +155,12 @@ class TaskContext(StrictModel):
     @field_validator("related_files")
     @classmethod
     def _check_related_files(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(_names.check_change_path(path) for path in value)
+        return checked_related_files(value)
 
     @field_validator("test_commands")
     @classmethod
     def _check_test_commands(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if any(not command.strip() or "\0" in command for command in value):
-            raise ValueError("each must be a shell command, not an empty text")
-        return value
+        return checked_test_commands(value)
 
     @model_validator(mode="after")
     def _check_place(self) -> Self:

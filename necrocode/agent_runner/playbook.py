@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from necrocode.agent_runner._strict import StrictModel, read_yaml_mapping
 from necrocode.agent_runner.errors import RunnerError, TaskContextValidationError
-from necrocode.agent_runner.models import TextList
+from necrocode.agent_runner.models import TextList, checked_related_files, checked_test_commands
 
 if TYPE_CHECKING:
     from necrocode.agent_runner.models import TaskContext
@@ -28,6 +28,16 @@ class Playbook(StrictModel):
     """Used for a task that names none."""
     related_files: TextList = ()
     """Shown to the model besides the task's own."""
+
+    @field_validator("test_commands")
+    @classmethod
+    def _check_test_commands(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return checked_test_commands(value)
+
+    @field_validator("related_files")
+    @classmethod
+    def _check_related_files(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return checked_related_files(value)
 
 
 def load_playbook(task: TaskContext) -> Playbook:
