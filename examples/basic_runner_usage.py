@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from necrocode.agent_runner import (
     LocalTaskRegistry,
@@ -79,7 +80,7 @@ def main() -> int:
     return 0 if result.success else 1
 
 
-def model() -> dict[str, object]:
+def model() -> dict[str, Any]:
     name = os.environ.get("OPENAI_MODEL")
     return {"llm": {"model": name}} if name else {}
 
