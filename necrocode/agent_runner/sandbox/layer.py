@@ -29,6 +29,7 @@ _ENTER = """\
 mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work,userxattr" "$2/top" || exit 125
 cd "$2/top" || exit 125
 if [ -d .git ]; then mount --bind "$2/empty" .git || exit 125; else rm -f .git; fi
+: >"$2/entered" || exit 125
 if [ "$3" = 0 ]; then exec sh -c "$5"; fi
 exec unshare --user --map-user="$3" --map-group="$4" -- sh -c "$5"
 """
@@ -58,6 +59,11 @@ class Layer:
         """Where to start the command of :meth:`argv`."""
         return self.folder / "top"
 
+    @property
+    def entered(self) -> Path:
+        """A file that the overlay's script makes when it hands over to the command."""
+        return self.folder / "entered"
+
     def argv(self, command: str) -> list[str]:
         """The process to start for a shell command that is to run at the top of the layer."""
         if self.kind == "copy":
@@ -79,7 +85,8 @@ def open_layer(checkout: Path, root: Path, *, kind: LayerKind | None = None) -> 
     with _folder(root) as folder:
         layer = Layer(chosen, folder, checkout)
         if chosen == "copy":
-            shutil.copytree(checkout, folder / "top", symlinks=True, dirs_exist_ok=True, ignore=_top_git(checkout))
+            ignore = _not_copied(checkout, root)
+            shutil.copytree(checkout, folder / "top", symlinks=True, dirs_exist_ok=True, ignore=ignore)
         yield layer
 
 
@@ -125,8 +132,10 @@ def remove_tree(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _top_git(checkout: Path) -> Callable[[str, list[str]], set[str]]:
+def _not_copied(checkout: Path, root: Path) -> Callable[[str, list[str]], set[str]]:
+    """Git's own folder, and the layers themselves where they lie inside the checkout."""
+
     def ignore(folder: str, names: list[str]) -> set[str]:
-        return {".git"}.intersection(names) if Path(folder) == checkout else set()
+        return {name for name in names if Path(folder, name) in {checkout / ".git", root}}
 
     return ignore

@@ -65,6 +65,7 @@ class PlainSandbox:
         )
 
     def _run(self, command: str, layer: Layer, environment: Mapping[str, str], deadline: Deadline) -> CommandResult:
+        layer.entered.unlink(missing_ok=True)
         done = run_process(
             layer.argv(command),
             cwd=layer.start_folder,
@@ -73,11 +74,7 @@ class PlainSandbox:
             max_output_bytes=self._max_output_bytes,
         )
         output = done.output.decode(errors="replace")
-        if (
-            done.exit_code == _LAYER_FAILED
-            and layer.kind == "overlay"
-            and not any(layer.folder.joinpath("upper").iterdir())
-        ):
+        if done.exit_code == _LAYER_FAILED and layer.kind == "overlay" and not layer.entered.exists():
             raise TestExecutionError(
                 f"The copy-on-write layer cannot be mounted: {output.strip() or 'no reason given'}."
             )
