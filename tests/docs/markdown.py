@@ -107,9 +107,12 @@ class Document:
         assert len(found) == 1, f"{self.name}: {len(found)} tables begin with {first_cells}"
         return found[0]
 
+    def blocks_of(self, language: str) -> list[Block]:
+        return [block for block in self.blocks if block.language == language]
+
     def python(self) -> list[Block]:
         """The Python blocks of the new side."""
-        return [block for block in self.blocks if block.language == "python" and not block.is_marked_old]
+        return [block for block in self.blocks_of("python") if not block.is_marked_old]
 
 
 def unquoted(cell: str) -> str | None:
