@@ -237,8 +237,7 @@ class _Pool:
         """The list of slots, under its lock; written back when it was changed."""
         file = self.folder / "pool.json"
         with _locked(self.folder / "pool.lock"):
-            before = file.read_bytes() if file.exists() else b"[]"
-            slots = {item["slot_id"]: _Slot(**item) for item in json.loads(before)}
+            before, slots = _read_slots(file)
             yield slots
             after = json.dumps([asdict(slot) for slot in slots.values()], indent=1).encode()
             if after != before:
@@ -251,9 +250,9 @@ class _Pool:
     def fetch(self, base_ref: str | None) -> str:
         """Bring the mirror up to date; the commit that ``base_ref`` (None: the remote's HEAD) is at."""
         with _locked(self.folder / "mirror.lock"):
-            if not (self.mirror.path / "HEAD").exists():
-                self._create_mirror()
             try:
+                if not (self.mirror.path / "HEAD").exists():
+                    self._create_mirror()
                 self._fetch("+refs/heads/*:refs/remotes/origin/*", f"+HEAD:{_REMOTE_HEAD}")
                 base = self._resolve(base_ref)
                 if base is None and base_ref is not None:
@@ -271,11 +270,31 @@ class _Pool:
         shutil.rmtree(draft, ignore_errors=True)
         self.git.run(["init", "--quiet", "--bare", str(draft)])
         Repository(self.git, draft, bare=True).run("config", "remote.origin.url", self.url)
-        draft.rename(self.mirror.path)
+        try:
+            draft.rename(self.mirror.path)
+        except OSError as error:
+            raise WorkspacePreparationError(
+                f"The mirror {self.mirror.path} is damaged and in the way of a new one ({error.strerror}).",
+                hint="Move that folder away when no run is under way.",
+            ) from error
 
     def _fetch(self, *refspecs: str) -> None:
         options = ("--quiet", "--prune", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules")
-        self.mirror.run("fetch", *options, "--", "origin", *refspecs, network=True)
+        argv = ("fetch", *options, "--", "origin", *refspecs)
+        try:
+            self.mirror.run(*argv, network=True)
+        except GitError as error:
+            if ".lock': File exists" not in error.output:
+                raise
+            self._remove_stale_locks()
+            self.mirror.run(*argv, network=True)
+
+    def _remove_stale_locks(self) -> None:
+        """What a killed fetch left behind; under ``mirror.lock`` nobody else writes these refs."""
+        for pattern in ("*.lock", "refs/remotes/**/*.lock", "refs/tags/**/*.lock", "refs/necrocode/commits/*.lock",
+                        "refs/necrocode/*.lock"):  # fmt: skip
+            for lock in self.mirror.path.glob(pattern):
+                lock.unlink(missing_ok=True)
 
     def _resolve(self, base_ref: str | None) -> str | None:
         names = [_REMOTE_HEAD] if base_ref is None else [f"refs/remotes/origin/{base_ref}", f"refs/tags/{base_ref}"]
@@ -334,6 +353,18 @@ class _Pool:
         with _locked(self.folder / "mirror.lock"):  # parallel "worktree add" fails on commondir (git 2.39)
             self.mirror.run("worktree", "prune")
             self.mirror.run("worktree", "add", "--quiet", "--force", "--no-checkout", "--detach", "--", str(path), base)
+
+
+def _read_slots(file: Path) -> tuple[bytes, dict[str, _Slot]]:
+    """The list of slots as it stands in the file, and read."""
+    try:
+        content = file.read_bytes() if file.exists() else b"[]"
+        return content, {item["slot_id"]: _Slot(**item) for item in json.loads(content)}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise WorkspacePreparationError(
+            f"The list of slots in {file} is damaged ({type(error).__name__}: {error}).",
+            hint="Remove that file when no run is under way: all slots are free then.",
+        ) from error
 
 
 def _checked_ref(base_ref: str | None) -> str | None:
