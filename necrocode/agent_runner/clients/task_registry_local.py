@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -28,6 +29,17 @@ if TYPE_CHECKING:
 
 _BUSY_TIMEOUT_SECONDS = 30
 
+
+class _UtcDateTime(sa.TypeDecorator[datetime]):
+    """SQLite keeps no time zone: what comes back is in UTC, as it went in."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_result_value(self, value: datetime | None, dialect: object) -> datetime | None:  # noqa: ARG002  SQLAlchemy's signature
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
 _metadata = sa.MetaData()
 _key = (sa.Column("spec_name", sa.Text, primary_key=True), sa.Column("task_id", sa.Text, primary_key=True))
 _tasks = sa.Table(
@@ -42,8 +54,8 @@ _tasks = sa.Table(
     sa.Column("dependencies", sa.JSON, nullable=False),
     sa.Column("required_skill", sa.Text),
     sa.Column("metadata", sa.JSON, nullable=False),
-    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
-    sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("created_at", _UtcDateTime, nullable=False),
+    sa.Column("updated_at", _UtcDateTime, nullable=False),
 )
 _tasks_by_id = sa.Index("tasks_by_id", _tasks.c.task_id)
 
@@ -56,7 +68,7 @@ def _history_table(name: str, *columns: sa.Column[Any]) -> sa.Table:
         sa.Column("spec_name", sa.Text, nullable=False),
         sa.Column("task_id", sa.Text, nullable=False),
         *columns,
-        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("created_at", _UtcDateTime, nullable=False),
         sa.ForeignKeyConstraint(["spec_name", "task_id"], ["tasks.spec_name", "tasks.task_id"], ondelete="CASCADE"),
         sa.Index(f"{name}_by_task", "spec_name", "task_id", "sequence"),
         sqlite_autoincrement=True,
