@@ -11,6 +11,7 @@ import os
 import secrets
 import stat
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -296,10 +297,11 @@ class ObjectReader:
     def close(self) -> None:
         """End the git process, if one was started."""
         if self._process is not None:
+            kill_group(self._process)
             for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
                 if stream is not None:
-                    stream.close()
-            kill_group(self._process)
+                    with suppress(BrokenPipeError):  # a question that a dead git was not there to read
+                        stream.close()
             self._process = None
 
     def read(self, name: str) -> tuple[str, str, bytes] | None:

@@ -437,6 +437,17 @@ def test_closing_twice_is_harmless_and_reading_opens_again(objects: ObjectReader
     assert objects.resolve("HEAD") == head
 
 
+def test_a_reader_whose_git_was_killed_says_so_and_can_be_opened_again(objects: ObjectReader) -> None:
+    head = objects.resolve("HEAD")
+    assert objects._process is not None
+    objects._process.kill()
+    objects._process.wait()
+    with pytest.raises(GitError, match="it said nothing"):
+        objects.resolve("HEAD")
+    objects.close()
+    assert objects.resolve("HEAD") == head
+
+
 def test_a_reader_of_no_repository_says_so_each_time(door: Git, tmp_path: Path) -> None:
     with Repository(door, tmp_path).objects() as reader:
         for _ in range(2):
