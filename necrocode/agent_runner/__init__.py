@@ -71,20 +71,16 @@ if TYPE_CHECKING:
     )
     from necrocode.agent_runner.models import (
         Artifact,
-        ArtifactRecord,
         CodeChange,
         CommandResult,
         ErrorDetails,
-        EventRecord,
         ImplementationResult,
         LLMResponse,
         Message,
         ModelAnswer,
         PushResult,
         RunnerResult,
-        SlotAllocation,
         TaskContext,
-        TaskRecord,
         TestResult,
     )
     from necrocode.agent_runner.orchestrator import (
@@ -97,6 +93,12 @@ if TYPE_CHECKING:
         Sandbox,
         TaskRegistry,
     )
+    from necrocode.agent_runner.records import (
+        ArtifactRecord,
+        EventRecord,
+        SlotAllocation,
+        TaskRecord,
+    )
     from necrocode.agent_runner.run_record import (
         Progress,
         RunInterrupted,
@@ -106,7 +108,7 @@ _HOME_OF = {
     "AmbiguousTaskError": "errors",
     "Artifact": "models",
     "ArtifactNotFoundError": "errors",
-    "ArtifactRecord": "models",
+    "ArtifactRecord": "records",
     "ArtifactStore": "protocols",
     "ArtifactStoreClient": "clients.artifact_store_http",
     "ArtifactUploadError": "errors",
@@ -119,7 +121,7 @@ _HOME_OF = {
     "ContextOverflowError": "errors",
     "EmptyAnswerError": "errors",
     "ErrorDetails": "models",
-    "EventRecord": "models",
+    "EventRecord": "records",
     "IllegalTransitionError": "errors",
     "ImplementationError": "errors",
     "ImplementationResult": "models",
@@ -152,14 +154,14 @@ _HOME_OF = {
     "ScriptedLLM": "clients.llm_scripted",
     "ServiceConnectionError": "errors",
     "ServiceError": "errors",
-    "SlotAllocation": "models",
+    "SlotAllocation": "records",
     "SlotAllocationError": "errors",
     "SlotNotFoundError": "errors",
     "StaleLeaseError": "errors",
     "TaskContext": "models",
     "TaskContextValidationError": "errors",
     "TaskNotFoundError": "errors",
-    "TaskRecord": "models",
+    "TaskRecord": "records",
     "TaskRegistry": "protocols",
     "TaskRegistryClient": "clients.task_registry_http",
     "TestExecutionError": "errors",

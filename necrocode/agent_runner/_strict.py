@@ -76,6 +76,12 @@ class StrictModel(BaseModel):
         return "" if hidden else f" (got {value})"
 
 
+class Value(BaseModel):
+    """A value that is handed out, not written by hand; unknown keys are ignored so that old readers read new files."""
+
+    model_config = ConfigDict(frozen=True, defer_build=True)
+
+
 @cache
 def _unique_key_loader() -> type[yaml.SafeLoader]:
     import yaml  # noqa: PLC0415  a tenth of the import time, and only those who read a file need it

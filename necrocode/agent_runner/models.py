@@ -9,10 +9,10 @@ from pathlib import Path
 from types import EllipsisType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from necrocode.agent_runner import _names
-from necrocode.agent_runner._strict import StrictModel, read_yaml_mapping
+from necrocode.agent_runner._strict import StrictModel, Value, read_yaml_mapping
 from necrocode.agent_runner.errors import RunnerError, TaskContextValidationError
 
 RESULT_SCHEMA_VERSION = 1
@@ -193,13 +193,7 @@ class TaskContext(StrictModel):
         return cls(**data)
 
 
-class _Result(BaseModel):
-    """A value that is handed out, not written by hand; unknown keys are ignored so that old readers read new files."""
-
-    model_config = ConfigDict(frozen=True, defer_build=True)
-
-
-class CodeChange(_Result):
+class CodeChange(Value):
     """One change to one file, as the model asked for it; not yet checked against anything."""
 
     operation: Literal["create", "modify", "delete", "rename"]
@@ -212,7 +206,7 @@ class CodeChange(_Result):
     """Whether ``content`` says how the file ends. A fenced block cannot say that its file has no final newline."""
 
 
-class LLMResponse(_Result):
+class LLMResponse(Value):
     """A model's answer, read as a change set."""
 
     code_changes: tuple[CodeChange, ...]
@@ -228,7 +222,7 @@ class LLMResponse(_Result):
     request_id: str | None = None
 
 
-class CommandResult(_Result):
+class CommandResult(Value):
     """One test command."""
 
     command: str
@@ -241,7 +235,7 @@ class CommandResult(_Result):
     timed_out: bool = False
 
 
-class TestResult(_Result):
+class TestResult(Value):
     """What the tests said about one commit."""
 
     __test__: ClassVar[bool] = False  # pytest: the name starts with "Test", but this is no test
@@ -257,7 +251,7 @@ class TestResult(_Result):
     duration_seconds: float
 
 
-class ImplementationResult(_Result):
+class ImplementationResult(Value):
     """The change that the model's answer became."""
 
     base_commit: str
@@ -273,7 +267,7 @@ class ImplementationResult(_Result):
     commit_message: str = ""
 
 
-class PushResult(_Result):
+class PushResult(Value):
     """Where the commit was delivered."""
 
     branch: str
@@ -283,7 +277,7 @@ class PushResult(_Result):
     pushed: bool
 
 
-class Artifact(_Result):
+class Artifact(Value):
     """One stored artifact."""
 
     type: str
@@ -292,7 +286,7 @@ class Artifact(_Result):
     sha256: str
 
 
-class ErrorDetails(_Result):
+class ErrorDetails(Value):
     """A failed run's error, for programs."""
 
     type: str
@@ -304,7 +298,7 @@ class ErrorDetails(_Result):
     status_code: int | None = None
 
 
-class RunnerResult(_Result):
+class RunnerResult(Value):
     """What came of a run. JSON: ``result.model_dump_json()``; fields are only ever added within a schema version."""
 
     schema_version: int = RESULT_SCHEMA_VERSION
@@ -332,27 +326,14 @@ class RunnerResult(_Result):
     """What went wrong without making the run fail, such as an artifact that was not stored."""
 
 
-class SlotAllocation(_Result):
-    """A leased workspace. The fields after ``slot_path`` are None where a repo pool service does not give them."""
-
-    slot_id: str
-    slot_path: Path
-    repo_url: str | None = None
-    base_commit: str | None = None
-    epoch: int | None = None
-    """Grows with every allocation of the slot; a write with an older one is refused."""
-    lease_token: str | None = None
-    expires_at: datetime | None = None
-
-
-class Message(_Result):
+class Message(Value):
     """One message of a conversation with a model."""
 
     role: Literal["system", "user", "assistant"]
     content: str
 
 
-class ModelAnswer(_Result):
+class ModelAnswer(Value):
     """One whole answer of a model, as text: never a truncated, refused or empty one."""
 
     text: str
@@ -362,44 +343,3 @@ class ModelAnswer(_Result):
     request_id: str | None = None
     asked_format: str = "text"
     """What was asked of the endpoint: ``json_schema``, ``json_object`` or ``text``."""
-
-
-class TaskRecord(_Result):
-    """A task as the registry holds it."""
-
-    task_id: str
-    spec_name: str
-    status: str
-    title: str = ""
-    description: str = ""
-    acceptance_criteria: tuple[str, ...] = ()
-    dependencies: tuple[str, ...] = ()
-    required_skill: str | None = None
-    metadata: dict[str, Any] = Field(default_factory=dict)
-    attempt: int = 0
-    """How often the task has gone to ``running``."""
-    created_at: datetime | None = None
-    updated_at: datetime | None = None
-
-
-class EventRecord(_Result):
-    """One event of a task."""
-
-    sequence: int
-    task_id: str
-    spec_name: str
-    event_type: str
-    data: dict[str, Any] = Field(default_factory=dict)
-    created_at: datetime | None = None
-
-
-class ArtifactRecord(_Result):
-    """One artifact as the registry knows it."""
-
-    task_id: str
-    spec_name: str
-    type: str
-    uri: str
-    size_bytes: int | None = None
-    metadata: dict[str, Any] = Field(default_factory=dict)
-    created_at: datetime | None = None

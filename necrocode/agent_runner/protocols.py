@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from necrocode.agent_runner._clock import Deadline
-    from necrocode.agent_runner.models import Message, ModelAnswer, SlotAllocation, TaskContext, TestResult
+    from necrocode.agent_runner.models import Message, ModelAnswer, TaskContext, TestResult
+    from necrocode.agent_runner.records import SlotAllocation
 
 AnswerFormat = Literal["json", "text"]
 

@@ -13,7 +13,7 @@ from necrocode.agent_runner.clients._http import (
     ServiceHttp,
 )
 from necrocode.agent_runner.errors import ServiceError, SlotNotFoundError
-from necrocode.agent_runner.models import SlotAllocation
+from necrocode.agent_runner.records import SlotAllocation
 
 
 class RepoPoolClient(ServiceClient):

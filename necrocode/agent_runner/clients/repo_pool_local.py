@@ -29,7 +29,7 @@ from necrocode.agent_runner.errors import (
     StaleLeaseError,
     WorkspacePreparationError,
 )
-from necrocode.agent_runner.models import SlotAllocation
+from necrocode.agent_runner.records import SlotAllocation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,10 +13,12 @@ from necrocode.agent_runner.clients._http import (
     ServiceHttp,
 )
 from necrocode.agent_runner.errors import ServiceError, TaskNotFoundError
-from necrocode.agent_runner.models import ArtifactRecord, EventRecord, TaskContext, TaskRecord
+from necrocode.agent_runner.records import ArtifactRecord, EventRecord, TaskRecord
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from necrocode.agent_runner.models import TaskContext
 
 _PAGE_SIZE = 1000
 _Record = TypeVar("_Record", TaskRecord, EventRecord, ArtifactRecord)

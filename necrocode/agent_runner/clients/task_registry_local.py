@@ -21,11 +21,13 @@ from necrocode.agent_runner.errors import (
     ServiceError,
     TaskNotFoundError,
 )
-from necrocode.agent_runner.models import ArtifactRecord, EventRecord, TaskContext, TaskRecord
+from necrocode.agent_runner.records import ArtifactRecord, EventRecord, TaskRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from types import TracebackType
+
+    from necrocode.agent_runner.models import TaskContext
 
 _BUSY_TIMEOUT_SECONDS = 30
 

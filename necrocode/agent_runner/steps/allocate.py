@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner._git import Git, ObjectReader
-    from necrocode.agent_runner.models import SlotAllocation, TaskContext
+    from necrocode.agent_runner.models import TaskContext
     from necrocode.agent_runner.protocols import RepoPool
+    from necrocode.agent_runner.records import SlotAllocation
 
 
 @contextmanager
