@@ -23,12 +23,28 @@ MAX_SLUG_CHARACTERS = 50
 _HFS_IGNORED = re.compile("[\u200c-\u200f\u202a-\u202e\u206a-\u206f\ufeff]")
 _WINDOWS_DEVICE = re.compile(r"(?i)^(con|prn|aux|nul|com[1-9]|lpt[1-9])(\..*)?$")
 _GIT_SHORT_NAME = re.compile(r"(?i)^git~[0-9]+$")  # the 8.3 alias of ".git" on NTFS
+_TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_SPEC_NAME = re.compile(r"[^\W_][\w.-]{0,127}")
 _BRANCH_FORBIDDEN = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//")
 
 
 def has_control_character(text: str) -> bool:
     """Whether the text holds a C0 or C1 control character, DEL, or a line or paragraph separator."""
     return any(unicodedata.category(char) in {"Cc", "Zl", "Zp"} for char in text)
+
+
+def check_task_id(value: str) -> str:
+    """A task's id: ASCII, for it becomes part of URLs, branch names and folders."""
+    if not _TASK_ID.fullmatch(value) or ".." in value:
+        raise ValueError("must be 1 to 128 letters, digits, '.', '_' or '-', start with a letter or digit, no '..'")
+    return value
+
+
+def check_spec_name(value: str) -> str:
+    """A spec's name: as a task's id, with letters and digits of any script."""
+    if not _SPEC_NAME.fullmatch(value) or ".." in value:
+        raise ValueError("must be 1 to 128 letters, digits, '.', '_' or '-', start with a letter or digit, no '..'")
+    return value
 
 
 def check_branch_name(name: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from datetime import datetime
 from pathlib import Path
 from types import EllipsisType
@@ -17,9 +16,6 @@ from necrocode.agent_runner.errors import RunnerError, TaskContextValidationErro
 
 RESULT_SCHEMA_VERSION = 1
 DEFAULT_TASK_TIMEOUT_SECONDS = 1800.0
-
-_TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_SPEC_NAME = re.compile(r"[^\W_][\w.-]{0,127}")
 
 
 def _without_placeholders(value: object) -> object:
@@ -103,16 +99,12 @@ class TaskContext(StrictModel):
     @field_validator("task_id")
     @classmethod
     def _check_task_id(cls, value: str) -> str:
-        if not _TASK_ID.fullmatch(value) or ".." in value:
-            raise ValueError("must be 1 to 128 letters, digits, '.', '_' or '-', start with a letter or digit, no '..'")
-        return value
+        return _names.check_task_id(value)
 
     @field_validator("spec_name")
     @classmethod
     def _check_spec_name(cls, value: str) -> str:
-        if not _SPEC_NAME.fullmatch(value) or ".." in value:
-            raise ValueError("must be 1 to 128 letters, digits, '.', '_' or '-', start with a letter or digit, no '..'")
-        return value
+        return _names.check_spec_name(value)
 
     @field_validator("title")
     @classmethod

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from necrocode.agent_runner._strict import Value
+from necrocode.agent_runner import _names
+from necrocode.agent_runner._strict import StrictModel, Value
+from necrocode.agent_runner.errors import RunnerError, TaskContextValidationError
+
+TaskStatus = Literal["blocked", "ready", "running", "done", "failed", "cancelled"]
 
 
 class SlotAllocation(Value):
@@ -63,3 +67,59 @@ class ArtifactRecord(Value):
     size_bytes: int | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
     created_at: datetime | None = None
+
+
+class TaskDefinition(StrictModel):
+    """A task as it is put into a registry."""
+
+    error_type: ClassVar[type[RunnerError]] = TaskContextValidationError
+    what: ClassVar[str] = "task"
+
+    task_id: str
+    title: str = Field(default="", max_length=500)
+    description: str = Field(default="", max_length=200_000)
+    acceptance_criteria: tuple[str, ...] = ()
+    dependencies: tuple[str, ...] = ()
+    """Ids of tasks of the same spec. Until all of them are ``done`` the task is ``blocked``."""
+    required_skill: str | None = Field(default=None, min_length=1, max_length=200)
+    priority: int = Field(default=0, ge=-1_000_000, le=1_000_000)
+    """Among tasks that are ready, the higher one is claimed first."""
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("task_id")
+    @classmethod
+    def _check_task_id(cls, value: str) -> str:
+        return _names.check_task_id(value)
+
+    @field_validator("dependencies")
+    @classmethod
+    def _check_dependencies(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_names.check_task_id(task_id) for task_id in value)
+
+
+class TaskSet(StrictModel):
+    """A spec and all its tasks."""
+
+    error_type: ClassVar[type[RunnerError]] = TaskContextValidationError
+    what: ClassVar[str] = "task set"
+
+    spec_name: str
+    description: str = Field(default="", max_length=200_000)
+    tasks: tuple[TaskDefinition, ...] = Field(max_length=100_000)
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("spec_name")
+    @classmethod
+    def _check_spec_name(cls, value: str) -> str:
+        return _names.check_spec_name(value)
+
+
+class TaskLease(Value):
+    """A runner's hold on a task."""
+
+    token: str
+    epoch: int
+    """Grows with every claim of the task; a write that carries an older one is refused."""
+    expires_at: datetime
+    cancel_requested: bool = False
+    """Whether somebody asked the runner to stop."""
