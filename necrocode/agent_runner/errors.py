@@ -29,7 +29,8 @@
     │   ├── IllegalTransitionError             the task's state does not allow this change
     │   ├── ArtifactNotFoundError              the store has no such artifact
     │   ├── SlotNotFoundError                  the pool has no such slot
-    │   └── StaleLeaseError                    the lease was given to someone else
+    │   ├── StaleLeaseError                    the lease was given to someone else
+    │   └── IdempotencyKeyReusedError          one idempotency key came with two different requests
     └── InternalError                          a defect in this package
 
 :class:`~necrocode.agent_runner.RunInterrupted` stands outside the tree: it is a :class:`KeyboardInterrupt`.
@@ -178,6 +179,10 @@ class SlotNotFoundError(ServiceError):
 
 class StaleLeaseError(ServiceError):
     """The lease has expired or was given to another runner: this runner's writes are refused."""
+
+
+class IdempotencyKeyReusedError(ServiceError):
+    """An idempotency key that was used before came with another request; nothing was done."""
 
 
 class InternalError(RunnerError):

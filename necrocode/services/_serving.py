@@ -1,0 +1,185 @@
+"""Running services: sockets, signals, logs, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import signal
+import socket
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from necrocode.agent_runner.errors import ConfigurationError, ServiceConnectionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from types import FrameType
+
+    from fastapi import FastAPI
+
+    from necrocode.services._app import Service
+
+GRACEFUL_SECONDS = 10
+_BACKLOG = 2048
+
+
+@dataclass(frozen=True)
+class Serving:
+    """One service and where it listens. ``port`` 0: any free one."""
+
+    service: Service
+    app: FastAPI
+    host: str
+    port: int
+
+
+def refuse_open_door(host: str, token: str | None, *, allow_anonymous: bool) -> None:
+    """Refuse an address that others can reach when no token is set; ``ConfigurationError``."""
+    if token is None and not allow_anonymous and not _is_loopback(host):
+        raise ConfigurationError(
+            f"Without a token a service listens on this machine only, not on {host}.",
+            hint="Set NECROCODE_SERVICE_TOKEN (or --token-file), listen on 127.0.0.1, or say --allow-anonymous where"
+            " something else keeps strangers out.",
+        )
+
+
+def serve(servings: Sequence[Serving], *, on_ready: Callable[[Service, str], None]) -> int:
+    """Serve until Ctrl-C or SIGTERM; the signal's number. ``on_ready`` is told each service's URL once it listens.
+
+    The end is orderly: no new connections, requests under way get ten seconds, endless streams are ended at once.
+    ``ServiceConnectionError`` when an address cannot be had.
+    """
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(_listening(one.host, one.port)) for one in servings]
+        return asyncio.run(_serve(servings, sockets, on_ready))
+
+
+async def _serve(
+    servings: Sequence[Serving], sockets: Sequence[socket.socket], on_ready: Callable[[Service, str], None]
+) -> int:
+    servers = [_Server(_config(one), one.service) for one in servings]
+    stopped_by: list[int] = []
+    with _signals(servers, stopped_by):
+        tasks = [asyncio.create_task(server.serve_on(sock)) for server, sock in zip(servers, sockets, strict=True)]
+        for one, server, sock in zip(servings, servers, sockets, strict=True):
+            await server.until_started()
+            if server.started:
+                on_ready(one.service, url_of(sock))
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for server in servers:
+                server.stop()
+    return stopped_by[0] if stopped_by else 0
+
+
+def _config(one: Serving) -> uvicorn.Config:
+    return uvicorn.Config(
+        one.app,
+        log_config=None,
+        access_log=False,  # the edge writes its own, with what a machine wants to read
+        lifespan="on",
+        server_header=False,
+        timeout_graceful_shutdown=GRACEFUL_SECONDS,
+    )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn beside others in one process: the signals are ours."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+        self._begun = asyncio.Event()
+
+    async def serve_on(self, sock: socket.socket) -> None:
+        try:
+            await self._serve([sock])
+        finally:
+            self._begun.set()
+        if not self.started:
+            raise ServiceConnectionError(f"The {self._service.name} service did not start; the log says why.")
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._begun.set()
+
+    async def until_started(self) -> None:
+        await self._begun.wait()
+
+    def stop(self, *, at_once: bool = False) -> None:
+        self._service.stopping.set()
+        self.should_exit = True
+        self.force_exit = self.force_exit or at_once
+
+
+@contextmanager
+def _signals(servers: Sequence[_Server], stopped_by: list[int]) -> Iterator[None]:
+    """The first signal begins an orderly end, a second one ends at once."""
+    loop = asyncio.get_running_loop()
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        stopped_by.append(number)
+        for server in servers:
+            loop.call_soon_threadsafe(partial(server.stop, at_once=len(stopped_by) > 1))
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigurationError(f"Cannot listen on {host}: {error.strerror}.") from error
+    with sock:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
+            sock.listen(_BACKLOG)
+        except OSError as error:
+            raise ServiceConnectionError(
+                f"Cannot listen on {host}, port {port}: {error.strerror}.", hint="Choose another with --port."
+            ) from error
+        yield sock
+
+
+def url_of(sock: socket.socket) -> str:
+    """The URL of a listening socket; for one on all addresses, as this machine reaches it."""
+    host, port = sock.getsockname()[:2]
+    if ipaddress.ip_address(host).is_unspecified:
+        host = "127.0.0.1" if sock.family == socket.AF_INET else "::1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        found = {info[4][0] for info in socket.getaddrinfo(host, None)}
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(address).is_loopback for address in found)
+
+
+def log_to_stderr(*, access_log: bool) -> None:
+    """Everything that the services log, as lines on standard error; access lines are JSON objects."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    edge = logging.getLogger("necrocode.services.access")
+    edge.setLevel(logging.INFO if access_log else logging.WARNING)
+    edge.propagate = False
+    edge.addHandler(handler)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
