@@ -27,6 +27,9 @@ from necrocode.agent_runner.errors import (
     ConfigurationError,
     IdempotencyKeyReusedError,
     IllegalTransitionError,
+    PoolExistsError,
+    PoolInUseError,
+    PoolNotFoundError,
     RateLimitError,
     RepositoryNotFoundError,
     RunnerError,
@@ -54,6 +57,9 @@ _RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 _LONGEST_DETAIL = 500
 _ERROR_BY_SLUG: dict[str, type[RunnerError]] = {
     "stale-lease": StaleLeaseError,
+    "pool-not-found": PoolNotFoundError,
+    "pool-exists": PoolExistsError,
+    "pool-in-use": PoolInUseError,
     "ambiguous-task": AmbiguousTaskError,
     "no-available-slots": SlotAllocationError,
     "idempotency-key-reused": IdempotencyKeyReusedError,
