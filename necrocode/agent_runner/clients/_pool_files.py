@@ -133,7 +133,7 @@ class Trash:
     def _trees(self) -> list[Path]:
         try:
             return sorted(self._folder.iterdir())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
 

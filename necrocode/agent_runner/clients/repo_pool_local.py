@@ -84,6 +84,11 @@ class LocalRepoPool:
         """The folder of all pools."""
         return self._root
 
+    @property
+    def pool_size(self) -> int:
+        """The size of pools for which nobody chose one."""
+        return self._pool_size
+
     # --- slots ---
 
     def allocate_slot(
@@ -215,11 +220,14 @@ class LocalRepoPool:
 
     # --- pools ---
 
-    def create_pool(self, repo_url: str, *, name: str | None = None, pool_size: int = DEFAULT_POOL_SIZE) -> PoolRecord:
+    def create_pool(
+        self, repo_url: str, *, name: str | None = None, pool_size: int = DEFAULT_POOL_SIZE, resize: bool = False
+    ) -> PoolRecord:
         """The pool of a repository, made now; its slots are made when they are needed, or by :meth:`warm`.
 
-        The pool that is there already, when name and size are what they should be; else ``PoolExistsError``.
-        ``ConfigurationError`` for a name or size that cannot be. Whether the repository exists is not asked.
+        ``resize``: one that is there already gets name and size; else it must have them. ``PoolExistsError`` when it
+        has not, or another pool has the name. ``ConfigurationError`` for a name or size that cannot be. Whether the
+        repository exists is not asked.
         """
         wanted = PoolDefinition(repo_url=repo_url, name=name, pool_size=pool_size)
         place = self._place_of(repo_url, must_exist=False)
@@ -227,13 +235,14 @@ class LocalRepoPool:
         self._ensure(place)
         with place.book.open() as page:
             is_other = page.pool_size not in {None, pool_size} or (name and page.name not in {"", name})
-            if is_other or name in names:
+            if (is_other and not resize) or name in names:
                 raise PoolExistsError(
                     f"There is another pool for {place.url}, or of the name {name!r}.",
                     hint="Resize that one, or choose another name.",
                     status_code=409,
                 )
             page.pool_size, page.name = wanted.pool_size, name or page.name
+        place.drop_surplus()
         return place.record()
 
     def resize_pool(self, name: str, pool_size: int) -> PoolRecord:
