@@ -1,8 +1,8 @@
 """What a workspace costs beside the git commands that do the same: ``python benchmarks/allocation.py``.
 
 ``--files 221 5000`` sizes of the generated repositories, ``--rounds 9``, ``--failures 0`` (allocations to count
-failures in, by 8 callers at once). Both sides have the same remote on the same disk and are measured in turn; ratios are medians
-over rounds.
+failures in, by 8 callers at once). Both sides have the same remote on the same disk and are measured in turn; ratios
+are medians over rounds.
 """
 
 from __future__ import annotations
