@@ -75,7 +75,7 @@ class LLMConfig(StrictModel):
     @field_validator("api_key")
     @classmethod
     def _check_api_key(cls, value: SecretStr | None) -> SecretStr | None:
-        return _token(value)
+        return checked_token(value)
 
 
 class RunnerConfig(StrictModel):
@@ -143,7 +143,7 @@ class RunnerConfig(StrictModel):
     @field_validator("git_token", "service_token")
     @classmethod
     def _check_token(cls, value: SecretStr | None) -> SecretStr | None:
-        return _token(value)
+        return checked_token(value)
 
     @field_validator("commit_message")
     @classmethod
@@ -219,9 +219,9 @@ def _mapping(llm: object) -> dict[str, Any]:
     return dict(llm)
 
 
-def _token(value: SecretStr | None) -> SecretStr | None:
+def checked_token(value: SecretStr | str | None) -> SecretStr | None:
     """A key or token that an HTTP header can hold; None for an empty one, as ``os.getenv(name, "")`` gives."""
-    text = value.get_secret_value().strip() if value is not None else ""
+    text = (value.get_secret_value() if isinstance(value, SecretStr) else value or "").strip()
     if not text.isascii() or not text.isprintable() or " " in text:
         raise ValueError("must be one word of printable ASCII")
     return SecretStr(text) if text else None

@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from necrocode.agent_runner._git import Git
 from necrocode.agent_runner._redact import Redactor
+from necrocode.agent_runner.config import checked_token
 from necrocode.agent_runner.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -66,7 +67,13 @@ def build_services(
 
 
 def _secret(configured: SecretStr | None, variable: str) -> str | None:
-    return configured.get_secret_value() if configured is not None else os.environ.get(variable) or None
+    if configured is not None:
+        return configured.get_secret_value()
+    try:
+        token = checked_token(os.environ.get(variable))
+    except ValueError as error:
+        raise ConfigurationError(f"{variable} {error}.") from None
+    return None if token is None else token.get_secret_value()
 
 
 def _with_key(config: RunnerConfig) -> LLMConfig:
