@@ -68,6 +68,7 @@ if TYPE_CHECKING:
         TaskNotFoundError,
         TestExecutionError,
         TruncatedAnswerError,
+        UnusableCheckoutError,
         WorkspacePreparationError,
     )
     from necrocode.agent_runner.models import (
@@ -169,6 +170,7 @@ _HOME_OF = {
     "TestExecutionError": "errors",
     "TestResult": "models",
     "TruncatedAnswerError": "errors",
+    "UnusableCheckoutError": "errors",
     "WorkspacePreparationError": "errors",
 }
 
@@ -236,6 +238,7 @@ __all__ = [
     "TestExecutionError",
     "TestResult",
     "TruncatedAnswerError",
+    "UnusableCheckoutError",
     "WorkspacePreparationError",
 ]
 

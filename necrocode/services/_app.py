@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from necrocode import __version__
 from necrocode.agent_runner.errors import RunnerError
 from necrocode.services import _problems
-from necrocode.services._edge import Edge
+from necrocode.services._edge import OPEN_PATHS, Edge
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -146,6 +146,8 @@ def _describe(app: FastAPI, *, has_token: bool) -> None:
             if has_token:
                 components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
                 document["security"] = [{"token": []}]
+                for path in OPEN_PATHS & document["paths"].keys():
+                    document["paths"][path]["get"]["security"] = []
             for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own form, which we do not answer
                 components["schemas"].pop(name, None)
         return app.openapi_schema or {}

@@ -47,7 +47,7 @@ _KINDS: tuple[tuple[type[errors.RunnerError], int, str], ...] = (
 # Written out, because the phrases of the standard library change with its version.
 _FRAMEWORK_SLUGS = {400: "bad-request", 404: "not-found", 405: "method-not-allowed", 413: "content-too-large"}
 _RETRY_AFTER_SECONDS = {429: 1, 503: 1}
-FOR_EVERY_ROUTE = (400, 401, 413, 422, 429, 500, 503)
+FOR_EVERY_ROUTE = (400, 401, 404, 413, 422, 429, 500, 503)
 """What the shell itself may answer to any request."""
 
 
@@ -98,7 +98,7 @@ def problem_of(error: errors.RunnerError) -> Response:
 
 
 def _own_statuses() -> frozenset[int]:
-    return frozenset({*FOR_EVERY_ROUTE, 404, 409, 412, 416, 507})
+    return frozenset({*FOR_EVERY_ROUTE, 409, 412, 416, 507})
 
 
 async def on_runner_error(_request: Request, error: Exception) -> Response:

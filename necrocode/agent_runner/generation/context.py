@@ -38,6 +38,8 @@ class Context:
     paths: tuple[str, ...]
     paths_left_out: int
     pieces: tuple[Piece, ...]
+    missing: tuple[str, ...] = ()
+    """Files of ``related_files`` that the base commit does not have."""
 
 
 def estimate_tokens(text: str) -> int:
@@ -72,7 +74,8 @@ def select_context(
         if text is not None and cost <= left:
             pieces.append(Piece(path, text, why))
             left -= cost
-    return Context(tuple(listed), len(sizes) - len(listed), tuple(pieces))
+    missing = tuple(path for path in task.related_files if path not in sizes)
+    return Context(tuple(listed), len(sizes) - len(listed), tuple(pieces), missing)
 
 
 def _listing(task: TaskContext, sizes: Mapping[str, int]) -> list[str]:
