@@ -446,9 +446,7 @@ class TaskQueueContract:
         assert items == [str(number) for number in order]
         assert [one.task_id for one in registry.list_tasks()] == [str(number) for number in range(11)]
 
-    @pytest.mark.parametrize(
-        "cursor", ["x", "!", "bnVsbA", "W10", "WzFd", "é", "WzEsMiwzLDRd", "Wzk5ZTk5LDIsIiIsIiJd"]
-    )
+    @pytest.mark.parametrize("cursor", ["x", "!", "bnVsbA", "W10", "WzFd", "é", "WzEsMiwzLDRd", "Wzk5ZTk5LDIsIiIsIiJd"])
     def test_a_cursor_that_is_none_is_refused(self, registry: LocalTaskRegistry, cursor: str) -> None:
         with pytest.raises(ServiceError) as caught:
             registry.search_tasks(cursor=cursor)
