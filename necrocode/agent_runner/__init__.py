@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.clients.artifact_store_local import (
         LocalArtifactStore,
     )
+    from necrocode.agent_runner.clients.artifact_store_s3 import (
+        S3ArtifactStore,
+    )
     from necrocode.agent_runner.clients.llm_openai import (
         LLMClient,
     )
@@ -64,6 +67,7 @@ if TYPE_CHECKING:
         SlotAllocationError,
         SlotNotFoundError,
         StaleLeaseError,
+        StorageFullError,
         TaskContextValidationError,
         TaskNotFoundError,
         TestExecutionError,
@@ -95,10 +99,18 @@ if TYPE_CHECKING:
         TaskRegistry,
     )
     from necrocode.agent_runner.records import (
+        ArtifactFilter,
+        ArtifactPage,
         ArtifactRecord,
+        DeletedArtifacts,
         EventRecord,
         SlotAllocation,
+        StorageUsage,
+        StoredArtifact,
+        SweepReport,
         TaskRecord,
+        UsageShare,
+        VerifyReport,
     )
     from necrocode.agent_runner.run_record import (
         Progress,
@@ -108,7 +120,9 @@ if TYPE_CHECKING:
 _HOME_OF = {
     "AmbiguousTaskError": "errors",
     "Artifact": "models",
+    "ArtifactFilter": "records",
     "ArtifactNotFoundError": "errors",
+    "ArtifactPage": "records",
     "ArtifactRecord": "records",
     "ArtifactStore": "protocols",
     "ArtifactStoreClient": "clients.artifact_store_http",
@@ -120,6 +134,7 @@ _HOME_OF = {
     "ConfigurationError": "errors",
     "ContentFilterError": "errors",
     "ContextOverflowError": "errors",
+    "DeletedArtifacts": "records",
     "EmptyAnswerError": "errors",
     "ErrorDetails": "models",
     "EventRecord": "records",
@@ -152,6 +167,7 @@ _HOME_OF = {
     "RunnerOrchestrator": "orchestrator",
     "RunnerResult": "models",
     "RunnerTimeoutError": "errors",
+    "S3ArtifactStore": "clients.artifact_store_s3",
     "Sandbox": "protocols",
     "ScriptedLLM": "clients.llm_scripted",
     "ServiceConnectionError": "errors",
@@ -160,6 +176,10 @@ _HOME_OF = {
     "SlotAllocationError": "errors",
     "SlotNotFoundError": "errors",
     "StaleLeaseError": "errors",
+    "StorageFullError": "errors",
+    "StorageUsage": "records",
+    "StoredArtifact": "records",
+    "SweepReport": "records",
     "TaskContext": "models",
     "TaskContextValidationError": "errors",
     "TaskNotFoundError": "errors",
@@ -169,13 +189,17 @@ _HOME_OF = {
     "TestExecutionError": "errors",
     "TestResult": "models",
     "TruncatedAnswerError": "errors",
+    "UsageShare": "records",
+    "VerifyReport": "records",
     "WorkspacePreparationError": "errors",
 }
 
 __all__ = [
     "AmbiguousTaskError",
     "Artifact",
+    "ArtifactFilter",
     "ArtifactNotFoundError",
+    "ArtifactPage",
     "ArtifactRecord",
     "ArtifactStore",
     "ArtifactStoreClient",
@@ -187,6 +211,7 @@ __all__ = [
     "ConfigurationError",
     "ContentFilterError",
     "ContextOverflowError",
+    "DeletedArtifacts",
     "EmptyAnswerError",
     "ErrorDetails",
     "EventRecord",
@@ -219,6 +244,7 @@ __all__ = [
     "RunnerOrchestrator",
     "RunnerResult",
     "RunnerTimeoutError",
+    "S3ArtifactStore",
     "Sandbox",
     "ScriptedLLM",
     "ServiceConnectionError",
@@ -227,6 +253,10 @@ __all__ = [
     "SlotAllocationError",
     "SlotNotFoundError",
     "StaleLeaseError",
+    "StorageFullError",
+    "StorageUsage",
+    "StoredArtifact",
+    "SweepReport",
     "TaskContext",
     "TaskContextValidationError",
     "TaskNotFoundError",
@@ -236,6 +266,8 @@ __all__ = [
     "TestExecutionError",
     "TestResult",
     "TruncatedAnswerError",
+    "UsageShare",
+    "VerifyReport",
     "WorkspacePreparationError",
 ]
 

@@ -55,7 +55,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--database-url", metavar="URL", help="the registry's database: sqlite:///path or postgresql://…"
     )
     parser.add_argument("--store-url", metavar="URL", help="where artifacts go: file:///folder or s3://bucket/prefix")
-    parser.add_argument("--public-url", metavar="URL", help="the artifact store's URL as callers reach it, for its URIs")
+    parser.add_argument(
+        "--public-url", metavar="URL", help="the artifact store's URL as callers reach it, for its URIs"
+    )
     parser.add_argument("--quota-bytes", type=_positive, metavar="N", help="the most that the artifact store keeps")
     parser.add_argument("--pool-size", type=_positive, default=5, metavar="N", help="slots per repository; default 5")
     parser.add_argument("--pools", metavar="FILE", help="YAML: pools to keep warm (see docs/services.md)")

@@ -34,6 +34,7 @@ from necrocode.agent_runner.errors import (
     ServiceError,
     SlotAllocationError,
     StaleLeaseError,
+    StorageFullError,
     WorkspacePreparationError,
 )
 
@@ -60,6 +61,7 @@ _ERROR_BY_SLUG: dict[str, type[RunnerError]] = {
     "illegal-transition": IllegalTransitionError,
     "repository-not-found": RepositoryNotFoundError,
     "workspace-preparation-failed": WorkspacePreparationError,
+    "storage-full": StorageFullError,
 }
 
 
