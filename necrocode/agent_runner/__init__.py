@@ -109,6 +109,7 @@ if TYPE_CHECKING:
         StoredArtifact,
         SweepReport,
         TaskRecord,
+        UploadedArtifact,
         UsageShare,
         VerifyReport,
     )
@@ -189,6 +190,7 @@ _HOME_OF = {
     "TestExecutionError": "errors",
     "TestResult": "models",
     "TruncatedAnswerError": "errors",
+    "UploadedArtifact": "records",
     "UsageShare": "records",
     "VerifyReport": "records",
     "WorkspacePreparationError": "errors",
@@ -266,6 +268,7 @@ __all__ = [
     "TestExecutionError",
     "TestResult",
     "TruncatedAnswerError",
+    "UploadedArtifact",
     "UsageShare",
     "VerifyReport",
     "WorkspacePreparationError",

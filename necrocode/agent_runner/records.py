@@ -69,18 +69,23 @@ class ArtifactRecord(Value):
     created_at: datetime | None = None
 
 
-class StoredArtifact(Value):
-    """One artifact as the artifact store holds it. Size and hash are of the bytes as they were given."""
+class UploadedArtifact(Value):
+    """An artifact that the artifact store has taken. Size and hash are of the bytes as they were given."""
 
+    uri: str
     artifact_id: str
     """One path segment; the artifact's name in calls, as good as its URI."""
-    uri: str
+    sha256: str
+    size_bytes: int
+
+
+class StoredArtifact(UploadedArtifact):
+    """One artifact as the artifact store holds it."""
+
     type: str
     spec_name: str | None = None
     task_id: str | None = None
     run_id: str | None = None
-    sha256: str
-    size_bytes: int
     stored_bytes: int
     """What it takes up in the store, which is less where it is compressed."""
     encoding: Literal["gzip"] | None = None

@@ -29,7 +29,7 @@ _LONGEST_TAG = 100
 def as_json(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
     """Metadata as it will be read back; ``ArtifactUploadError`` (400) when it cannot be written as JSON."""
     try:
-        text = json.dumps(dict(metadata or {}), ensure_ascii=False, default=str)
+        text = json.dumps(dict(metadata or {}), ensure_ascii=False, allow_nan=False, default=str)
         size = len(text.encode())
     except (TypeError, ValueError, RecursionError) as error:
         raise ArtifactUploadError(

@@ -163,12 +163,10 @@ class SidecarArtifactStore:
         """An artifact's bytes, checked against the sha256 that they were stored with; ``ArtifactNotFoundError``."""
         return b"".join(self.read(reference).chunks)
 
-    def download_to(self, reference: str, target: IO[bytes]) -> StoredArtifact:
+    def download_to(self, reference: str, target: IO[bytes]) -> None:
         """Write an artifact's bytes to a binary file; after an error the file holds only a part of them."""
-        content = self.read(reference)
-        for chunk in content.chunks:
+        for chunk in self.read(reference).chunks:
             target.write(chunk)
-        return content.artifact
 
     def read(self, reference: str, start: int = 0, stop: int | None = None) -> ArtifactContent:
         """An artifact's bytes from ``start`` up to ``stop`` (None: the end), to be taken piece by piece."""
