@@ -18,6 +18,7 @@ from necrocode.agent_runner import (
     LocalArtifactStore,
     LocalRepoPool,
     LocalTaskRegistry,
+    Message,
     ModelAnswer,
     Progress,
     RunInterrupted,
@@ -67,7 +68,7 @@ class Bench:
 
     def orchestrator(self, llm: Any, services: dict[str, Any] | None = None, **settings: Any) -> RunnerOrchestrator:
         config = RunnerConfig(state_dir=self.state_dir, **settings)
-        return RunnerOrchestrator(config, llm=llm, on_progress=self.progress.append, **(services or {}))
+        return RunnerOrchestrator(config, llm=llm, **{"on_progress": self.progress.append, **(services or {})})
 
     def run(self, *answers: Any, services: dict[str, Any] | None = None, task: TaskContext | None = None,
             **settings: Any) -> RunnerResult:  # fmt: skip
@@ -304,6 +305,58 @@ def test_a_slot_path_that_is_no_checkout_is_refused(bench: Bench, tmp_path: Path
         result = bench.run(GOOD_ANSWER, task=bench.task(repo_url=None, slot_path=path))
         assert reason in str(result.error)
         assert bench.status() == "failed"
+
+
+@pytest.mark.parametrize("commands", [[], ["true"]])
+def test_an_untracked_file_in_the_way_is_named_and_kept(bench: Bench, commands: list[str]) -> None:
+    (bench.repository / "new.txt").write_text("mine")
+    task = bench.task(repo_url=None, slot_path=bench.repository, test_commands=commands)
+    result = bench.run("new.txt\n```\nthe model's\n```\n", task=task)
+    assert result.error_details is not None
+    assert result.error_details.type == ("TestExecutionError" if commands else "PushError")
+    assert "new.txt" in result.error_details.message
+    assert result.error_details.hint
+    assert (bench.repository / "new.txt").read_text() == "mine"
+
+
+# --- what a caller passes in
+
+
+def test_a_display_that_fails_is_left_out_and_the_run_goes_on(bench: Bench) -> None:
+    def broken(_progress: Progress) -> None:
+        raise BrokenPipeError("nobody is looking")
+
+    result = bench.run(GOOD_ANSWER, services={"on_progress": broken})
+    assert (result.status, result.reported) == ("done", True)
+    assert [warning for warning in result.warnings if "display" in warning] == [
+        "The progress display failed and was left out from then on: BrokenPipeError: nobody is looking"
+    ]
+
+
+def test_a_defect_of_an_object_passed_in_is_told_with_its_step(bench: Bench) -> None:
+    def defect(_messages: Sequence[Message]) -> str:
+        raise KeyError("x")
+
+    result = bench.run(defect)
+    assert result.error_details is not None
+    assert (result.error_details.type, result.error_details.step) == ("InternalError", "generate")
+
+
+def test_the_end_is_reported_when_an_upload_breaks_in_an_unforeseen_way(bench: Bench) -> None:
+    class Broken(LocalArtifactStore):
+        def upload(self, *_arguments: Any, **_more: Any) -> str:
+            raise ZeroDivisionError
+
+    result = bench.run(GOOD_ANSWER, services={"artifact_store": Broken(bench.state_dir / "artifacts")})
+    assert (result.status, result.error, result.reported) == ("done", None, True)
+    assert any("Unexpected ZeroDivisionError" in warning for warning in result.warnings)
+    assert bench.status() == "done"
+
+
+def test_related_files_that_are_not_there_are_warned_about(bench: Bench) -> None:
+    result = bench.run(GOOD_ANSWER, task=bench.task(related_files=["calc.py", "nothere.md"]))
+    assert result.success
+    assert result.warnings == ("The repository has no file nothere.md, which related_files names.",)
 
 
 # --- a run that does not

@@ -72,6 +72,7 @@ if TYPE_CHECKING:
         TaskNotFoundError,
         TestExecutionError,
         TruncatedAnswerError,
+        UnusableCheckoutError,
         WorkspacePreparationError,
     )
     from necrocode.agent_runner.models import (
@@ -190,6 +191,7 @@ _HOME_OF = {
     "TestExecutionError": "errors",
     "TestResult": "models",
     "TruncatedAnswerError": "errors",
+    "UnusableCheckoutError": "errors",
     "UploadedArtifact": "records",
     "UsageShare": "records",
     "VerifyReport": "records",
@@ -268,6 +270,7 @@ __all__ = [
     "TestExecutionError",
     "TestResult",
     "TruncatedAnswerError",
+    "UnusableCheckoutError",
     "UploadedArtifact",
     "UsageShare",
     "VerifyReport",

@@ -6,7 +6,8 @@
     ├── ConfigurationError (ValueError)        a setting is wrong: fix the configuration
     ├── TaskContextValidationError (ValueError) the task itself is wrong: fix the task
     ├── WorkspacePreparationError              the checkout could not be made ready
-    │   └── RepositoryNotFoundError            there is no such repository or base ref
+    │   ├── RepositoryNotFoundError            there is no such repository or base ref
+    │   └── UnusableCheckoutError              the checkout that the task brings is none, or not clean
     ├── SlotAllocationError                    no workspace slot is free
     ├── ImplementationError                    the model's answer cannot become a change
     │   ├── MalformedAnswerError               the answer holds no readable change set
@@ -61,7 +62,8 @@ class RunnerError(Exception):
         status_code: int | None = None,
         retryable: bool | None = None,
     ) -> None:
-        super().__init__(f"{message} {hint}" if hint else message)
+        stop = "" if message.endswith((".", "?", "!", ":")) or (hint or "").startswith("(") else "."
+        super().__init__(f"{message}{stop} {hint}" if hint else message)
         self.hint = hint
         self.step = step
         self.status_code = status_code
@@ -82,6 +84,10 @@ class WorkspacePreparationError(RunnerError):
 
 class RepositoryNotFoundError(WorkspacePreparationError):
     """The task names a repository, branch or commit that does not exist."""
+
+
+class UnusableCheckoutError(WorkspacePreparationError):
+    """The ``slot_path`` that the task brings is no checkout, or has uncommitted changes: mend it, or name another."""
 
 
 class SlotAllocationError(RunnerError):

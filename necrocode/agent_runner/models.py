@@ -80,7 +80,7 @@ class TaskContext(StrictModel):
     repo_url: str | None = None
     """The repository to work on: an https, ssh or file URL, or a local path. Needed where no ``slot_path`` is given."""
     base_ref: str | None = None
-    """Branch, tag or full commit id to start from. None: the repository's default branch (its HEAD)."""
+    """Branch, tag or full commit id to start from. None: the default branch, or the HEAD of ``slot_path``."""
     test_commands: TextList = ()
     """Shell commands, run in order at the top of a throw-away copy of the checkout; exit code 0 means passed."""
     fail_fast: bool = True
@@ -181,7 +181,10 @@ class TaskContext(StrictModel):
                 data[key] = file.parent / data[key]
         url = data.get("repo_url")
         if isinstance(url, str) and url.startswith("."):
-            data["repo_url"] = str((file.parent / url).resolve())
+            try:
+                data["repo_url"] = str((file.parent / url).resolve())
+            except ValueError as error:  # a NUL, or a name that the file system's encoding cannot say
+                raise TaskContextValidationError(f"Invalid task: repo_url: {error}.") from error
         return cls(**data)
 
 

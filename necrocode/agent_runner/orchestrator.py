@@ -25,7 +25,7 @@ class RunnerOrchestrator:
     """Runs tasks: one per call of :meth:`run`; several threads may call it at once.
 
     Services that are not passed in are made from ``config`` (None: embedded defaults) at the first run.
-    ``on_progress`` is told when a step begins and when it ends; it must not raise.
+    ``on_progress`` is told when a step begins and when it ends; one that raises is not told again.
     """
 
     def __init__(
@@ -87,5 +87,10 @@ class RunnerOrchestrator:
             run.record.stop(error)
             raise
         finally:
-            run.upload()
-            run.report()
+            try:
+                run.upload()
+            except BaseException as error:
+                run.record.stop(error)
+                raise
+            finally:
+                run.report()

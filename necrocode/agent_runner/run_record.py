@@ -65,6 +65,10 @@ class RunRecord:
     status: Status = "failed"
     detail: str = ""
     """What the step under way has to show for itself."""
+    step_failure: str | None = None
+    """What made the step under way, or the last one, end badly; a step may set it and go on."""
+    _failed_step: str | None = None
+    _is_display_broken: bool = False
     _log: list[str] = field(default_factory=list)
     _failure: Exception | None = None
 
@@ -77,25 +81,39 @@ class RunRecord:
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Time a step, show it, and put its name on an error that comes out of it."""
-        self.on_progress(Progress(name))
+        self._show(Progress(name))
         started = self.clock.monotonic()
         self.detail = ""
-        failure: str | None = None
+        self.step_failure = None
         try:
             yield
         except RunnerError as error:
             error.step = error.step or name
-            failure = self.redact(str(error))
+            self.step_failure = self.redact(str(error))
             raise
-        except BaseException as error:
-            failure = type(error).__name__
+        except Exception as error:
+            self._failed_step = self._failed_step or name
+            self.step_failure = type(error).__name__
+            raise
+        except BaseException:
+            self.step_failure = "interrupted"
             raise
         finally:
             seconds = self.clock.monotonic() - started
             self.timings[name] = self.timings.get(name, 0.0) + seconds
-            outcome = f"failed: {failure}" if failure else self.detail or "done"
+            outcome = f"failed: {self.step_failure}" if self.step_failure else self.detail or "done"
             self.log(f"{name} ({seconds:.3f} s) {outcome}")
-            self.on_progress(Progress(name, seconds, failure, self.detail))
+            self._show(Progress(name, seconds, self.step_failure, self.detail))
+
+    def _show(self, progress: Progress) -> None:
+        """Tell the caller's display; whatever happens to it, the run goes on."""
+        if self._is_display_broken:
+            return
+        try:
+            self.on_progress(progress)
+        except Exception as error:  # noqa: BLE001  the caller's code, and only a display
+            self._is_display_broken = True
+            self.warn(f"The progress display failed and was left out from then on: {type(error).__name__}: {error}")
 
     def log(self, line: str) -> None:
         """Add a line to the run's log, secrets masked."""
@@ -122,10 +140,10 @@ class RunRecord:
         self._failure = self._failure or error
         if not isinstance(error, RunnerError):
             logger.error("unexpected error", exc_info=error)
-            step = getattr(error, "step", None)
-            cause = f"{type(error).__name__}: {error}"
             error = InternalError(
-                f"Unexpected {cause}", hint="This is a defect of necrocode: please report it.", step=step
+                f"Unexpected {type(error).__name__}: {error}",
+                hint="This is a defect of necrocode, or of an object that was passed to it: please report it.",
+                step=self._failed_step,
             )
         details = ErrorDetails(
             type=type(error).__name__,
@@ -138,9 +156,10 @@ class RunRecord:
         self.fail_with(details)
 
     def fail_with(self, details: ErrorDetails) -> None:
-        """The run has failed; a second failure is only noted."""
-        self.status = "failed"
-        if self.error is None:
+        """The run has failed. A second failure, or one after the delivery, is only noted: a run is judged by that."""
+        if self.status == "done":
+            self.warn(details.message)
+        elif self.error is None:
             self.error = details
         else:
             self.warn(details.message)

@@ -88,6 +88,8 @@ class TaskRun:
                 budget_tokens=llm.context_tokens,
                 deadline=self._deadline,
             )
+            for path in context.missing:
+                self.record.warn(f"The repository has no file {path}, which related_files names.")
             for piece in context.pieces:
                 self.record.log(f"shown to the model: {piece.path} ({piece.why})")
             response = generate(
@@ -141,7 +143,8 @@ class TaskRun:
                 redact=self._services.redactor.text,
                 deadline=self._deadline,
             )
-            self.record.detail = "passed" if tests.success else failure_text(tests)
+            self.record.detail = "passed" if tests.success else ""
+            self.record.step_failure = None if tests.success else failure_text(tests)
         if not tests.success:
             self.record.fail_with(ErrorDetails(type="TestsFailed", message=failure_text(tests), step="test"))
         self._reporter.event("tests_completed", {"success": tests.success, "tree": tests.tree})

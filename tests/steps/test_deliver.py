@@ -70,6 +70,25 @@ def test_a_later_attempt_replaces_an_earlier_one(bench: Bench) -> None:
     assert bench.tip() == second.commit
 
 
+def test_a_later_attempt_may_start_from_an_older_commit(bench: Bench) -> None:
+    older = bench.base
+    bench.base = commit_files(bench.remote, {"b": "by somebody else"})
+    git(bench.repository.path, "fetch", "--quiet", "origin", "+HEAD:refs/necrocode/remote-head")
+    bench.deliver(bench.commit("first"))
+    bench.base = older
+    second = bench.commit("second")
+    bench.deliver(second)
+    assert bench.tip() == second.commit
+
+
+def test_a_brought_checkout_is_left_where_it_was_when_the_push_fails(bench: Bench, tmp_path: Path) -> None:
+    bench.remote = tmp_path / "gone"
+    with pytest.raises(PushError):
+        bench.deliver(bench.commit(), brought=True)
+    assert git(bench.repository.path, "rev-parse", "--abbrev-ref", "HEAD") == "main"
+    assert git(bench.repository.path, "branch", "--list", BRANCH) == ""
+
+
 def test_a_branch_that_lags_behind_the_base_is_moved(bench: Bench) -> None:
     git(bench.remote, "branch", BRANCH)
     made = bench.commit()

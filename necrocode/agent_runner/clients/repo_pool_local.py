@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock, Deadline
-from necrocode.agent_runner._git import Git, GitError, Repository
+from necrocode.agent_runner._git import REMOTE_HEAD, Git, GitError, Repository
 from necrocode.agent_runner._names import check_branch_name, check_repository_url, expand_home
 from necrocode.agent_runner.errors import (
     RepositoryNotFoundError,
@@ -38,7 +38,6 @@ DEFAULT_POOL_SIZE = 5
 DEFAULT_LEASE_SECONDS = 60.0
 _POLL_SECONDS = 0.2
 _PREPARATION_SECONDS = 900.0  # a first checkout of a large repository takes minutes, and no heartbeat runs yet
-_REMOTE_HEAD = "refs/necrocode/remote-head"
 _NOT_THERE = re.compile(
     r"not found|does not exist|does not appear to be a git repository|repository '.*' not", re.IGNORECASE
 )
@@ -253,7 +252,7 @@ class _Pool:
             try:
                 if not (self.mirror.path / "HEAD").exists():
                     self._create_mirror()
-                self._fetch("+refs/heads/*:refs/remotes/origin/*", f"+HEAD:{_REMOTE_HEAD}")
+                self._fetch("+refs/heads/*:refs/remotes/origin/*", f"+HEAD:{REMOTE_HEAD}")
                 base = self._resolve(base_ref)
                 if base is None and base_ref is not None:
                     base = self._fetch_one(base_ref)
@@ -297,7 +296,7 @@ class _Pool:
                 lock.unlink(missing_ok=True)
 
     def _resolve(self, base_ref: str | None) -> str | None:
-        names = [_REMOTE_HEAD] if base_ref is None else [f"refs/remotes/origin/{base_ref}", f"refs/tags/{base_ref}"]
+        names = [REMOTE_HEAD] if base_ref is None else [f"refs/remotes/origin/{base_ref}", f"refs/tags/{base_ref}"]
         if base_ref is not None and re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", base_ref):
             names.append(base_ref)
         with self.mirror.objects() as objects:

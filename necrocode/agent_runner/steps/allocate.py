@@ -7,7 +7,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._git import GitError, Repository, open_checkout
-from necrocode.agent_runner.errors import RepositoryNotFoundError, RunnerError, WorkspacePreparationError
+from necrocode.agent_runner.errors import (
+    RepositoryNotFoundError,
+    RunnerError,
+    UnusableCheckoutError,
+    WorkspacePreparationError,
+)
 from necrocode.agent_runner.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -67,7 +72,7 @@ def brought_workspace(
 ) -> Iterator[Workspace]:
     """The checkout that the caller brings. Its HEAD is put back where it was, unless the branch was delivered there.
 
-    ``WorkspacePreparationError`` when it is no checkout, has no commit, or has uncommitted changes.
+    ``UnusableCheckoutError`` when it is no checkout, or has uncommitted changes.
     """
     if task.slot_path is None:  # pragma: no cover - the orchestrator has seen to it
         raise WorkspacePreparationError("The task names no slot_path.")
@@ -76,7 +81,7 @@ def brought_workspace(
     repository = Repository(git, checkout.root)
     changed = repository.run("status", "--porcelain", "--untracked-files=no", deadline=deadline).decode().strip()
     if changed:
-        raise WorkspacePreparationError(
+        raise UnusableCheckoutError(
             f"The checkout {checkout.root} has uncommitted changes: {changed.splitlines()[0]}",
             hint="Commit or stash them: the runner moves its HEAD.",
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from necrocode.agent_runner._git import GitError
+from necrocode.agent_runner._git import REMOTE_HEAD, GitError
 from necrocode.agent_runner.errors import PushError
 from necrocode.agent_runner.models import PushResult
 
@@ -35,13 +35,15 @@ def deliver(
     repository, commit = workspace.repository, implementation.commit
     remote = workspace.remote if push else None
     delivery = _Delivery(repository, workspace.objects, branch, implementation, committer_email, deadline)
+    stays_here = workspace.is_brought or remote is None
     try:
-        if workspace.is_brought or remote is None:
-            delivery.move_local_branch()
+        tip = delivery.local_tip() if stays_here else None
+        if remote is not None:  # first of all: what was not pushed must not look delivered here
+            delivery.push(remote)
+        if stays_here:
+            repository.move_ref(delivery.ref, commit, expected=tip, deadline=deadline)
         if workspace.is_brought:
             repository.run("checkout", "--quiet", branch, "--", deadline=deadline)
-        if remote is not None:
-            delivery.push(remote)
     except GitError as error:
         raise PushError(
             f"Cannot deliver branch {branch} to {remote or workspace.path}: {error}", hint=_hint(error.output)
@@ -63,11 +65,12 @@ class _Delivery:
     def ref(self) -> str:
         return f"refs/heads/{self.branch}"
 
-    def move_local_branch(self) -> None:
+    def local_tip(self) -> str | None:
+        """Where the branch is now in this repository; ``PushError`` when it may not be moved from there."""
         tip = self.objects.resolve(self.ref)
         if tip is not None:
             self._check_replaceable(tip)
-        self.repository.move_ref(self.ref, self.implementation.commit, expected=tip, deadline=self.deadline)
+        return tip
 
     def push(self, remote: str) -> None:
         """Push expecting no such branch; where there is one, look at it and push again expecting just that one."""
@@ -100,8 +103,10 @@ class _Delivery:
         self.repository.run("push", *options, "--", remote, refspec, network=True, deadline=self.deadline)
 
     def _check_replaceable(self, tip: str) -> None:
-        base, commit = self.implementation.base_commit, self.implementation.commit
-        emails = self.repository.run("log", "--format=%ce", tip, "--not", base, commit, "--", deadline=self.deadline)
+        known = [self.implementation.base_commit, self.implementation.commit]
+        if (default_branch := self.objects.resolve(REMOTE_HEAD)) is not None:
+            known.append(default_branch)  # a later attempt may start from an older commit
+        emails = self.repository.run("log", "--format=%ce", tip, "--not", *known, "--", deadline=self.deadline)
         others = sorted(set(emails.decode(errors="replace").split("\n")) - {self.committer_email, ""})
         if others:
             raise PushError(
@@ -120,6 +125,8 @@ def _address(repository: Repository, remote: str | None) -> str:
 def _hint(output: str) -> str:
     if "checked out branch" in output:
         return "That branch is checked out there: use another branch_name, or a bare repository."
+    if "would be overwritten by checkout" in output:
+        return "Move those files away and run the task again: the runner never overwrites what git does not track."
     if "Authentication failed" in output or "could not read Username" in output or "403" in output:
         return "Is GIT_TOKEN set, and may it write to this repository?"
     return "The commit is kept; run the task again once this is mended."
