@@ -15,7 +15,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response, StreamingResponse
 from prometheus_client import CollectorRegistry, Counter
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field
 from starlette.requests import ClientDisconnect
 
 from necrocode.agent_runner.errors import RunnerError
@@ -139,6 +139,16 @@ async def _sweep_regularly(routes: _Routes, every_seconds: float, stopping: asyn
             await asyncio.wait_for(stopping.wait(), every_seconds)
 
 
+def _is_no_number(value: object) -> object:
+    """Pydantic would take a number for seconds since the epoch."""
+    if isinstance(value, str) and "-" not in value[1:]:
+        raise ValueError("must be a time of RFC 3339, with its zone")
+    return value
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_is_no_number)]
+
+
 async def _wanted(
     request: Request,
     *,
@@ -147,8 +157,8 @@ async def _wanted(
     run_id: str | None = None,
     type: str | None = None,  # noqa: A002  its name on the wire
     tag: str | None = None,
-    since: AwareDatetime | None = None,
-    until: AwareDatetime | None = None,
+    since: Moment | None = None,
+    until: Moment | None = None,
 ) -> ArtifactFilter:
     """The filter in a query. An unknown name is refused: a filter that is misspelt would mean more than was meant."""
     known = _FILTERS | {"limit", "cursor"} if request.method == "GET" else _FILTERS

@@ -297,16 +297,22 @@ class S3Draft:
             return self._blobs.put_new(
                 key, self._size, lambda name, condition: self._blobs.put(name, bytes(self._start), condition)
             )
-        self._file.flush()
         file, size = Path(self._file.name), self._size
-        return self._blobs.put_new(
-            key, size, lambda name, condition: self._blobs.put_parts(name, file, size, condition)
-        )
+        try:
+            self._file.flush()
+            return self._blobs.put_new(
+                key, size, lambda name, condition: self._blobs.put_parts(name, file, size, condition)
+            )
+        except (OSError, ValueError) as error:
+            if isinstance(error, RunnerError):
+                raise
+            raise ArtifactUploadError(f"The spooled upload {file} cannot be read: {error}.") from error
 
     def discard(self) -> None:
         """Remove the file."""
         if self._file is not None:
-            self._file.close()
+            with suppress(FileNotFoundError):  # swept
+                self._file.close()
 
 
 class _FreeKeyError(ServiceError):

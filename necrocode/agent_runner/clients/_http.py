@@ -143,7 +143,7 @@ class ServiceHttp:
             path,
             headers=headers,
             params=params,
-            data=form if json_body is None else self._encoded(json_body, path),
+            data=self._encoded(json_body, path) if json_body is not None else form.data() if form is not None else None,
             timeout_seconds=timeout_seconds,
         )
         return self._json(answer) if answer.content else None

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES = 1 << 20
 _DIGEST_CHARACTERS = 64
+_SENT_AS_ONE_BYTES = 8 << 20
 
 
 class UploadBody:
@@ -58,6 +59,10 @@ class UploadBody:
             yield chunk
         self.sha256 = digest.hexdigest()
         yield self._tail(self._given or self.sha256)
+
+    def data(self) -> bytes | UploadBody:
+        """What to hand to requests: a small form as one piece, which is sent at once, a large one as itself."""
+        return b"".join(self) if len(self) <= _SENT_AS_ONE_BYTES else self
 
     def close(self) -> None:
         """Remove the temporary file, if there is one."""
