@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -297,20 +298,51 @@ def test_a_multipart_upload_that_fails_is_aborted(
     assert store.download(store.upload("raw", RAW, PLACE)) == RAW
 
 
-def test_stale_multipart_uploads_and_spool_files_are_swept(s3: S3Server, bucket: str, tmp_path: Path) -> None:
+def test_stale_multipart_uploads_are_swept(s3: S3Server, bucket: str) -> None:
     for key in ("mine/a/b/c/raw.bin", "another/x"):
         s3.client().create_multipart_upload(Bucket=bucket, Key=key)
-    with S3ArtifactStore(f"s3://{bucket}/mine", spool_dir=tmp_path).receive() as dead:
-        dead.write(RAW)
-        assert S3ArtifactStore(f"s3://{bucket}/mine", spool_dir=tmp_path).sweep().leftovers == 1  # moto dates it 2010
-        assert len(spooled(tmp_path)) == 1
-        later = S3ArtifactStore(f"s3://{bucket}/mine", spool_dir=tmp_path, clock=LaterClock(1.1))
-        assert later.sweep().leftovers == 1
-        assert spooled(tmp_path) == []
-        with pytest.raises(ArtifactUploadError):
-            dead.finish("raw", PLACE)
+    assert S3ArtifactStore(f"s3://{bucket}/mine").sweep().leftovers == 1  # moto dates all of them 2010
     left = s3.client().list_multipart_uploads(Bucket=bucket)["Uploads"]
     assert [one["Key"] for one in left] == ["another/x"]
+
+
+def test_a_spooled_upload_has_no_name_that_a_death_could_leave_behind(bucket: str, tmp_path: Path) -> None:
+    with S3ArtifactStore(f"s3://{bucket}", spool_dir=tmp_path).receive() as incoming:
+        incoming.write(RAW)
+        assert spooled(tmp_path) == []
+        assert incoming.finish("raw", PLACE).size_bytes == len(RAW)
+
+
+@pytest.mark.parametrize("size", [0, 1, 5_000_000, 20_000_000])
+def test_a_file_on_disk_is_not_spooled_and_is_stored_from_where_it_stands(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    (tmp_path / "source").write_bytes(b"before" + RAW[:size])
+    monkeypatch.setattr(tempfile, "TemporaryFile", None)
+    store = S3ArtifactStore(f"s3://{bucket}")
+    with (tmp_path / "source").open("rb") as source:
+        source.seek(6)
+        stored = store.upload_stream("raw", source, PLACE)
+    assert store.download(stored.uri) == RAW[:size]
+
+
+def test_a_file_that_changes_while_it_is_uploaded_is_refused(
+    s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = S3ArtifactStore(f"s3://{bucket}")
+    client: Any = store._blobs._client  # type: ignore[attr-defined]
+    real = client.put_object
+
+    def meddling(**asked: Any) -> Any:
+        (tmp_path / "source").write_bytes(RAW[:2_000_000][::-1])
+        os.utime(tmp_path / "source", (1, 1))
+        return real(**asked)
+
+    monkeypatch.setattr(client, "put_object", meddling)
+    (tmp_path / "source").write_bytes(RAW[:2_000_000])
+    with (tmp_path / "source").open("rb") as source, pytest.raises(ArtifactUploadError, match="was changed"):
+        store.upload_stream("raw", source, PLACE)
+    assert "Contents" not in s3.client().list_objects_v2(Bucket=bucket)
 
 
 def test_the_same_large_artifact_at_once_is_one(bucket: str, tmp_path: Path) -> None:

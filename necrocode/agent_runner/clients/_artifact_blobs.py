@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import IO, TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,8 +54,8 @@ class Blobs(Protocol):
     def key_of(self, uri: str) -> str | None:
         """The key of a URI; None when it is not of this place."""
 
-    def draft(self) -> Draft:
-        """A new draft; its maker discards it."""
+    def draft(self, source: IO[bytes] | None = None) -> Draft:
+        """A new draft; its maker discards it. ``source``: a file that holds, from where it stands, what will be written."""
 
     def chunks(self, key: str, start: int, stop: int | None) -> Iterator[bytes]:
         """The bytes from ``start`` up to ``stop`` (None: all); ``KeyError`` when the key is free."""

@@ -9,7 +9,7 @@ import secrets
 import zlib
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from necrocode.agent_runner.clients._artifact_blobs import CHUNK_BYTES, Blob
@@ -54,7 +54,7 @@ class FolderBlobs:
             return None
         return file.relative_to(self._root).as_posix()
 
-    def draft(self) -> FolderDraft:
+    def draft(self, source: IO[bytes] | None = None) -> FolderDraft:  # noqa: ARG002  it is copied in one pass
         """A file that nobody looks at."""
         with _writing(f"store an artifact in {self._root}"):
             return FolderDraft(self._root)

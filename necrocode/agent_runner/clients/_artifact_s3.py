@@ -12,14 +12,14 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import boto3
 from botocore import exceptions as boto_errors
 from botocore.config import Config
-from s3transfer.utils import ReadFileChunk
 
 from necrocode.agent_runner.clients._artifact_blobs import CHUNK_BYTES, Blob
+from necrocode.agent_runner.clients._artifact_s3_draft import PART_BYTES, OpenFile, S3Draft
 from necrocode.agent_runner.errors import (
     ArtifactUploadError,
     AuthenticationError,
@@ -32,12 +32,10 @@ from necrocode.agent_runner.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-PART_BYTES = 8 << 20
 _MOST_PARTS = 10_000  # of one upload (AWS S3 user guide, "Amazon S3 multipart upload limits")
 _PARTS_AT_ONCE = 4
 _LOCK_COUNT = 256
 _MOST_CONFLICTS = 5
-_SPOOL_PREFIX = "necrocode-upload-"
 _FREE = frozenset({"404", "NoSuchKey", "NotFound"})
 _TAKEN = frozenset({"412", "PreconditionFailed"})
 _CONFLICT = frozenset({"409", "ConditionalRequestConflict", "OperationAborted"})
@@ -50,7 +48,7 @@ class S3Blobs:
     """The ``Blobs`` of ``s3://bucket/prefix``.
 
     ``exclusive`` reaches as far as this object: two processes that store the same artifact at the same moment may make
-    two versions of it. A draft larger than 8 MiB is kept in ``spool_dir`` until it is uploaded.
+    two versions of it. A draft larger than 1 MiB is kept in ``spool_dir``, under no name, until it is uploaded.
     """
 
     def __init__(
@@ -95,9 +93,9 @@ class S3Blobs:
         start = self.uri("")
         return _key(uri.removeprefix(start)) if uri.startswith(start) else None
 
-    def draft(self) -> S3Draft:
-        """In memory as long as it is small, then in a file."""
-        return S3Draft(self, self._spool_dir)
+    def draft(self, source: IO[bytes] | None = None) -> S3Draft:
+        """In memory as long as it is small, then in a file that has no name, or where ``source`` has it."""
+        return S3Draft(self, self._spool_dir, source)
 
     def chunks(self, key: str, start: int, stop: int | None) -> Iterator[bytes]:
         """The object's bytes, as they come."""
@@ -152,7 +150,7 @@ class S3Blobs:
             yield
 
     def clear_drafts(self, *, before: float) -> int:
-        """Abort old multipart uploads under the prefix, and remove old files of the spool."""
+        """Abort old multipart uploads under the prefix."""
         cleared = 0
         with self._calling("list unfinished uploads"):
             pages = self._client.get_paginator("list_multipart_uploads").paginate(
@@ -161,11 +159,6 @@ class S3Blobs:
             for upload in [one for page in pages for one in page.get("Uploads", ())]:
                 if upload["Initiated"].timestamp() < before:
                     self._abort(upload["Key"], upload["UploadId"])
-                    cleared += 1
-        for file in self._spool_dir.glob(f"{_SPOOL_PREFIX}*"):
-            with suppress(OSError):  # published meanwhile, or another user's
-                if file.stat().st_mtime < before:
-                    file.unlink()
                     cleared += 1
         return cleared
 
@@ -190,17 +183,17 @@ class S3Blobs:
                 return True
         raise ServiceError(f"{self.named()} kept refusing to store {key}.")  # pragma: no cover - five conflicts
 
-    def put(self, name: str, content: bytes, condition: dict[str, str]) -> None:
+    def put(self, name: str, body: object, condition: dict[str, str]) -> None:
         """One request for a small object."""
-        self._client.put_object(Bucket=self._bucket, Key=name, Body=content, **condition)
+        self._client.put_object(Bucket=self._bucket, Key=name, Body=body, **condition)
 
-    def put_parts(self, name: str, file: Path, size: int, condition: dict[str, str]) -> None:
+    def put_parts(self, name: str, file: OpenFile, condition: dict[str, str]) -> None:
         """A multipart upload, aborted when anything goes wrong."""
         upload_id = self._client.create_multipart_upload(Bucket=self._bucket, Key=name)["UploadId"]
-        length = max(PART_BYTES, -(-size // _MOST_PARTS))
+        length = max(PART_BYTES, -(-file.size // _MOST_PARTS))
 
         def send(number: int) -> dict[str, Any]:
-            with ReadFileChunk.from_filename(str(file), start_byte=number * length, chunk_size=length) as part:
+            with file.part(number * length, length) as part:
                 sent = self._client.upload_part(
                     Bucket=self._bucket, Key=name, UploadId=upload_id, PartNumber=number + 1, Body=part
                 )
@@ -210,7 +203,7 @@ class S3Blobs:
 
         try:
             with ThreadPoolExecutor(_PARTS_AT_ONCE, "s3-part") as pool:
-                parts = list(pool.map(send, range(-(-size // length))))
+                parts = list(pool.map(send, range(-(-file.size // length))))
             self._client.complete_multipart_upload(
                 Bucket=self._bucket, Key=name, UploadId=upload_id, MultipartUpload={"Parts": parts}, **condition
             )
@@ -263,56 +256,6 @@ class S3Blobs:
                 return kind(f"Cannot {doing} in {self.named()}: {error}")
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
         return ServiceError(f"Cannot {doing} in {self.named()}: {error}", retryable=bool(status and status >= 500))  # noqa: PLR2004  RFC 9110
-
-
-class S3Draft:
-    """An object on its way."""
-
-    def __init__(self, blobs: S3Blobs, spool_dir: Path) -> None:
-        self._blobs = blobs
-        self._spool_dir = spool_dir
-        self._start = bytearray()
-        self._file: Any = None
-        self._size = 0
-
-    def write(self, chunk: bytes | memoryview) -> None:
-        """Append."""
-        self._size += len(chunk)
-        if self._file is None and self._size <= PART_BYTES:
-            self._start += chunk
-            return
-        try:
-            if self._file is None:
-                self._spool_dir.mkdir(parents=True, exist_ok=True)
-                self._file = tempfile.NamedTemporaryFile(dir=self._spool_dir, prefix=_SPOOL_PREFIX)  # noqa: SIM115  discard closes it
-                self._file.write(self._start)
-                self._start.clear()
-            self._file.write(chunk)
-        except OSError as error:
-            raise StorageFullError(f"Cannot spool an upload in {self._spool_dir}: {error.strerror}.") from error
-
-    def publish(self, key: str) -> bool:
-        """Upload, if the key is free."""
-        if self._file is None:
-            return self._blobs.put_new(
-                key, self._size, lambda name, condition: self._blobs.put(name, bytes(self._start), condition)
-            )
-        file, size = Path(self._file.name), self._size
-        try:
-            self._file.flush()
-            return self._blobs.put_new(
-                key, size, lambda name, condition: self._blobs.put_parts(name, file, size, condition)
-            )
-        except (OSError, ValueError) as error:
-            if isinstance(error, RunnerError):
-                raise
-            raise ArtifactUploadError(f"The spooled upload {file} cannot be read: {error}.") from error
-
-    def discard(self) -> None:
-        """Remove the file."""
-        if self._file is not None:
-            with suppress(FileNotFoundError):  # swept
-                self._file.close()
 
 
 class _FreeKeyError(ServiceError):

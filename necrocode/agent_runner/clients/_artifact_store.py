@@ -93,14 +93,17 @@ class SidecarArtifactStore:
         A ``sha256`` or ``size_bytes`` that turns out otherwise: ``ArtifactUploadError``, and nothing is stored.
         """
         names_checked(artifact_type, sidecar.as_json(metadata))
-        with self.receive() as incoming:
+        with self._receive(None if self._compress else source) as incoming:
             while chunk := source.read(CHUNK_BYTES):
                 incoming.write(chunk)
             return incoming.finish(artifact_type, metadata, sha256=sha256, size_bytes=size_bytes)
 
     def receive(self) -> IncomingArtifact:
         """An artifact that is written piece by piece. Its maker leaves its ``with`` block, or discards it."""
-        return IncomingArtifact(self._blobs.draft(), self._quota, self._finish, compress=self._compress)
+        return self._receive(None)
+
+    def _receive(self, source: IO[bytes] | None) -> IncomingArtifact:
+        return IncomingArtifact(self._blobs.draft(source), self._quota, self._finish, compress=self._compress)
 
     def _finish(
         self,

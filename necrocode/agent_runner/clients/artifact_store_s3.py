@@ -24,8 +24,9 @@ class S3ArtifactStore(SidecarArtifactStore):
 
     ``url`` is ``s3://bucket/prefix``, and URIs are ``s3://bucket/prefix/{spec}/{task}/{run_id}/{name}``. Credentials,
     region and, where ``endpoint_url`` is None, the endpoint (``AWS_ENDPOINT_URL``) come from where boto3 finds them.
-    Uploads larger than 8 MiB wait in ``spool_dir`` (None: the system's folder for temporary files) until they are
-    whole. ``ConfigurationError`` when the URL is no S3 URL or boto3 is not installed.
+    Uploads larger than 1 MiB wait in ``spool_dir`` (None: the system's folder for temporary files) until they are
+    whole, except where they come from a file on disk. ``ConfigurationError`` when the URL is no S3 URL, or boto3 is
+    not installed.
     """
 
     def __init__(
