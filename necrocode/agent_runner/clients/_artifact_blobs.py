@@ -55,7 +55,7 @@ class Blobs(Protocol):
         """The key of a URI; None when it is not of this place."""
 
     def draft(self, source: IO[bytes] | None = None) -> Draft:
-        """A new draft; its maker discards it. ``source``: a file that holds, from where it stands, what will be written."""
+        """A new draft; its maker discards it. ``source``: a file that holds, from here on, what will be written."""
 
     def chunks(self, key: str, start: int, stop: int | None) -> Iterator[bytes]:
         """The bytes from ``start`` up to ``stop`` (None: all); ``KeyError`` when the key is free."""
