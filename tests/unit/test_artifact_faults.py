@@ -25,12 +25,14 @@ from necrocode.agent_runner import (
     AuthenticationError,
     ConfigurationError,
     LocalArtifactStore,
+    RunnerConfig,
     RunnerError,
     S3ArtifactStore,
     ServiceError,
     StorageFullError,
 )
 from necrocode.agent_runner.clients import _artifact_folder, _artifact_s3
+from necrocode.agent_runner.wiring import build_services
 from tests.contracts.threads import at_once
 from tests.support.clocks import FakeClock
 from tests.support.s3_server import S3Server, s3_server
@@ -473,3 +475,18 @@ def test_parts_grow_so_that_ten_thousand_are_enough(
     store = S3ArtifactStore(f"s3://{bucket}", spool_dir=tmp_path)
     assert store.download(store.upload("raw", RAW, PLACE)) == RAW
     assert store.find(ArtifactFilter(type="raw")).items[0].stored_bytes == len(RAW)
+
+
+def test_an_s3_url_in_the_settings_is_a_bucket(s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    config = RunnerConfig(artifact_store_url=f"s3://{bucket}/runs", state_dir=tmp_path)
+    store = build_services(config, FakeClock()).artifact_store
+    uri = store.upload("log", b"x", PLACE)
+    assert uri == f"s3://{bucket}/runs/chat/1.1/run-1/log.txt"
+    assert s3.client().get_object(Bucket=bucket, Key="runs/chat/1.1/run-1/log.txt")["Body"].read() == b"x"
+
+
+@pytest.mark.parametrize("setting", ["task_registry_url", "repo_pool_url"])
+def test_only_artifacts_go_to_a_bucket(setting: str, tmp_path: Path) -> None:
+    config = RunnerConfig(**{setting: "s3://bucket", "state_dir": tmp_path})  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=setting):
+        build_services(config, FakeClock())
