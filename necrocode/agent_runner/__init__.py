@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.clients.artifact_store_local import (
         LocalArtifactStore,
     )
+    from necrocode.agent_runner.clients.artifact_store_s3 import (
+        S3ArtifactStore,
+    )
     from necrocode.agent_runner.clients.llm_openai import (
         LLMClient,
     )
@@ -64,6 +67,7 @@ if TYPE_CHECKING:
         SlotAllocationError,
         SlotNotFoundError,
         StaleLeaseError,
+        StorageFullError,
         TaskContextValidationError,
         TaskNotFoundError,
         TestExecutionError,
@@ -96,10 +100,20 @@ if TYPE_CHECKING:
         TaskRegistry,
     )
     from necrocode.agent_runner.records import (
+        ArtifactFilter,
+        ArtifactPage,
         ArtifactRecord,
+        ArtifactRecordPage,
+        DeletedArtifacts,
         EventRecord,
         SlotAllocation,
+        StorageUsage,
+        StoredArtifact,
+        SweepReport,
         TaskRecord,
+        UploadedArtifact,
+        UsageShare,
+        VerifyReport,
     )
     from necrocode.agent_runner.run_record import (
         Progress,
@@ -109,8 +123,11 @@ if TYPE_CHECKING:
 _HOME_OF = {
     "AmbiguousTaskError": "errors",
     "Artifact": "models",
+    "ArtifactFilter": "records",
     "ArtifactNotFoundError": "errors",
+    "ArtifactPage": "records",
     "ArtifactRecord": "records",
+    "ArtifactRecordPage": "records",
     "ArtifactStore": "protocols",
     "ArtifactStoreClient": "clients.artifact_store_http",
     "ArtifactUploadError": "errors",
@@ -121,6 +138,7 @@ _HOME_OF = {
     "ConfigurationError": "errors",
     "ContentFilterError": "errors",
     "ContextOverflowError": "errors",
+    "DeletedArtifacts": "records",
     "EmptyAnswerError": "errors",
     "ErrorDetails": "models",
     "EventRecord": "records",
@@ -153,6 +171,7 @@ _HOME_OF = {
     "RunnerOrchestrator": "orchestrator",
     "RunnerResult": "models",
     "RunnerTimeoutError": "errors",
+    "S3ArtifactStore": "clients.artifact_store_s3",
     "Sandbox": "protocols",
     "ScriptedLLM": "clients.llm_scripted",
     "ServiceConnectionError": "errors",
@@ -161,6 +180,10 @@ _HOME_OF = {
     "SlotAllocationError": "errors",
     "SlotNotFoundError": "errors",
     "StaleLeaseError": "errors",
+    "StorageFullError": "errors",
+    "StorageUsage": "records",
+    "StoredArtifact": "records",
+    "SweepReport": "records",
     "TaskContext": "models",
     "TaskContextValidationError": "errors",
     "TaskNotFoundError": "errors",
@@ -171,14 +194,20 @@ _HOME_OF = {
     "TestResult": "models",
     "TruncatedAnswerError": "errors",
     "UnusableCheckoutError": "errors",
+    "UploadedArtifact": "records",
+    "UsageShare": "records",
+    "VerifyReport": "records",
     "WorkspacePreparationError": "errors",
 }
 
 __all__ = [
     "AmbiguousTaskError",
     "Artifact",
+    "ArtifactFilter",
     "ArtifactNotFoundError",
+    "ArtifactPage",
     "ArtifactRecord",
+    "ArtifactRecordPage",
     "ArtifactStore",
     "ArtifactStoreClient",
     "ArtifactUploadError",
@@ -189,6 +218,7 @@ __all__ = [
     "ConfigurationError",
     "ContentFilterError",
     "ContextOverflowError",
+    "DeletedArtifacts",
     "EmptyAnswerError",
     "ErrorDetails",
     "EventRecord",
@@ -221,6 +251,7 @@ __all__ = [
     "RunnerOrchestrator",
     "RunnerResult",
     "RunnerTimeoutError",
+    "S3ArtifactStore",
     "Sandbox",
     "ScriptedLLM",
     "ServiceConnectionError",
@@ -229,6 +260,10 @@ __all__ = [
     "SlotAllocationError",
     "SlotNotFoundError",
     "StaleLeaseError",
+    "StorageFullError",
+    "StorageUsage",
+    "StoredArtifact",
+    "SweepReport",
     "TaskContext",
     "TaskContextValidationError",
     "TaskNotFoundError",
@@ -239,6 +274,9 @@ __all__ = [
     "TestResult",
     "TruncatedAnswerError",
     "UnusableCheckoutError",
+    "UploadedArtifact",
+    "UsageShare",
+    "VerifyReport",
     "WorkspacePreparationError",
 ]
 

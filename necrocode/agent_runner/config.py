@@ -15,6 +15,7 @@ from necrocode.agent_runner._strict import StrictModel, read_yaml_mapping
 from necrocode.agent_runner.errors import ConfigurationError
 
 DEFAULT_MODEL = "gpt-4.1"
+_EMBEDDED_URLS = ("sqlite:///", "postgresql://", "postgres://", "file:///", "s3://")
 _VARIABLES = {
     "TASK_REGISTRY_URL": "task_registry_url",
     "REPO_POOL_URL": "repo_pool_url",
@@ -94,7 +95,10 @@ class RunnerConfig(StrictModel):
     repo_pool_url: str | None = None
     """``http(s)://`` a Repo Pool Manager service, ``file:///path`` an embedded one. None: embedded in ``state_dir``."""
     artifact_store_url: str | None = None
-    """``http(s)://`` an Artifact Store service, ``file:///path`` a folder. None: embedded in ``state_dir``."""
+    """``http(s)://`` an Artifact Store service, ``file:///path`` a folder, ``s3://bucket/prefix`` a bucket.
+
+    None: embedded in ``state_dir``.
+    """
     llm_config: LLMConfig = Field(default_factory=LLMConfig, validation_alias="llm")
     """Which model to ask; ``llm`` in YAML."""
     llm_api_key_env_var: str = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
@@ -139,7 +143,7 @@ class RunnerConfig(StrictModel):
     @field_validator("task_registry_url", "repo_pool_url", "artifact_store_url")
     @classmethod
     def _check_url(cls, value: str | None) -> str | None:
-        if value is None or value.startswith(("sqlite:///", "file:///", "postgresql://", "postgres://")):
+        if value is None or value.startswith(_EMBEDDED_URLS):
             return value
         return _http_url(value)
 

@@ -20,6 +20,7 @@
     ├── TestExecutionError                     the tests could not be started (failing tests are a result)
     ├── PushError                              the branch was not delivered
     ├── ArtifactUploadError                    an artifact was not stored
+    │   └── StorageFullError                   the disk is full, or the store's quota is used up
     ├── RunnerTimeoutError (TimeoutError)      the task's time is used up
     ├── AuthenticationError                    a key or token was refused
     ├── ServiceError                           a service or the model's endpoint answered with an error
@@ -139,6 +140,10 @@ class PushError(RunnerError):
 
 class ArtifactUploadError(RunnerError):
     """An artifact was not stored."""
+
+
+class StorageFullError(ArtifactUploadError):
+    """There is no room for the artifact: the disk is full, or the store's quota is used up. Nothing was stored."""
 
 
 class RunnerTimeoutError(RunnerError, TimeoutError):

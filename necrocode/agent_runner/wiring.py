@@ -139,16 +139,29 @@ def _artifact_store(config: RunnerConfig, clock: Clock, token: str | None) -> Ar
             network_retry_count=config.network_retry_count,
             timeout_seconds=config.request_timeout_seconds,
         )
+    if url is not None and url.startswith("s3://"):
+        from necrocode.agent_runner.clients.artifact_store_s3 import S3ArtifactStore  # noqa: PLC0415
+
+        return S3ArtifactStore(
+            url,
+            network_retry_count=config.network_retry_count,
+            timeout_seconds=config.request_timeout_seconds,
+            spool_dir=config.state_dir / "spool",
+            clock=clock,
+        )
     from necrocode.agent_runner.clients.artifact_store_local import LocalArtifactStore  # noqa: PLC0415
 
-    return LocalArtifactStore(_folder("artifact_store_url", url, config.state_dir / "artifacts"), clock=clock)
+    return LocalArtifactStore(
+        _folder("artifact_store_url", url, config.state_dir / "artifacts", ", file:///folder or s3://bucket/prefix"),
+        clock=clock,
+    )
 
 
-def _folder(setting: str, url: str | None, default: Path) -> Path:
+def _folder(setting: str, url: str | None, default: Path, others: str = " or file:///folder") -> Path:
     if url is None:
         return default
     if not url.startswith("file:///"):
-        raise ConfigurationError(f"{setting} {url!r} must be http(s)://host:port or file:///folder.")
+        raise ConfigurationError(f"{setting} {url!r} must be http(s)://host:port{others}.")
     return Path(unquote(urlsplit(url).path))
 
 

@@ -38,6 +38,7 @@ _KINDS: tuple[tuple[type[errors.RunnerError], int, str], ...] = (
     (errors.WorkspacePreparationError, 500, "workspace-preparation-failed"),
     (errors.TaskContextValidationError, 422, "invalid-task"),
     (errors.ConfigurationError, 422, "invalid-request"),
+    (errors.StorageFullError, 507, "storage-full"),
     (errors.ArtifactUploadError, 500, "artifact-not-stored"),
     (errors.ServiceConnectionError, 503, "store-unavailable"),
     (errors.RunnerTimeoutError, 503, "timed-out"),
