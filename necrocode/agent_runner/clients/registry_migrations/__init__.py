@@ -1,1 +1,1 @@
-"""Alembic migrations of the task registry's database; applied by :mod:`necrocode.agent_runner.clients._registry_upgrade`."""
+"""Alembic migrations of the task registry's database; ``_registry_upgrade.py`` applies them."""

@@ -66,11 +66,12 @@ def _add_indexes() -> None:
     op.create_index("tasks_by_status", "tasks", ["status", "position"])
     op.create_index("tasks_by_priority", "tasks", [descending, "position"])
     ready = sa.text("status = 'ready'")
-    for name, first in (
-        ("tasks_ready", []),
-        ("tasks_ready_by_spec", ["spec_name"]),
-        ("tasks_ready_by_skill", ["required_skill"]),
-    ):
+    queues: dict[str, list[str | sa.TextClause]] = {
+        "tasks_ready": [],
+        "tasks_ready_by_spec": ["spec_name"],
+        "tasks_ready_by_skill": ["required_skill"],
+    }
+    for name, first in queues.items():
         columns = [*first, descending, "position"]
         op.create_index(name, "tasks", columns, sqlite_where=ready, postgresql_where=ready)
     leased = sa.text("lease_expires_at IS NOT NULL")
