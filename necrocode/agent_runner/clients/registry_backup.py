@@ -76,8 +76,8 @@ def restore_backup(url: str, file: Path, *, force: bool = False) -> BackupSummar
 
     The database must hold no task and no spec; with ``force`` whatever it holds is replaced. A task that was running is
     ``ready`` again (``cancelled``, where that was asked for), for nobody holds it; every task's epoch is raised, so
-    that the writes of runners from before are refused. Rows of an older schema are upgraded. Raises ``ConfigurationError``
-    for a bad file or a database that is not empty, ``ServiceError``.
+    that the writes of runners from before are refused. Rows of an older schema are upgraded.
+    Raises ``ConfigurationError`` for a bad file or a database that is not empty, ``ServiceError``.
     """
     with _open(file) as stream:
         summary = _reader(stream, file).summary()
