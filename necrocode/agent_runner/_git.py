@@ -285,6 +285,13 @@ class Repository:
         """Move a detached HEAD, index and files to ``commit``."""
         self.run("reset", "--hard", "--quiet", commit, deadline=deadline)
 
+    def check_out(self, commit: str, *, deadline: Deadline | None = None) -> None:
+        """Move HEAD, detached, index and files to ``commit``; a file that git does not track, ignored or not, stays.
+
+        :class:`GitError` names the ones that are in the way; nothing has moved then.
+        """
+        self.run("checkout", "--quiet", "--no-overwrite-ignore", "--detach", commit, "--", deadline=deadline)
+
     def remove_untracked(self, *, deadline: Deadline | None = None) -> None:
         """Remove everything git does not track, ignored files and nested repositories included."""
         self.run("clean", "-ffdxq", deadline=deadline)

@@ -40,8 +40,17 @@ class TaskRecord(Value):
     dependencies: tuple[str, ...] = ()
     required_skill: str | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
+    priority: int = 0
+    """Among tasks that are ready, the higher one is claimed first."""
     attempt: int = 0
     """How often the task has gone to ``running``."""
+    epoch: int = 0
+    """How often it has been claimed, or put back by an operator; a write that carries an older one is refused."""
+    lease_holder: str | None = None
+    """The runner that has claimed it. None: nobody, or a runner that works without a lease."""
+    lease_expires_at: datetime | None = None
+    cancel_requested: bool = False
+    """Whether somebody asked the runner to stop."""
     created_at: datetime | None = None
     updated_at: datetime | None = None
 
@@ -228,3 +237,42 @@ class TaskLease(Value):
     expires_at: datetime
     cancel_requested: bool = False
     """Whether somebody asked the runner to stop."""
+
+
+class ClaimedTask(TaskRecord):
+    """A task, and the hold on it that the claim gave."""
+
+    lease: TaskLease
+
+
+class TaskSetRecord(Value):
+    """A spec as the registry holds it; ``tasks`` in the order in which they were made."""
+
+    spec_name: str
+    description: str = ""
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    tasks: tuple[TaskRecord, ...] = ()
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+
+
+class TaskPage(Value):
+    """A part of a search's result."""
+
+    items: tuple[TaskRecord, ...]
+    next_cursor: str | None = None
+    """Where the next part begins; None: this was the last."""
+
+
+class EventPage(Value):
+    """A part of the events; see :class:`TaskPage`."""
+
+    items: tuple[EventRecord, ...]
+    next_cursor: str | None = None
+
+
+class ArtifactRecordPage(Value):
+    """A part of a task's artifact records; see :class:`TaskPage`."""
+
+    items: tuple[ArtifactRecord, ...]
+    next_cursor: str | None = None

@@ -31,7 +31,7 @@ from necrocode.agent_runner.records import (
 )
 from necrocode.services import _byte_ranges as ranges
 from necrocode.services._app import Service
-from necrocode.services._headers import IdempotencyKey  # noqa: TC001  FastAPI reads it at run time
+from necrocode.services._headers import IdempotencyKey
 from necrocode.services._idempotency import AnsweredWrites
 from necrocode.services._problems import problem, problems
 from necrocode.services._upload_form import UploadForm
