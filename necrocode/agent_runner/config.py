@@ -87,7 +87,10 @@ class RunnerConfig(StrictModel):
     execution_mode: Literal["local-process"] = "local-process"
     """Where a run happens. ``local-process``: in this process."""
     task_registry_url: str | None = None
-    """``http(s)://`` a Task Registry service, ``sqlite:///path`` an embedded one. None: embedded in ``state_dir``."""
+    """``http(s)://`` a Task Registry service, ``sqlite:///path`` or ``postgresql://user@host/database`` a database.
+
+    None: SQLite in ``state_dir``.
+    """
     repo_pool_url: str | None = None
     """``http(s)://`` a Repo Pool Manager service, ``file:///path`` an embedded one. None: embedded in ``state_dir``."""
     artifact_store_url: str | None = None
@@ -136,7 +139,7 @@ class RunnerConfig(StrictModel):
     @field_validator("task_registry_url", "repo_pool_url", "artifact_store_url")
     @classmethod
     def _check_url(cls, value: str | None) -> str | None:
-        if value is None or value.startswith(("sqlite:///", "file:///")):
+        if value is None or value.startswith(("sqlite:///", "file:///", "postgresql://", "postgres://")):
             return value
         return _http_url(value)
 

@@ -61,8 +61,14 @@ def build_services(
         llm=llm or _llm(llm_config, clock),
         sandbox=sandbox or PlainSandbox(config.state_dir / "layers", max_output_bytes=config.max_output_bytes),
         git=git,
-        redactor=Redactor(tuple(secret for secret in (git_token, service_token, api_key) if secret)),
+        redactor=Redactor(tuple(secret for secret in (git_token, service_token, api_key, _password(config)) if secret)),
     )
+
+
+def _password(config: RunnerConfig) -> str | None:
+    """The one in the registry's database URL, where there is one."""
+    password = urlsplit(config.task_registry_url or "").password
+    return unquote(password) if password else None
 
 
 def _secret(configured: SecretStr | None, variable: str) -> str | None:
@@ -87,8 +93,12 @@ def _task_registry(config: RunnerConfig, clock: Clock, token: str | None) -> Tas
             network_retry_count=config.network_retry_count,
             timeout_seconds=config.request_timeout_seconds,
         )
-    if url is not None and not url.startswith("sqlite:"):
-        raise ConfigurationError(f"task_registry_url {url!r} must be http(s)://host:port or sqlite:///path.")
+    if url is not None and not url.startswith(("sqlite:", "postgresql:", "postgres:")):
+        scheme = url.partition("://")[0]  # the rest may hold a password
+        raise ConfigurationError(
+            f"task_registry_url has the scheme {scheme!r}; it must be http(s)://host:port, sqlite:///path or"
+            " postgresql://user@host/database."
+        )
     from necrocode.agent_runner.clients.task_registry_local import LocalTaskRegistry  # noqa: PLC0415
 
     return LocalTaskRegistry(url or f"sqlite:///{config.state_dir / 'registry.db'}", clock=clock)

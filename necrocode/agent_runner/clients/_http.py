@@ -34,11 +34,12 @@ from necrocode.agent_runner.errors import (
     ServiceError,
     SlotAllocationError,
     StaleLeaseError,
+    TaskContextValidationError,
     WorkspacePreparationError,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from types import TracebackType
 
 logger = logging.getLogger(__name__)
@@ -56,8 +57,9 @@ _ERROR_BY_SLUG: dict[str, type[RunnerError]] = {
     "stale-lease": StaleLeaseError,
     "ambiguous-task": AmbiguousTaskError,
     "no-available-slots": SlotAllocationError,
-    "idempotency-key-reused": IdempotencyKeyReusedError,
     "illegal-transition": IllegalTransitionError,
+    "idempotency-key-reused": IdempotencyKeyReusedError,
+    "invalid-task": TaskContextValidationError,
     "repository-not-found": RepositoryNotFoundError,
     "workspace-preparation-failed": WorkspacePreparationError,
 }
@@ -113,6 +115,16 @@ class ServiceHttp:
         """The body that a GET answers."""
         return self._call("GET", path).content
 
+    def lines(self, path: str, *, params: Mapping[str, Any] | None, headers: Mapping[str, str]) -> Iterator[str]:
+        """The lines of an endless answer, until the service ends it or the connection breaks."""
+        answer = self._call("GET", path, params=params, headers=headers, stream=True)
+        with answer:
+            try:
+                for line in answer.iter_lines(chunk_size=None):
+                    yield line.decode()
+            except requests.RequestException:
+                return  # the caller knows where it was, and asks again
+
     def write(
         self,
         method: str,
@@ -123,10 +135,12 @@ class ServiceHttp:
         form: Mapping[str, Any] | None = None,
         file: bytes | None = None,
         epoch: int | None = None,
+        idempotency_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
         timeout_seconds: float | None = None,
     ) -> Any:  # noqa: ANN401  JSON
         """The JSON that a write answers (None for an empty body); the same idempotency key over all its tries."""
-        headers = {"Idempotency-Key": str(uuid.uuid4())}
+        headers = {**(headers or {}), "Idempotency-Key": idempotency_key or str(uuid.uuid4())}
         if epoch is not None:
             headers["X-Lease-Epoch"] = str(epoch)
         if json_body is not None:

@@ -50,6 +50,7 @@ KEY_KEPT_SECONDS = 24 * 3600.0
 _SECONDS_BETWEEN_SWEEPS = 600.0
 _SECONDS_BETWEEN_LOOKS = 1.0
 _T = TypeVar("_T")
+_T_co = TypeVar("_T_co", covariant=True)
 
 _answered = sa.select(idempotency_keys).where(idempotency_keys.c.key == bindparam("at_key"))
 _keep_answer = insert_row(idempotency_keys)
@@ -57,11 +58,11 @@ _sweep_answers = sa.delete(idempotency_keys).where(idempotency_keys.c.created_at
 
 
 @dataclass(frozen=True)
-class Call(Generic[_T]):
+class Call(Generic[_T_co]):
     """``run`` is done in a transaction; ``read`` makes the answer of what it gave."""
 
     run: Callable[[Transaction], Any]
-    read: Callable[[Any], _T]
+    read: Callable[[Any], _T_co]
     changes: bool = True
 
 
@@ -237,6 +238,14 @@ class RegistryCalls:
         """The cursor for the events with a number above ``after``."""
         return _registry_history.to_cursor([after])
 
+    def newest_event(self) -> Call[int]:
+        """The highest number among the events that can be seen."""
+        return Call(_registry_history.newest_event, int, changes=False)
+
+    def ping(self) -> Call[int]:
+        """Whether the database answers."""
+        return self.newest_event()
+
     def last_settled_event(self) -> Call[int]:
         """The number up to which events are complete."""
         return Call(_registry_history.last_settled_event, int, changes=False)
@@ -288,22 +297,24 @@ class RegistryCalls:
         required_skills: Sequence[str] | None = None,
         spec_name: str | None = None,
     ) -> Call[ClaimedTask | None]:
-        """Hold the next task. Run-out leases are compared with ready tasks once a second, and before giving up."""
-        look = self._clock.monotonic() >= self._next_look
-        if look:
-            self._next_look = self._clock.monotonic() + _SECONDS_BETWEEN_LOOKS
+        """Hold the next task. Leases that ran out are looked for once a second, and before giving up."""
         claimant = {"runner_id": runner_id, "token": self._new_token(), "lease_seconds": lease_seconds}
-        return Call(
-            lambda transaction: _registry_claims.claim(
+
+        def run(transaction: Transaction) -> Row | None:
+            look = self._clock.monotonic() >= self._next_look
+            found = _registry_claims.claim(
                 transaction,
                 self._clock.now(),
                 claimant,
                 required_skills=required_skills,
                 spec_name=spec_name,
                 look_for_expired=look,
-            ),
-            lambda row: None if row is None else ClaimedTask.model_validate({**row, "lease": _lease(row)}),
-        )
+            )
+            if look and not found.was_expired:
+                self._next_look = self._clock.monotonic() + _SECONDS_BETWEEN_LOOKS
+            return found.row
+
+        return Call(run, lambda row: None if row is None else ClaimedTask.model_validate({**row, "lease": _lease(row)}))
 
     def renew(self, task_id: str, token: str, *, lease_seconds: float, spec_name: str | None) -> Call[TaskLease]:
         """Hold a task for longer."""

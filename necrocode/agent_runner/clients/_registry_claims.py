@@ -60,6 +60,15 @@ class _Queue(NamedTuple):
         return {} if self.skill is None else {"skill": self.skill}
 
 
+class Claim(NamedTuple):
+    """What came of a claim."""
+
+    row: Row | None
+    """The task that is held now; None when there is none to be had."""
+    was_expired: bool = False
+    """Whether its last holder's lease had run out: then others' may have too."""
+
+
 def claim(
     transaction: Transaction,
     now: datetime,
@@ -68,8 +77,8 @@ def claim(
     required_skills: Sequence[str] | None,
     spec_name: str | None,
     look_for_expired: bool,
-) -> Row | None:
-    """The row of the task that is now held; None when there is none to be had.
+) -> Claim:
+    """Hold the next task.
 
     The highest priority goes first, then the oldest. With ``required_skills`` only tasks that want one of these, or
     none. ``look_for_expired``: whether tasks whose lease has run out are compared with the ready ones; they are looked
@@ -88,9 +97,9 @@ def claim(
     for queue in queues if len(queues) == 1 else _best_first(transaction, queues, given):
         row = transaction.row(_take(queue._replace(skill=None)), **given, **lease, **queue.parameters)
         if row is not None:
-            return row
+            return Claim(row, was_expired=queue.state == "expired")
     if look_for_expired:
-        return None
+        return Claim(None)
     return claim(
         transaction, now, claimant, required_skills=required_skills, spec_name=spec_name, look_for_expired=True
     )

@@ -78,6 +78,11 @@ def last_settled_event(transaction: Transaction) -> int:
     writes one holds a shared lock; taking it alone for a moment means that none is half written.
     """
     transaction.lock(_EVENT_LOCK)
+    return newest_event(transaction)
+
+
+def newest_event(transaction: Transaction) -> int:
+    """The highest number among the events that can be seen; 0 while there are none."""
     row = transaction.row(_last_sequence)
     return int(row["sequence"]) if row else 0
 

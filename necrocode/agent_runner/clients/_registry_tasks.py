@@ -127,14 +127,16 @@ def find(transaction: Transaction, task_id: str, spec_name: str | None, *, lock:
     """
     if spec_name is None:
         spec_name = _only_spec_of(transaction, task_id)
-    row = transaction.row(_in_spec_locked if lock else _in_spec, at_spec=spec_name, at_task=task_id)
+    row = None
+    if not _is_no_name(task_id + spec_name):
+        row = transaction.row(_in_spec_locked if lock else _in_spec, at_spec=spec_name, at_task=task_id)
     if row is None:
         raise TaskNotFoundError(f"The task registry has no task {task_id} of spec {spec_name}.", status_code=404)
     return row
 
 
 def _only_spec_of(transaction: Transaction, task_id: str) -> str:
-    rows = transaction.rows(_specs_of, at_task=task_id)
+    rows = [] if _is_no_name(task_id) else transaction.rows(_specs_of, at_task=task_id)
     if not rows:
         raise TaskNotFoundError(f"The task registry has no task {task_id}.", status_code=404)
     if len(rows) > 1:
@@ -146,6 +148,11 @@ def _only_spec_of(transaction: Transaction, task_id: str) -> str:
         )
     spec_name: str = rows[0]["spec_name"]
     return spec_name
+
+
+def _is_no_name(text: str) -> bool:
+    """Whether nothing can be called that: PostgreSQL refuses to be asked for it."""
+    return "\0" in text
 
 
 def check_epoch(row: Row, lease_epoch: int | None) -> None:
