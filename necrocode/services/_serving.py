@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from necrocode.agent_runner.errors import ConfigurationError, ServiceConnectionError
+from necrocode.services._app import create_app
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +34,6 @@ class Serving:
     """One service and where it listens. ``port`` 0: any free one."""
 
     service: Service
-    app: FastAPI
     host: str
     port: int
 
@@ -48,7 +48,13 @@ def refuse_open_door(host: str, token: str | None, *, allow_anonymous: bool) -> 
         )
 
 
-def serve(servings: Sequence[Serving], *, on_ready: Callable[[Service, str], None]) -> int:
+def serve(
+    servings: Sequence[Serving],
+    *,
+    token: str | None = None,
+    rate_limit_per_second: float = 0,
+    on_ready: Callable[[Service, str], None],
+) -> int:
     """Serve until Ctrl-C or SIGTERM; the signal's number. ``on_ready`` is told each service's URL once it listens.
 
     The end is orderly: no new connections, requests under way get ten seconds, endless streams are ended at once.
@@ -56,13 +62,17 @@ def serve(servings: Sequence[Serving], *, on_ready: Callable[[Service, str], Non
     """
     with ExitStack() as stack:
         sockets = [stack.enter_context(_listening(one.host, one.port)) for one in servings]
-        return asyncio.run(_serve(servings, sockets, on_ready))
+        apps = [create_app(one.service, token=token, rate_limit_per_second=rate_limit_per_second) for one in servings]
+        return asyncio.run(_serve(servings, apps, sockets, on_ready))
 
 
 async def _serve(
-    servings: Sequence[Serving], sockets: Sequence[socket.socket], on_ready: Callable[[Service, str], None]
+    servings: Sequence[Serving],
+    apps: Sequence[FastAPI],
+    sockets: Sequence[socket.socket],
+    on_ready: Callable[[Service, str], None],
 ) -> int:
-    servers = [_Server(_config(one), one.service) for one in servings]
+    servers = [_Server(_config(app), one.service) for one, app in zip(servings, apps, strict=True)]
     stopped_by: list[int] = []
     with _signals(servers, stopped_by):
         tasks = [asyncio.create_task(server.serve_on(sock)) for server, sock in zip(servers, sockets, strict=True)]
@@ -78,9 +88,9 @@ async def _serve(
     return stopped_by[0] if stopped_by else 0
 
 
-def _config(one: Serving) -> uvicorn.Config:
+def _config(app: FastAPI) -> uvicorn.Config:
     return uvicorn.Config(
-        one.app,
+        app,
         log_config=None,
         access_log=False,  # the edge writes its own, with what a machine wants to read
         lifespan="on",

@@ -13,8 +13,8 @@ from pydantic import AwareDatetime, BaseModel
 
 from necrocode.agent_runner.clients._registry_calls import OnceOnly
 from necrocode.agent_runner.records import (
-    ArtifactPage,
     ArtifactRecord,
+    ArtifactRecordPage,
     ClaimedTask,
     EventPage,
     EventRecord,
@@ -196,7 +196,7 @@ def _task_routes(router: APIRouter, desk: _Desk) -> None:
         call = desk.calls.task_events(task_id, spec_name=spec_name, limit=limit, cursor=cursor)
         return _json(await desk.done(call))
 
-    @router.get("/tasks/{task_id}/artifacts", response_model=ArtifactPage, responses=problems(409))
+    @router.get("/tasks/{task_id}/artifacts", response_model=ArtifactRecordPage, responses=problems(409))
     async def artifacts(
         task_id: TaskId, spec_name: OptionalSpec = None, limit: Limit = 100, cursor: Cursor = None
     ) -> Response:

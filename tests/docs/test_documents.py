@@ -151,7 +151,18 @@ def test_the_configuration_program_reads_the_example_file(services: Loopback, mo
 def test_every_python_block_of_the_documents_is_run_somewhere() -> None:
     """MIGRATION's are run with the guide's (test_guide_snippets.py), the others above."""
     with_python = {path.name for path in DOCUMENTS if Document(path).python()}
-    assert with_python - {"README.md", "README.ja.md", "configuration.md"} <= {"MIGRATION.md", "MIGRATION.ja.md"}
+    assert with_python - {"README.md", "README.ja.md", "configuration.md", "artifact-store.md"} <= {
+        "MIGRATION.md",
+        "MIGRATION.ja.md",
+    }
+
+
+def test_the_artifact_stores_program_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("core.dump").write_bytes(b"core" * 1000)
+    (block,) = Document(ROOT / "docs" / "artifact-store.md").python()
+    exec(compile(block.text, str(block), "exec"), {})  # noqa: S102  our own document
+    assert Path("copy.dump").read_bytes() == b"core" * 1000
 
 
 def test_the_answers_shown_for_each_format_are_read() -> None:
