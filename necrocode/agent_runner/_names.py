@@ -78,7 +78,7 @@ def check_repository_url(url: str) -> str:
     if not url or url.startswith("-") or has_control_character(url):
         raise ValueError("a repository URL may not be empty, start with '-' or hold control characters")
     if len(url.encode(errors="replace")) > MAX_PATH_BYTES:
-        raise ValueError(f"a repository URL may have {MAX_PATH_BYTES} bytes")
+        raise ValueError(f"a repository URL may have at most {MAX_PATH_BYTES} bytes")
     if "::" in url.split("/", 1)[0]:
         raise ValueError(f"{url.split('::', 1)[0]}:: is a remote helper, which could run any command")
     if "://" not in url:
@@ -109,7 +109,7 @@ def _check_lengths(path: str) -> None:
     """Refuse a path that no system call takes; it would fail somewhere else, over another text."""
     encoded = path.encode(errors="surrogateescape")
     if len(encoded) > MAX_PATH_BYTES or any(len(part) > MAX_COMPONENT_BYTES for part in encoded.split(b"/")):
-        raise ValueError(f"a path may have {MAX_PATH_BYTES} bytes, and each part of it {MAX_COMPONENT_BYTES}")
+        raise ValueError(f"a path may have at most {MAX_PATH_BYTES} bytes, and each part of it {MAX_COMPONENT_BYTES}")
 
 
 def check_change_path(path: str) -> str:
