@@ -64,6 +64,8 @@ class Call(Generic[_T_co]):
     run: Callable[[Transaction], Any]
     read: Callable[[Any], _T_co]
     changes: bool = True
+    by_statement: bool = False
+    """Whether each of its statements makes sense alone."""
 
 
 @dataclass(frozen=True)
