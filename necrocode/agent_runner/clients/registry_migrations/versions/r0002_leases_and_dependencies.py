@@ -65,7 +65,8 @@ def _add_indexes() -> None:
     op.create_index("tasks_by_spec", "tasks", ["spec_name", "position"])
     op.create_index("tasks_by_status", "tasks", ["status", descending, "position"])
     op.create_index("tasks_by_skill", "tasks", ["required_skill", "status", descending, "position"])
-    ready, order = sa.text("status = 'ready'"), ["spec_name", descending, "position"]
+    ready = sa.text("status = 'ready'")
+    order: list[str | sa.TextClause] = ["spec_name", descending, "position"]
     op.create_index("tasks_ready_by_spec", "tasks", order, sqlite_where=ready, postgresql_where=ready)
     leased = sa.text("lease_expires_at IS NOT NULL")
     op.create_index("tasks_by_lease", "tasks", ["lease_expires_at"], sqlite_where=leased, postgresql_where=leased)
