@@ -13,8 +13,8 @@ from pydantic import AwareDatetime, BaseModel
 
 from necrocode.agent_runner.clients._registry_calls import OnceOnly
 from necrocode.agent_runner.records import (
-    ArtifactPage,
     ArtifactRecord,
+    ArtifactRecordPage,
     ClaimedTask,
     EventPage,
     EventRecord,
@@ -66,6 +66,10 @@ def task_registry_service(registry: LocalTaskRegistry) -> Service:
     async def check() -> None:
         await desk.done(registry.calls.ping())
 
+    async def start() -> None:
+        await check()  # a database that is not there, or too new, ends the service before it listens for nothing
+        await feed.start()
+
     async def close() -> None:
         await feed.close()
         await asyncio.to_thread(registry.close)
@@ -79,7 +83,7 @@ def task_registry_service(registry: LocalTaskRegistry) -> Service:
         capabilities=CAPABILITIES,
         router=router,
         check=check,
-        start=feed.start,
+        start=start,
         close=close,
         max_body_bytes=_MAX_BODY_BYTES,
         metrics=metrics,
@@ -196,7 +200,7 @@ def _task_routes(router: APIRouter, desk: _Desk) -> None:
         call = desk.calls.task_events(task_id, spec_name=spec_name, limit=limit, cursor=cursor)
         return _json(await desk.done(call))
 
-    @router.get("/tasks/{task_id}/artifacts", response_model=ArtifactPage, responses=problems(409))
+    @router.get("/tasks/{task_id}/artifacts", response_model=ArtifactRecordPage, responses=problems(409))
     async def artifacts(
         task_id: TaskId, spec_name: OptionalSpec = None, limit: Limit = 100, cursor: Cursor = None
     ) -> Response:

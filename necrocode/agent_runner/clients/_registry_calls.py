@@ -25,8 +25,8 @@ from necrocode.agent_runner.clients._task_states import canonical_status
 from necrocode.agent_runner.clients.registry_schema import idempotency_keys
 from necrocode.agent_runner.errors import IdempotencyKeyReusedError
 from necrocode.agent_runner.records import (
-    ArtifactPage,
     ArtifactRecord,
+    ArtifactRecordPage,
     ClaimedTask,
     EventPage,
     EventRecord,
@@ -204,14 +204,14 @@ class RegistryCalls:
 
     def task_artifacts(
         self, task_id: str, *, spec_name: str | None, limit: int = DEFAULT_PAGE, cursor: str | None = None
-    ) -> Call[ArtifactPage]:
+    ) -> Call[ArtifactRecordPage]:
         """A page of one task's artifact records."""
         after = _after(cursor)
         return Call(
             lambda transaction: _registry_history.task_history(
                 transaction, "artifacts", task_id, spec_name, after=after, limit=limit + 1
             ),
-            lambda rows: ArtifactPage.model_validate(_page(rows, limit, _sequence)),
+            lambda rows: ArtifactRecordPage.model_validate(_page(rows, limit, _sequence)),
             changes=False,
         )
 

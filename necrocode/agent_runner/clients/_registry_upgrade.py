@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from necrocode.agent_runner.clients.registry_schema import HEAD_REVISION, KNOWN_REVISIONS, alembic_version, metadata
 from necrocode.agent_runner.errors import ServiceError
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 _FIRST_REVISION = KNOWN_REVISIONS[0]
 _ADVISORY_LOCK = 0x6E656372_6F636F64  # "necrocod": nobody else's lock in a shared database
@@ -50,13 +54,26 @@ def upgrade_schema(connection: sa.Connection) -> None:
     _run_migrations(connection, revision)
 
 
+def make_older_schema(connection: sa.Connection, revision: str) -> None:
+    """Make the tables as an older release had them, in a database without any of ours."""
+    from alembic import command  # noqa: PLC0415  only an old backup needs it
+
+    command.upgrade(_alembic_config(connection), revision)
+
+
 def _run_migrations(connection: sa.Connection, revision: str) -> None:
     from alembic import command  # noqa: PLC0415  needed once in a database's life
-    from alembic.config import Config  # noqa: PLC0415
+
+    config = _alembic_config(connection)
+    if revision == _FIRST_REVISION:
+        command.stamp(config, revision)
+    command.upgrade(config, HEAD_REVISION)
+
+
+def _alembic_config(connection: sa.Connection) -> Config:
+    from alembic.config import Config  # noqa: PLC0415  as alembic's commands
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).with_name("registry_migrations")).replace("%", "%%"))
     config.attributes["connection"] = connection
-    if revision == _FIRST_REVISION:
-        command.stamp(config, revision)
-    command.upgrade(config, HEAD_REVISION)
+    return config

@@ -4,7 +4,7 @@
 """
 
 from necrocode.agent_runner.kiro_spec.boxes import marked
-from necrocode.agent_runner.kiro_spec.spec import KiroSpec, load_spec, read_spec
+from necrocode.agent_runner.kiro_spec.spec import KiroSpec, load_spec, read_spec, tasks_file_of
 from necrocode.agent_runner.kiro_spec.tasks_file import WrittenTask, read_tasks
 
-__all__ = ["KiroSpec", "WrittenTask", "load_spec", "marked", "read_spec", "read_tasks"]
+__all__ = ["KiroSpec", "WrittenTask", "load_spec", "marked", "read_spec", "read_tasks", "tasks_file_of"]

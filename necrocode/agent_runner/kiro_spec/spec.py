@@ -50,12 +50,17 @@ class KiroSpec:
         }
 
 
+def tasks_file_of(path: Path) -> Path:
+    """The ``tasks.md`` of a spec that is named by its folder or by that file."""
+    return path / TASKS_FILE if path.is_dir() else path
+
+
 def load_spec(path: Path, *, spec_name: str | None = None) -> KiroSpec:
     """The spec in a folder, or of a ``tasks.md``; its name is the folder's unless one is given.
 
     Raises ``TaskContextValidationError`` for what cannot be read, naming file and line.
     """
-    tasks_file = path / TASKS_FILE if path.is_dir() else path
+    tasks_file = tasks_file_of(path)
     data = _content(tasks_file)
     if data is None:
         raise TaskContextValidationError(
