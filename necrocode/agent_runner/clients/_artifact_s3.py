@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _MOST_PARTS = 10_000  # of one upload (AWS S3 user guide, "Amazon S3 multipart upload limits")
-_PARTS_AT_ONCE = 6  # each costs about 2 MB of memory
+_PARTS_AT_ONCE = 4  # each costs about 2 MB of memory
 _LOCK_COUNT = 256
 _MOST_CONFLICTS = 5
 _FREE = frozenset({"404", "NoSuchKey", "NotFound"})
