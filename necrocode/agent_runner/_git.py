@@ -7,6 +7,7 @@ in the environment of the network commands alone.
 
 from __future__ import annotations
 
+import configparser
 import os
 import secrets
 import stat
@@ -28,6 +29,8 @@ from necrocode.agent_runner.errors import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
+
+    import git
 
     from necrocode.agent_runner._clock import Deadline
 
@@ -54,6 +57,9 @@ _CONFIG = {
     "core.protectNTFS": "true",
     "core.attributesFile": os.devnull,
     "core.quotePath": "false",
+    # A remote that has gone silent ends a transfer, even one whose starter has died.
+    "http.lowSpeedLimit": "1",
+    "http.lowSpeedTime": "120",
     "protocol.ext.allow": "never",
     "submodule.recurse": "false",
     "gc.auto": "0",
@@ -151,6 +157,8 @@ class Git:
             "GIT_CONFIG_NOSYSTEM": "1",
             "GIT_CONFIG_GLOBAL": str(self.home / "gitconfig"),
             "GIT_ATTR_NOSYSTEM": "1",
+            "GIT_NO_REPLACE_OBJECTS": "1",
+            "GIT_DEFAULT_REF_FORMAT": "files",
             "GIT_TERMINAL_PROMPT": "0",
             "GIT_ALLOW_PROTOCOL": "file:git:http:https:ssh",
             "GIT_CONFIG_COUNT": str(len(_CONFIG)),
@@ -159,13 +167,15 @@ class Git:
             environment |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
         if network:
             environment |= {name: os.environ[name] for name in _NETWORK_VARIABLES if name in os.environ}
-            environment["GIT_SSH_COMMAND"] = "ssh -oBatchMode=yes"
+            environment["GIT_SSH_COMMAND"] = "ssh -oBatchMode=yes -oServerAliveInterval=30 -oServerAliveCountMax=4"
             if self.token:
                 environment |= {"GIT_ASKPASS": str(self.home / "askpass"), "NECROCODE_GIT_TOKEN": self.token}
         return environment
 
-    def start(self, argv: Sequence[str], *, network: bool = False) -> subprocess.Popen[bytes]:
-        """Start git with pipes on all three streams, in a session of its own."""
+    def start(
+        self, argv: Sequence[str], *, network: bool = False, pass_fds: Sequence[int] = ()
+    ) -> subprocess.Popen[bytes]:
+        """Start git with pipes on all three streams, in a session of its own, with these files left open."""
         try:
             return subprocess.Popen(  # noqa: S603  the door itself
                 ["git", *argv],  # noqa: S607  found by PATH, as the user's own git is
@@ -174,6 +184,7 @@ class Git:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 start_new_session=True,
+                pass_fds=pass_fds,
             )
         except FileNotFoundError as error:
             raise WorkspacePreparationError("git was not found.", hint="Install git and put it on the PATH.") from error
@@ -185,11 +196,15 @@ class Git:
         stdin: bytes = b"",
         network: bool = False,
         deadline: Deadline | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> bytes:
-        """Standard output of a git command; :class:`GitError` when it fails."""
+        """Standard output of a git command; :class:`GitError` when it fails.
+
+        ``pass_fds``: locks that shall last until git has ended, should this process die before.
+        """
         verb = next((word for word in argv if not word.startswith(("-", "/"))), "git")
         timeout = DEFAULT_TIMEOUT_SECONDS if deadline is None else deadline.check(f"run git {verb}")
-        process = self.start(argv, network=network)
+        process = self.start(argv, network=network, pass_fds=pass_fds)
         try:
             output, errors = process.communicate(stdin, timeout=timeout)
         except subprocess.TimeoutExpired as error:
@@ -218,9 +233,16 @@ class Repository:
     def _where(self) -> list[str]:
         return [f"--git-dir={self.path}"] if self.bare else ["-C", str(self.path)]
 
-    def run(self, *argv: str, stdin: bytes = b"", network: bool = False, deadline: Deadline | None = None) -> bytes:
+    def run(
+        self,
+        *argv: str,
+        stdin: bytes = b"",
+        network: bool = False,
+        deadline: Deadline | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> bytes:
         """Standard output of a git command in this repository."""
-        return self.git.run([*self._where, *argv], stdin=stdin, network=network, deadline=deadline)
+        return self.git.run([*self._where, *argv], stdin=stdin, network=network, deadline=deadline, pass_fds=pass_fds)
 
     def objects(self) -> ObjectReader:
         """A reader of this repository's objects: one git process, started at the first read."""
@@ -389,21 +411,33 @@ def open_checkout(path: Path) -> Checkout:
     import git  # noqa: PLC0415  100 ms, and only runs with a brought checkout need it
 
     try:
-        repository = git.Repo(path)
+        with git.Repo(path) as repository:
+            return _look_at(repository)
     except (git.InvalidGitRepositoryError, git.NoSuchPathError) as error:
-        problem = "is not the top of a git checkout" if path.is_dir() else "does not exist"
+        problem = "is not the top of a git checkout" if os.path.isdir(path) else "does not exist"  # noqa: PTH112  Path's raises over a long name
         raise UnusableCheckoutError(
             f"The slot_path {path} {problem}.",
             hint="Name a git checkout, or give repo_url alone to have one made.",
         ) from error
-    with repository:
-        if repository.working_tree_dir is None:
-            raise UnusableCheckoutError(
-                f"The slot_path {path} is a bare repository.", hint="Give it as repo_url instead."
-            )
-        origin = next((remote.url for remote in repository.remotes if remote.name == "origin"), None)
-        branch = None if repository.head.is_detached else repository.head.ref.name
-        return Checkout(Path(repository.working_tree_dir), origin, branch)
+    except (configparser.Error, OSError, ValueError) as error:  # what GitPython lets out over files it cannot read
+        raise UnusableCheckoutError(
+            f"The slot_path {path} cannot be read as a git checkout: {_one_line(error)}.",
+            hint=f"try: git -C {path} status",
+        ) from error
+
+
+def _look_at(repository: git.Repo) -> Checkout:
+    if repository.working_tree_dir is None:
+        raise UnusableCheckoutError(
+            f"The slot_path {repository.git_dir} is a bare repository.", hint="Give it as repo_url instead."
+        )
+    origin = next((remote.url for remote in repository.remotes if remote.name == "origin"), None)
+    branch = None if repository.head.is_detached else repository.head.ref.name
+    return Checkout(Path(repository.working_tree_dir), origin, branch)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def _parse_tree(content: bytes, oid_size: int) -> dict[str, TreeEntry]:

@@ -31,6 +31,9 @@
     │   ├── IllegalTransitionError             the task's state does not allow this change
     │   ├── ArtifactNotFoundError              the store has no such artifact
     │   ├── SlotNotFoundError                  the pool has no such slot
+    │   ├── PoolNotFoundError                  there is no such pool
+    │   ├── PoolExistsError                    there is such a pool already, and it is another
+    │   ├── PoolInUseError                     the pool has slots that somebody holds
     │   ├── StaleLeaseError                    the lease was given to someone else
     │   └── IdempotencyKeyReusedError          one idempotency key came with two different requests
     └── InternalError                          a defect in this package
@@ -186,6 +189,18 @@ class ArtifactNotFoundError(ServiceError):
 
 class SlotNotFoundError(ServiceError):
     """The repo pool has no such slot."""
+
+
+class PoolNotFoundError(ServiceError):
+    """There is no pool of that name."""
+
+
+class PoolExistsError(ServiceError):
+    """The name or the repository already has a pool, which is not the one that was asked for."""
+
+
+class PoolInUseError(ServiceError):
+    """Slots of the pool are held: it was left as it is."""
 
 
 class StaleLeaseError(ServiceError):

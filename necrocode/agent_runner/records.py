@@ -9,9 +9,12 @@ from typing import Any, ClassVar, Literal
 from pydantic import AwareDatetime, Field, field_validator
 
 from necrocode.agent_runner import _names
-from necrocode.agent_runner._strict import StrictModel, Value
-from necrocode.agent_runner.errors import RunnerError, TaskContextValidationError
+from necrocode.agent_runner._strict import JsonObject, StrictModel, Value
+from necrocode.agent_runner._text import is_writable
+from necrocode.agent_runner.errors import ConfigurationError, RunnerError, TaskContextValidationError
 
+SlotState = Literal["warming", "available", "allocated", "cleaning", "quarantined"]
+SlotEnd = Literal["released", "forced", "expired"]
 TaskStatus = Literal["blocked", "ready", "running", "done", "failed", "cancelled"]
 
 
@@ -26,6 +29,102 @@ class SlotAllocation(Value):
     """Grows with every allocation of the slot; a write with an older one is refused."""
     lease_token: str | None = None
     expires_at: datetime | None = None
+
+    @field_validator("slot_id", "slot_path", "repo_url", "base_commit", "lease_token", mode="before")
+    @classmethod
+    def _check_text(cls, value: object) -> object:
+        if isinstance(value, str) and ("\0" in value or not is_writable(value)):
+            raise ValueError("holds a NUL or half a character")
+        return value
+
+
+class SlotRecord(Value):
+    """A slot as the pool shows it: who has it, never with which token."""
+
+    slot_id: str
+    pool: str = ""
+    """The name of the pool."""
+    state: SlotState
+    slot_path: Path | None = None
+    epoch: int = 0
+    holder: str | None = None
+    allocated_at: datetime | None = None
+    """Since when the holder has it."""
+    expires_at: datetime | None = None
+    """When the lease ends that is not renewed."""
+    last_used_at: datetime | None = None
+    last_holder: str | None = None
+    last_end: SlotEnd | None = None
+    """How the last lease ended: by its holder, by an operator, by itself."""
+    last_end_at: datetime | None = None
+    last_end_by: str | None = None
+    """Which operator, where that is known."""
+    trouble: str | None = None
+    """Why a quarantined slot could not be made ready."""
+
+
+class PoolUse(Value):
+    """What has happened in a pool since it was made."""
+
+    allocations: int = 0
+    allocation_seconds: float = 0.0
+    """Of all allocations together."""
+    last_allocation_seconds: float | None = None
+    fetches: int = 0
+    released: int = 0
+    forced: int = 0
+    """Releases by an operator."""
+    expired: int = 0
+    """Leases that ended by themselves."""
+    held: int = 0
+    """Leases that have ended, whichever way."""
+    held_seconds: float = 0.0
+    """Of all of those together."""
+
+    @property
+    def average_allocation_seconds(self) -> float | None:
+        """None before the first."""
+        return self.allocation_seconds / self.allocations if self.allocations else None
+
+    @property
+    def average_held_seconds(self) -> float | None:
+        """None before the first."""
+        return self.held_seconds / self.held if self.held else None
+
+
+class PoolRecord(Value):
+    """The slots of one repository."""
+
+    name: str
+    repo_url: str = ""
+    pool_size: int
+    counts: dict[SlotState, int] = Field(default_factory=dict)
+    """Slots by state; a slot that was never needed is not there yet."""
+    slots: tuple[SlotRecord, ...] = ()
+    use: PoolUse = Field(default_factory=PoolUse)
+
+
+class PoolDefinition(StrictModel):
+    """A pool that an operator asks for."""
+
+    what: ClassVar[str] = "pool"
+
+    repo_url: str = Field(min_length=1, max_length=4096)
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    """Letters, digits, ``.``, ``_`` and ``-``. None: made of the repository's name and URL."""
+    pool_size: int | None = Field(default=None, ge=1, le=1000)
+    """The most slots that it may have. None: the default."""
+
+
+class PoolSet(StrictModel):
+    """The pools file of a repo pool service."""
+
+    error_type: ClassVar[type[RunnerError]] = ConfigurationError
+    what: ClassVar[str] = "pools file"
+
+    pool_size: int | None = Field(default=None, ge=1, le=1000)
+    """For every pool that names none. None: as the service is started."""
+    pools: tuple[PoolDefinition, ...] = Field(default=(), max_length=1000)
 
 
 class TaskRecord(Value):
@@ -198,7 +297,7 @@ class TaskDefinition(StrictModel):
     required_skill: str | None = Field(default=None, min_length=1, max_length=200)
     priority: int = Field(default=0, ge=-1_000_000, le=1_000_000)
     """Among tasks that are ready, the higher one is claimed first."""
-    metadata: dict[str, Any] = Field(default_factory=dict)
+    metadata: JsonObject = Field(default_factory=dict)
 
     @field_validator("task_id")
     @classmethod
@@ -220,7 +319,7 @@ class TaskSet(StrictModel):
     spec_name: str
     description: str = Field(default="", max_length=200_000)
     tasks: tuple[TaskDefinition, ...] = Field(max_length=100_000)
-    metadata: dict[str, Any] = Field(default_factory=dict)
+    metadata: JsonObject = Field(default_factory=dict)
 
     @field_validator("spec_name")
     @classmethod

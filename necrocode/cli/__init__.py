@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from necrocode import __version__
-from necrocode.cli import registry, run
+from necrocode.cli import registry, run, serve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     run.add_parser(commands, epilog=_EXIT_CODES)
     registry.add_parser(commands)
+    serve.add_parser(commands)
     try:
         arguments = parser.parse_args(words)
     except _UsageError as error:

@@ -33,6 +33,7 @@ from necrocode.agent_runner import (
 from necrocode.agent_runner.clients import _http
 from necrocode.agent_runner.generation.edit_formats import read_answer
 from necrocode.agent_runner.playbook import Playbook
+from necrocode.cli import registry as cli_registry
 from necrocode.cli import run as cli_run
 from tests.docs.markdown import DOCUMENTS, Block, Document, unquoted
 from tests.docs.snippets import (
@@ -321,15 +322,23 @@ def test_every_error_and_every_class_that_is_named_exists(path: Path) -> None:
     assert classes - old <= {*agent_runner.__all__, *known, "TestsFailed"}
 
 
+def options_of(parser: argparse.ArgumentParser) -> set[str]:
+    """The options of a command and of all commands below it."""
+    below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    names = set(parser._option_string_actions)
+    return names.union(*(options_of(child) for action in below for child in action.choices.values()))
+
+
 @every_document
 def test_every_option_target_and_variable_that_is_named_exists(path: Path) -> None:
     parser = argparse.ArgumentParser()
     commands = parser.add_subparsers()
     cli_run.add_parser(commands, epilog="")
-    options = commands.choices["run"]._option_string_actions
+    cli_registry.add_parser(commands)
+    options = options_of(parser)
     for code in Document(path).inline_code:
         if code.startswith(("--", "necrocode ")):
-            assert set(re.findall(r"--[a-z-]+", code)) <= set(options), code
+            assert set(re.findall(r"--[a-z-]+", code)) <= options, code
         elif code.startswith("make "):
             check_command(code)
         elif re.fullmatch(r"(NECROCODE|OPENAI|GIT)_[A-Z_]+", code):

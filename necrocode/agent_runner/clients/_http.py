@@ -28,6 +28,9 @@ from necrocode.agent_runner.errors import (
     ConfigurationError,
     IdempotencyKeyReusedError,
     IllegalTransitionError,
+    PoolExistsError,
+    PoolInUseError,
+    PoolNotFoundError,
     RateLimitError,
     RepositoryNotFoundError,
     RunnerError,
@@ -58,6 +61,9 @@ _LONGEST_DETAIL = 500
 _CHUNK_BYTES = 1 << 20
 _ERROR_BY_SLUG: dict[str, type[RunnerError]] = {
     "stale-lease": StaleLeaseError,
+    "pool-not-found": PoolNotFoundError,
+    "pool-exists": PoolExistsError,
+    "pool-in-use": PoolInUseError,
     "ambiguous-task": AmbiguousTaskError,
     "no-available-slots": SlotAllocationError,
     "illegal-transition": IllegalTransitionError,

@@ -84,5 +84,5 @@ def _postgres_engine(url: str, *, read_only: bool) -> sa.Engine:
             f"A task registry in PostgreSQL needs the package {error.name}.",
             hint="Install it: pip install 'necrocode[services]'",
         ) from error
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, ValueError) as error:
         raise ConfigurationError("The URL of the task registry's PostgreSQL database cannot be read.") from error
