@@ -226,6 +226,15 @@ def test_a_damaged_backup_is_bad_input(local: Bench, tmp_path: Path) -> None:
     assert local.run("backup", tmp_path / "c.gz", "--registry", "http://localhost:1") == 2
 
 
+def test_ctrl_c_leaves_no_half_backup(local: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_file: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("necrocode.agent_runner.clients.registry_backup.verify_backup", interrupted)
+    assert local.run("backup", tmp_path / "b.gz") == 130
+    assert not list(tmp_path.glob("b.gz*"))
+
+
 def test_a_database_is_upgraded(local: Bench, tmp_path: Path) -> None:
     assert local.run("upgrade") == 0
     assert local.out.endswith(" already\n")
