@@ -435,3 +435,22 @@ def test_a_terminal_shows_the_step_under_way_and_then_its_outcome() -> None:
         "  ok     generate     1.50 s  ?? done\n  ....   test     ",
         "  FAILED test         0.10 s  broken\n",
     ]
+
+
+def test_the_display_passes_on_no_escapes_and_no_floods() -> None:
+    stream = io.StringIO()
+    ProgressDisplay(stream, is_silent=False).show(Progress("test", 0.1, "\x1b[2J\x1b]0;pwn\x07" + "x" * 1_000_000))
+    assert "\x1b" not in stream.getvalue()
+    assert "\\x1b[2J" in stream.getvalue()
+    assert len(stream.getvalue()) < 5000
+
+
+@pytest.mark.usefixtures("good_model")
+def test_what_the_tests_wrote_reaches_the_terminal_without_its_escapes(bench: Bench) -> None:
+    assert bench.run(test_commands=[r"printf '\033[2J\033]0;pwn\007 \302\233 \342\200\256end\n'; exit 1"]) == 1
+    assert "\\x1b[2J\\x1b]0;pwn\\x07" in bench.err
+    assert not set(bench.err + bench.out.decode()) & set("\x1b\x07\x9b\u202e")
+    assert bench.run("--json", test_commands=[r"printf '\033[2J\n'; exit 1"]) == 1
+    assert bench.result.test_result is not None
+    assert bench.result.test_result.commands[0].output == "\x1b[2J\n"
+    assert "\x1b" not in (bench.result.error or "")

@@ -150,6 +150,12 @@ def test_the_shared_spec_is_imported_under_another_name_and_drawn(bench: Bench) 
     assert bench.out.startswith('digraph "会話" {')
 
 
+def test_a_title_commands_no_terminal(bench: Bench) -> None:
+    bench.tasks.write_text("- [ ] 1 \x1b[2J\x9bgone\n")
+    assert bench.run("import", bench.folder, *at(bench)) == 0
+    assert bench.out.splitlines()[0] == "new      1 \\x1b[2J\\x9bgone"
+
+
 def test_a_spec_that_the_registry_does_not_have_is_bad_input(bench: Bench) -> None:
     assert bench.run("graph", "none", *at(bench)) == 2
     assert "none" in bench.err

@@ -7,6 +7,7 @@ in the environment of the network commands alone.
 
 from __future__ import annotations
 
+import configparser
 import os
 import secrets
 import stat
@@ -28,6 +29,8 @@ from necrocode.agent_runner.errors import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
+
+    import git
 
     from necrocode.agent_runner._clock import Deadline
 
@@ -408,21 +411,33 @@ def open_checkout(path: Path) -> Checkout:
     import git  # noqa: PLC0415  100 ms, and only runs with a brought checkout need it
 
     try:
-        repository = git.Repo(path)
+        with git.Repo(path) as repository:
+            return _look_at(repository)
     except (git.InvalidGitRepositoryError, git.NoSuchPathError) as error:
-        problem = "is not the top of a git checkout" if path.is_dir() else "does not exist"
+        problem = "is not the top of a git checkout" if os.path.isdir(path) else "does not exist"  # noqa: PTH112  Path's raises over a long name
         raise UnusableCheckoutError(
             f"The slot_path {path} {problem}.",
             hint="Name a git checkout, or give repo_url alone to have one made.",
         ) from error
-    with repository:
-        if repository.working_tree_dir is None:
-            raise UnusableCheckoutError(
-                f"The slot_path {path} is a bare repository.", hint="Give it as repo_url instead."
-            )
-        origin = next((remote.url for remote in repository.remotes if remote.name == "origin"), None)
-        branch = None if repository.head.is_detached else repository.head.ref.name
-        return Checkout(Path(repository.working_tree_dir), origin, branch)
+    except (configparser.Error, OSError, ValueError) as error:  # what GitPython lets out over files it cannot read
+        raise UnusableCheckoutError(
+            f"The slot_path {path} cannot be read as a git checkout: {_one_line(error)}.",
+            hint=f"try: git -C {path} status",
+        ) from error
+
+
+def _look_at(repository: git.Repo) -> Checkout:
+    if repository.working_tree_dir is None:
+        raise UnusableCheckoutError(
+            f"The slot_path {repository.git_dir} is a bare repository.", hint="Give it as repo_url instead."
+        )
+    origin = next((remote.url for remote in repository.remotes if remote.name == "origin"), None)
+    branch = None if repository.head.is_detached else repository.head.ref.name
+    return Checkout(Path(repository.working_tree_dir), origin, branch)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def _parse_tree(content: bytes, oid_size: int) -> dict[str, TreeEntry]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import string
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -24,6 +25,18 @@ _VARIABLES = {
     "NECROCODE_SERVICE_TOKEN": "service_token",
     "NECROCODE_STATE_DIR": "state_dir",
 }
+
+
+_MESSAGE_FIELDS = {"task_id", "spec_name", "title", "description", "run_id"}
+
+
+def _default_state_dir() -> Path:
+    try:
+        return Path.home() / ".necrocode"
+    except RuntimeError:
+        raise ConfigurationError(
+            "There is no home folder to keep state in.", hint="Set state_dir, or the variable NECROCODE_STATE_DIR."
+        ) from None
 
 
 class LLMConfig(StrictModel):
@@ -111,7 +124,7 @@ class RunnerConfig(StrictModel):
     """Further tries of a service call after a connection error, 408, 425, 429 or 5xx. 0: none."""
     request_timeout_seconds: float = Field(default=30.0, gt=0, allow_inf_nan=False)
     """How long one service call may wait for an answer."""
-    state_dir: Path = Field(default_factory=lambda: Path.home() / ".necrocode")
+    state_dir: Path = Field(default_factory=_default_state_dir)
     """Where embedded services and run-time files live."""
     runner_id: str | None = Field(default=None, min_length=1, max_length=200)
     """This runner's name in registry and pool. None: host name, process id and a random part."""
@@ -155,13 +168,25 @@ class RunnerConfig(StrictModel):
     @field_validator("commit_message")
     @classmethod
     def _check_commit_message(cls, value: str) -> str:
-        try:
-            value.format(task_id="", spec_name="", title="", description="", run_id="")
-        except (KeyError, IndexError, ValueError, AttributeError) as error:
-            raise ValueError(
-                "may only use {task_id}, {spec_name}, {title}, {description} and {run_id}"
-                f" ({type(error).__name__}: {error})"
-            ) from error
+        for _, name, form, conversion in string.Formatter().parse(value):
+            if name is not None and (name not in _MESSAGE_FIELDS or form or conversion):
+                raise ValueError(
+                    "may only use {task_id}, {spec_name}, {title}, {description} and {run_id}, each plainly so"
+                )
+        return value
+
+    @field_validator("test_environment")
+    @classmethod
+    def _check_test_environment(cls, value: dict[str, str]) -> dict[str, str]:
+        if any(not name or "=" in name or "\0" in name + text for name, text in value.items()):
+            raise ValueError("names must not be empty or hold '=', and neither names nor values a NUL")
+        return value
+
+    @field_validator("state_dir", mode="before")
+    @classmethod
+    def _refuse_empty_state_dir(cls, value: object) -> object:
+        if value == "":
+            raise ValueError("must name a folder")
         return value
 
     @field_validator("state_dir")

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import AwareDatetime, Field, field_validator
 
 from necrocode.agent_runner import _names
-from necrocode.agent_runner._strict import StrictModel, Value
+from necrocode.agent_runner._strict import JsonObject, StrictModel, Value
+from necrocode.agent_runner._text import is_writable
 from necrocode.agent_runner.errors import ConfigurationError, RunnerError, TaskContextValidationError
 
 SlotState = Literal["warming", "available", "allocated", "cleaning", "quarantined"]
@@ -28,6 +29,13 @@ class SlotAllocation(Value):
     """Grows with every allocation of the slot; a write with an older one is refused."""
     lease_token: str | None = None
     expires_at: datetime | None = None
+
+    @field_validator("slot_id", "slot_path", "repo_url", "base_commit", "lease_token", mode="before")
+    @classmethod
+    def _check_text(cls, value: object) -> object:
+        if isinstance(value, str) and ("\0" in value or not is_writable(value)):
+            raise ValueError("holds a NUL or half a character")
+        return value
 
 
 class SlotRecord(Value):
@@ -289,7 +297,7 @@ class TaskDefinition(StrictModel):
     required_skill: str | None = Field(default=None, min_length=1, max_length=200)
     priority: int = Field(default=0, ge=-1_000_000, le=1_000_000)
     """Among tasks that are ready, the higher one is claimed first."""
-    metadata: dict[str, Any] = Field(default_factory=dict)
+    metadata: JsonObject = Field(default_factory=dict)
 
     @field_validator("task_id")
     @classmethod
@@ -311,7 +319,7 @@ class TaskSet(StrictModel):
     spec_name: str
     description: str = Field(default="", max_length=200_000)
     tasks: tuple[TaskDefinition, ...] = Field(max_length=100_000)
-    metadata: dict[str, Any] = Field(default_factory=dict)
+    metadata: JsonObject = Field(default_factory=dict)
 
     @field_validator("spec_name")
     @classmethod

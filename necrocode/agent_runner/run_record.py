@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from necrocode.agent_runner._redact import Redactor
+from necrocode.agent_runner._text import shown
 from necrocode.agent_runner.errors import InternalError, RunnerError
 from necrocode.agent_runner.models import ErrorDetails, RunnerResult
 
@@ -90,7 +91,7 @@ class RunRecord:
             yield
         except RunnerError as error:
             error.step = error.step or name
-            self.step_failure = self.redact(str(error))
+            self.step_failure = self._shown(str(error))
             raise
         except Exception as error:
             self._failed_step = self._failed_step or name
@@ -102,10 +103,10 @@ class RunRecord:
         finally:
             seconds = self.clock.monotonic() - started
             self.timings[name] = self.timings.get(name, 0.0) + seconds
-            self.detail = self.redact(self.detail)
-            outcome = f"failed: {self.step_failure}" if self.step_failure else self.detail or "done"
-            self.log(f"{name} ({seconds:.3f} s) {outcome}")
-            self._show(Progress(name, seconds, self.step_failure, self.detail))
+            failure = None if self.step_failure is None else self._shown(self.step_failure)
+            detail = self._shown(self.detail)
+            self.log(f"{name} ({seconds:.3f} s) {f'failed: {failure}' if failure else detail or 'done'}")
+            self._show(Progress(name, seconds, failure, detail))
 
     def _show(self, progress: Progress) -> None:
         """Tell the caller's display; whatever happens to it, the run goes on."""
@@ -119,14 +120,18 @@ class RunRecord:
 
     def log(self, line: str) -> None:
         """Add a line to the run's log, secrets masked."""
-        text = self.redact(line)
+        text = self._shown(line)
         self._log.append(f"{self.clock.now():%Y-%m-%dT%H:%M:%S.%f}Z {text}")
         logger.info("%s", text)
 
     def warn(self, text: str) -> None:
         """Note trouble that does not make the run fail."""
-        self.warnings.append(self.redact(text))
+        self.warnings.append(self._shown(text))
         self.log(f"warning: {text}")
+
+    def _shown(self, text: str) -> str:
+        """Text that others may have had a hand in, as the log, the result and a terminal may have it."""
+        return shown(self.redact(text))
 
     def stop(self, error: BaseException) -> None:
         """An error, or an interruption, has ended the run's work."""
@@ -150,9 +155,9 @@ class RunRecord:
             )
         details = ErrorDetails(
             type=type(error).__name__,
-            message=self.redact(str(error)),
+            message=str(error),
             step=error.step,
-            hint=None if error.hint is None else self.redact(error.hint),
+            hint=error.hint,
             retryable=error.retryable,
             status_code=error.status_code,
         )
@@ -160,6 +165,8 @@ class RunRecord:
 
     def fail_with(self, details: ErrorDetails) -> None:
         """The run has failed. A second failure, or one after the delivery, is only noted: a run is judged by that."""
+        hint = None if details.hint is None else self._shown(details.hint)
+        details = details.model_copy(update={"message": self._shown(details.message), "hint": hint})
         if self.status == "done":
             self.warn(details.message)
         elif self.error is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
+from necrocode.agent_runner._text import shown
 from necrocode.cli.run import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, EXIT_UNAVAILABLE, print_text, tell
 
 if TYPE_CHECKING:
@@ -103,10 +104,10 @@ def _handled(handler: Callable[[argparse.Namespace], None], arguments: argparse.
     try:
         handler(arguments)
     except (ConfigurationError, TaskContextValidationError, TaskNotFoundError) as error:
-        tell(sys.stderr, f"necrocode: {error}\n")
+        tell(sys.stderr, f"necrocode: {shown(str(error))}\n")
         return EXIT_BAD_INPUT
     except RunnerError as error:
-        tell(sys.stderr, f"necrocode: {error}\n")
+        tell(sys.stderr, f"necrocode: {shown(str(error))}\n")
         return EXIT_UNAVAILABLE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -121,7 +122,7 @@ def _import(arguments: argparse.Namespace) -> None:
     with _Target(arguments, spec) as target:
         apply_to_registry(target.plan, target.registry, spec.task_set.spec_name)
         target.memory.write(target.plan.agreed_without_boxes(target.agreed))
-        print_text("\n".join(_told(spec, target.plan, boxes=False)))
+        print_text("\n".join(map(shown, _told(spec, target.plan, boxes=False))))
 
 
 def _sync(arguments: argparse.Namespace) -> None:
@@ -136,7 +137,7 @@ def _sync(arguments: argparse.Namespace) -> None:
             target.memory.write({**target.agreed, **plan.agreed})  # a tick of ours is never taken for a person's
             write_boxes(target.file, spec, plan)
             target.memory.write(plan.agreed)
-        print_text("\n".join(_told(spec, plan, boxes=True, is_dry=arguments.dry_run)))
+        print_text("\n".join(map(shown, _told(spec, plan, boxes=True, is_dry=arguments.dry_run))))
 
 
 class _Target:

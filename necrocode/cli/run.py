@@ -12,6 +12,8 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
+from necrocode.agent_runner._text import shown
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
@@ -147,7 +149,7 @@ class ProgressDisplay:
                 self._write(f"  ....   {progress.step:<9}")
             return
         outcome = "FAILED" if progress.error else "ok"
-        told = f"  {progress.error or progress.detail}".rstrip()
+        told = f"  {shown(progress.error or progress.detail)}".rstrip()
         start = "\r" if self._is_terminal else ""
         self._write(f"{start}  {outcome:<7}{progress.step:<9}{progress.seconds:8.2f} s{told}\n")
 
@@ -159,7 +161,7 @@ def _refuse(error: RunnerError, *, as_json: bool) -> int:
     """The task or the settings were refused before there was a run."""
     if as_json:
         print_refusal(type(error).__name__, str(error), hint=error.hint)
-    tell(sys.stderr, f"necrocode: {error}\n")
+    tell(sys.stderr, f"necrocode: {shown(str(error))}\n")
     return EXIT_BAD_INPUT
 
 
@@ -176,9 +178,9 @@ def _print_result(result: RunnerResult, *, as_json: bool) -> None:
     if as_json:
         print_text(result.model_dump_json(indent=2))
     else:
-        print_text("\n".join(_summary(result)))
+        print_text("\n".join(map(shown, _summary(result))))
     if result.error is not None:
-        tell(sys.stderr, f"necrocode: {result.error}\n")
+        tell(sys.stderr, f"necrocode: {shown(result.error)}\n")
 
 
 def _summary(result: RunnerResult) -> Iterator[str]:

@@ -86,7 +86,6 @@ def run(arguments: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         print(f"necrocode: {error}. Install it with: pip install 'necrocode[services]'", file=sys.stderr)
         return EXIT_BAD_INPUT
-    _serving.log_to_stderr(access_log=not arguments.no_access_log)
     try:
         settings = _settings(arguments)
         token = None if settings.token is None else settings.token.get_secret_value()
@@ -95,12 +94,13 @@ def run(arguments: argparse.Namespace) -> int:
             _serving.Serving(wiring.build_service(name, settings), arguments.host, port)
             for name, port in _ports(arguments).items()
         ]
-        _serving.serve(
-            servings,
-            token=token,
-            rate_limit_per_second=arguments.rate_limit,
-            on_ready=lambda service, url: print(f"{service.name} {url}", flush=True),
-        )
+        with _serving.logging_to_stderr(access_log=not arguments.no_access_log):
+            _serving.serve(
+                servings,
+                token=token,
+                rate_limit_per_second=arguments.rate_limit,
+                on_ready=lambda service, url: print(f"{service.name} {url}", flush=True),
+            )
     except ConfigurationError as error:
         print(f"necrocode: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT

@@ -43,27 +43,25 @@ class AllowedSources:
         host, folder = _place_of(repo_url)
         if host is not None and (host in self._hosts or host.rpartition(":")[0] in self._hosts):
             return
-        if folder is not None:
-            real = os.path.realpath(folder)
-            if any(os.path.commonpath([real, allowed]) == allowed for allowed in self._folders):
-                return
+        if folder is not None and any(os.path.commonpath([folder, allowed]) == allowed for allowed in self._folders):
+            return
         raise RepositoryNotFoundError(
             "The operator of this repo pool does not allow repositories from there.",
             hint="Its list of allowed sources says from where.",
         )
 
 
-def _place_of(repo_url: str) -> tuple[str | None, Path | None]:
+def _place_of(repo_url: str) -> tuple[str | None, str | None]:
     """The host with a port (0: none given), or the folder, that git would take the repository from."""
     try:
         if "://" in repo_url:
             parts = urlsplit(repo_url)
             if parts.scheme == "file":
-                return (parts.hostname, None) if parts.hostname else (None, Path(unquote(parts.path)))
+                return (parts.hostname, None) if parts.hostname else (None, os.path.realpath(unquote(parts.path)))
             host = f"[{parts.hostname}]" if parts.hostname and ":" in parts.hostname else parts.hostname
             return f"{host or ''}:{parts.port or 0}", None
         if ":" in repo_url.split("/", 1)[0]:
             return f"{repo_url.split(':', 1)[0].rpartition('@')[2].lower()}:0", None
-        return None, Path(repo_url).expanduser().absolute()
+        return None, os.path.realpath(Path(repo_url).expanduser())
     except (ValueError, RuntimeError):  # what is no URL, no path, or a home of nobody is not allowed either
         return None, None

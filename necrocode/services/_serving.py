@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from necrocode.agent_runner.errors import ConfigurationError, ServiceConnectionError
+from necrocode.agent_runner.errors import ConfigurationError, RunnerError, ServiceConnectionError
 from necrocode.services._app import create_app
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ async def _serve(
     sockets: Sequence[socket.socket],
     on_ready: Callable[[Service, str], None],
 ) -> int:
-    servers = [_Server(_config(app), one.service) for one, app in zip(servings, apps, strict=True)]
+    servers = [_Server(app, one.service) for one, app in zip(servings, apps, strict=True)]
     stopped_by: list[int] = []
     with _signals(servers, stopped_by):
         tasks = [asyncio.create_task(server.serve_on(sock)) for server, sock in zip(servers, sockets, strict=True)]
@@ -102,17 +102,23 @@ def _config(app: FastAPI) -> uvicorn.Config:
 class _Server(uvicorn.Server):
     """uvicorn beside others in one process: the signals are ours."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
-        super().__init__(config)
+    def __init__(self, app: FastAPI, service: Service) -> None:
+        super().__init__(_config(app))
+        self._app = app
         self._service = service
         self._begun = asyncio.Event()
 
     async def serve_on(self, sock: socket.socket) -> None:
         try:
             await self._serve([sock])
+        except SystemExit:  # uvicorn's way to say that the application did not start
+            self.started = False
         finally:
             self._begun.set()
         if not self.started:
+            error = getattr(self._app.state, "start_error", None)
+            if isinstance(error, RunnerError):
+                raise error
             raise ServiceConnectionError(f"The {self._service.name} service did not start; the log says why.")
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -183,13 +189,28 @@ def _is_loopback(host: str) -> bool:
     return all(ipaddress.ip_address(address).is_loopback for address in found)
 
 
-def log_to_stderr(*, access_log: bool) -> None:
-    """Everything that the services log, as lines on standard error; access lines are JSON objects."""
+@contextmanager
+def logging_to_stderr(*, access_log: bool) -> Iterator[None]:
+    """Whatever the services log, as lines on standard error; access lines are JSON objects."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    edge = logging.getLogger("necrocode.services.access")
+    handler.setFormatter(_LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root, edge, server = (logging.getLogger(name) for name in (None, "necrocode.services.access", "uvicorn"))
+    before = [(logger, logger.level) for logger in (root, edge, server)]
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
     edge.setLevel(logging.INFO if access_log else logging.WARNING)
-    edge.propagate = False
-    edge.addHandler(handler)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    server.setLevel(logging.CRITICAL)  # what goes wrong is told by the edge and by serve()
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        for logger, level in before:
+            logger.setLevel(level)
+
+
+class _LineFormatter(logging.Formatter):
+    """Access lines stand alone: a prefix would make them no JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as a line."""
+        return record.getMessage() if record.name == "necrocode.services.access" else super().format(record)

@@ -195,7 +195,7 @@ class _Routes:
     def router(self) -> APIRouter:
         router = APIRouter(tags=["artifacts"])
         one = "/artifacts/{artifact_id}"
-        router.post("/artifacts", status_code=201, summary="Store", openapi_extra=_FORM, responses=problems(409, 507))(
+        router.post("/artifacts", status_code=201, summary="Store", openapi_extra=_FORM, responses=problems(507))(
             self.upload
         )
         router.get("/artifacts", summary="Search")(self.find)
@@ -226,6 +226,18 @@ class _Routes:
         await self._transfer(self._store.ensure_available)
 
     async def upload(self, request: Request, key: IdempotencyKey = None) -> UploadedArtifact:
+        try:
+            answer = await self._upload(request, key)
+        except (RunnerError, RequestValidationError):
+            await _drained(request)
+            raise
+        except ClientDisconnect as error:
+            raise RequestValidationError([{"loc": ("body",), "msg": "was cut off", "type": "cut"}]) from error
+        self._uploads.inc()
+        self._uploaded.inc(answer.size_bytes)
+        return answer
+
+    async def _upload(self, request: Request, key: str | None) -> UploadedArtifact:
         form = UploadForm(request.headers.get("content-type", ""), self._store.receive)
         try:
             async for batch in _batches(request):
@@ -240,18 +252,10 @@ class _Routes:
                 answer = UploadedArtifact(uri=self._uri(stored, request), **stored.model_dump(include=_ANSWERED))
                 return answer.model_dump()
 
-            answer = UploadedArtifact(**await self._answered.once(key, fingerprint, write))
-        except (RunnerError, RequestValidationError):
-            await _drained(request)
-            raise
-        except ClientDisconnect as error:
-            raise RequestValidationError([{"loc": ("body",), "msg": "was cut off", "type": "cut"}]) from error
+            return UploadedArtifact(**await self._answered.once(key, fingerprint, write))
         finally:
             with anyio.CancelScope(shield=True):
                 await self._transfer(form.discard)
-        self._uploads.inc()
-        self._uploaded.inc(answer.size_bytes)
-        return answer
 
     async def find(
         self,

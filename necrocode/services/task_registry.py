@@ -66,6 +66,10 @@ def task_registry_service(registry: LocalTaskRegistry) -> Service:
     async def check() -> None:
         await desk.done(registry.calls.ping())
 
+    async def start() -> None:
+        await check()  # a database that is not there, or too new, ends the service before it listens for nothing
+        await feed.start()
+
     async def close() -> None:
         await feed.close()
         await asyncio.to_thread(registry.close)
@@ -79,7 +83,7 @@ def task_registry_service(registry: LocalTaskRegistry) -> Service:
         capabilities=CAPABILITIES,
         router=router,
         check=check,
-        start=feed.start,
+        start=start,
         close=close,
         max_body_bytes=_MAX_BODY_BYTES,
         metrics=metrics,

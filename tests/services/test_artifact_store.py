@@ -163,6 +163,23 @@ def test_what_is_too_large_is_413(url: str, store: LocalArtifactStore) -> None:
     assert store.usage().count == 0
 
 
+def test_what_turns_out_too_large_is_413_too(url: str, store: LocalArtifactStore) -> None:
+    def body() -> Iterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\n'
+        for _ in range(33):
+            yield bytes(1_000_000)
+
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    try:
+        answer = requests.post(f"{url}/artifacts", data=body(), headers=headers, timeout=30)
+    except requests.ConnectionError:
+        pass  # the service hung up while the body was still coming
+    else:
+        is_problem(answer, 413, "content-too-large")
+    assert store.usage().count == 0
+    _eventually(lambda: _drafts(store) == [])
+
+
 def test_without_room_it_is_507_though_the_body_was_still_coming(url: str, store: LocalArtifactStore) -> None:
     content = random.Random(4).randbytes(QUOTA_BYTES + 5_000_000)  # noqa: S311  incompressible
     is_problem(post(url, ("file", ("f", content)), ("type", (None, "log"))), 507, "storage-full")

@@ -207,3 +207,6 @@ def test_a_change_set_that_would_commit_a_secret_is_refused() -> None:
 def test_paths_that_decide_what_runs_elsewhere_are_told() -> None:
     paths = ["a.py", ".github/workflows/ci.yml", ".gitmodules", "sub/.gitattributes", "docs/.github.md"]
     assert telling_paths(paths) == (".github/workflows/ci.yml", ".gitmodules", "sub/.gitattributes")
+    hidden = ["x/.gitmodules", ".GITMODULES", "a/b/.GitHub/x.yml", "x/JenkinsFile", "sub/.ci/run"]
+    assert telling_paths(hidden) == tuple(hidden)
+    assert telling_paths(["x.gitmodules", ".gitmodules.txt", "xjenkinsfile"]) == ()

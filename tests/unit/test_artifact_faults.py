@@ -157,6 +157,75 @@ def test_after_too_many_versions_it_is_an_upload_error(tmp_path: Path, monkeypat
 
 # --- what deaths leave behind
 
+DIES_AT_EVERY_STEP = """
+import os, signal, sys
+from pathlib import Path
+from necrocode.agent_runner import ArtifactFilter, LocalArtifactStore
+
+CHANGES = {"os.link", "os.rename", "os.remove", "os.mkdir", "os.rmdir"}
+
+def work(store):
+    place = {"spec_name": "a", "task_id": "1"}
+    first = store.upload("log", b"first" * 1000, place)
+    store.upload("log", b"second" * 1000, place)
+    store.tag(first, ["x"])
+    store.upload("diff", b"d", place)
+    store.delete(first)
+    store.delete_matching(ArtifactFilter(spec_name="a", type="log"))
+
+for step in range(1, 500):
+    root = Path(sys.argv[1]) / str(step)  # a folder each: what deaths leave behind makes the way longer
+    kept = LocalArtifactStore(root).upload("log", b"kept", {"spec_name": "kept"})
+    child = os.fork()
+    if child == 0:
+        left = step
+        def hook(event, arguments):
+            global left
+            if event in CHANGES or (event == "open" and isinstance(arguments[1], str) and "x" in arguments[1]):
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(hook)
+        work(LocalArtifactStore(root))
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    store = LocalArtifactStore(root)
+    report = store.verify()
+    assert (report.damaged, report.missing) == ((), ()), (step, report)
+    assert store.download(kept) == b"kept"
+    for one in store.walk():
+        store.download(one.uri)
+    if os.WIFEXITED(status):
+        assert os.WEXITSTATUS(status) == 0
+        print(step)
+        sys.exit()
+sys.exit("it never came to its end")
+"""
+
+
+def test_a_death_before_any_change_on_disk_leaves_whole_artifacts_only(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", DIES_AT_EVERY_STEP, str(tmp_path)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 20
+    leftovers = 0
+    for root in tmp_path.iterdir():
+        leftovers += LocalArtifactStore(root, retention_days={}, clock=LaterClock(1.1)).sweep().leftovers
+        assert LocalArtifactStore(root).verify().orphans == ()
+        assert not list(root.glob("+drafts/*"))
+    assert leftovers > 5
+
+
+def test_what_is_tagged_while_it_is_being_swept_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LocalArtifactStore(tmp_path)
+    uri = store.upload("log", b"x", PLACE)
+    later = LocalArtifactStore(tmp_path, clock=LaterClock(8))
+    found = list(later.walk())
+    store.tag(uri, ["keep"])
+    monkeypatch.setattr(later, "walk", lambda *_: iter(found))
+    assert later.sweep().deleted == 0
+    assert store.download(uri) == b"x"
+
 
 def test_leftovers_are_swept_after_a_day_and_not_before(tmp_path: Path) -> None:
     store = LocalArtifactStore(tmp_path, retention_days={})

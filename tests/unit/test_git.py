@@ -13,7 +13,7 @@ import trustme
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from necrocode.agent_runner import RunnerError, RunnerTimeoutError, WorkspacePreparationError
+from necrocode.agent_runner import RunnerError, RunnerTimeoutError, UnusableCheckoutError, WorkspacePreparationError
 from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner._git import (
     MODE_EXECUTABLE,
@@ -515,3 +515,17 @@ def test_a_place_that_is_no_checkout_is_told(repository: Path, tmp_path: Path) -
             open_checkout(path)
         assert str(path) in str(caught.value)
         assert caught.value.hint
+
+
+@pytest.mark.parametrize(("name", "content"), [("config", "[junk"), ("config", "junk"), ("HEAD", "junk\n")])
+def test_a_checkout_whose_own_files_are_broken_is_told(repository: Path, name: str, content: str) -> None:
+    (repository / ".git" / name).write_text(content)
+    with pytest.raises(UnusableCheckoutError, match=r"cannot be read as a git checkout|is not the top") as caught:
+        open_checkout(repository)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["/" + "a" * 5000, "/" + "a" * 300, "/a\0b"])
+def test_a_path_that_the_system_does_not_take_is_no_checkout(path: str) -> None:
+    with pytest.raises(UnusableCheckoutError):
+        open_checkout(Path(path))

@@ -62,13 +62,14 @@ def usage(artifacts: Iterable[StoredArtifact], quota_bytes: int | None) -> Stora
     )
 
 
-def expired(
-    artifacts: Iterable[StoredArtifact], days: Mapping[str, float], keep_tag: str, now: datetime
-) -> Iterator[StoredArtifact]:
-    """Those older than their type is kept."""
-    for one in artifacts:
-        if one.type in days and keep_tag not in one.tags and one.created_at <= now - timedelta(days=days[one.type]):
-            yield one
+def is_expired(artifact: StoredArtifact, days: Mapping[str, float], keep_tag: str, now: datetime) -> bool:
+    """Whether an artifact is older than its type is kept."""
+    kept_days = days.get(artifact.type)
+    return (
+        kept_days is not None
+        and keep_tag not in artifact.tags
+        and artifact.created_at <= now - timedelta(days=kept_days)
+    )
 
 
 def swept(blobs: Blobs, deleted: DeletedArtifacts, now: datetime) -> SweepReport:

@@ -10,7 +10,7 @@ import tempfile
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -106,7 +106,8 @@ class S3Blobs:
         try:
             with self._calling(f"read {key}"):
                 answer = self._client.get_object(Bucket=self._bucket, Key=self._object(key), **wanted)
-                yield from answer["Body"].iter_chunks(CHUNK_BYTES)
+                with closing(answer["Body"]) as body:  # who stops early gives the connection back
+                    yield from body.iter_chunks(CHUNK_BYTES)
         except _FreeKeyError as error:
             raise KeyError(key) from error
 

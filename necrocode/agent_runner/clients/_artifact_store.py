@@ -20,7 +20,7 @@ from necrocode.agent_runner.errors import ArtifactNotFoundError, ArtifactUploadE
 from necrocode.agent_runner.records import ArtifactFilter, ArtifactPage, DeletedArtifacts, StoredArtifact
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from necrocode.agent_runner.records import StorageUsage, SweepReport, VerifyReport
 
@@ -92,7 +92,7 @@ class SidecarArtifactStore:
 
         A ``sha256`` or ``size_bytes`` that turns out otherwise: ``ArtifactUploadError``, and nothing is stored.
         """
-        names_checked(artifact_type, sidecar.as_json(metadata))
+        _key_for(artifact_type, sidecar.as_json(metadata))
         with self._receive(None if self._compress else source) as incoming:
             while chunk := source.read(CHUNK_BYTES):
                 incoming.write(chunk)
@@ -114,7 +114,7 @@ class SidecarArtifactStore:
         size_bytes: int | None,
     ) -> StoredArtifact:
         details = sidecar.as_json(metadata)
-        key = names_checked(artifact_type, details)
+        key = _key_for(artifact_type, details)
         _check_given(incoming, sha256, size_bytes)
         incoming.close_input()
         artifact = sidecar.describe(
@@ -225,13 +225,7 @@ class SidecarArtifactStore:
 
     def delete(self, reference: str) -> DeletedArtifacts:
         """Delete one artifact; ``ArtifactNotFoundError``."""
-        key = self._key(reference)
-        with self._blobs.exclusive(key.rpartition("/")[0]):
-            artifact = self.get(reference)
-            self._blobs.delete(names.sidecar_of(key))
-            self._blobs.delete(key)
-        self._quota.freed(artifact.stored_bytes)
-        return DeletedArtifacts(deleted=1, freed_bytes=artifact.stored_bytes)
+        return self._delete(reference, _ALL.fits)
 
     def delete_matching(self, wanted: ArtifactFilter) -> DeletedArtifacts:
         """Delete the artifacts that fit. A filter that says nothing is refused: it would mean all of them."""
@@ -241,15 +235,28 @@ class SidecarArtifactStore:
                 hint="Give spec_name, task_id, run_id, type, tag, since or until.",
                 status_code=400,
             )
-        return self._delete_all(self.walk(wanted))
+        return self._delete_all(wanted, wanted.fits)
 
-    def _delete_all(self, artifacts: Iterator[StoredArtifact]) -> DeletedArtifacts:
+    def _delete_all(self, wanted: ArtifactFilter, is_meant: Callable[[StoredArtifact], bool]) -> DeletedArtifacts:
         count = freed = 0
-        for artifact in artifacts:
-            with suppress(ArtifactNotFoundError):  # somebody else was faster
-                freed += self.delete(artifact.artifact_id).freed_bytes
-                count += 1
+        for artifact in self.walk(wanted):
+            if is_meant(artifact):
+                with suppress(ArtifactNotFoundError):  # somebody else was faster
+                    deleted = self._delete(artifact.artifact_id, is_meant)
+                    count, freed = count + deleted.deleted, freed + deleted.freed_bytes
         return DeletedArtifacts(deleted=count, freed_bytes=freed)
+
+    def _delete(self, reference: str, is_meant: Callable[[StoredArtifact], bool]) -> DeletedArtifacts:
+        """Delete an artifact if it is still meant: somebody may have tagged it since it was found."""
+        key = self._key(reference)
+        with self._blobs.exclusive(key.rpartition("/")[0]):
+            artifact = self.get(reference)
+            if not is_meant(artifact):
+                return DeletedArtifacts(deleted=0, freed_bytes=0)
+            self._blobs.delete(names.sidecar_of(key))
+            self._blobs.delete(key)
+        self._quota.freed(artifact.stored_bytes)
+        return DeletedArtifacts(deleted=1, freed_bytes=artifact.stored_bytes)
 
     # --- care
 
@@ -259,8 +266,9 @@ class SidecarArtifactStore:
 
     def sweep(self) -> SweepReport:
         """Delete what is older than ``retention_days`` for its type, and leftovers of uploads dead for a day."""
-        expired = care.expired(self.walk(), self._retention_days, KEEP_TAG, self._clock.now())
-        return care.swept(self._blobs, self._delete_all(expired), self._clock.now())
+        now = self._clock.now()
+        deleted = self._delete_all(_ALL, lambda one: care.is_expired(one, self._retention_days, KEEP_TAG, now))
+        return care.swept(self._blobs, deleted, now)
 
     def verify(self, wanted: ArtifactFilter = _ALL) -> VerifyReport:
         """Read and re-hash the artifacts that fit; orphans are looked for with them. Nothing is changed."""
@@ -288,7 +296,7 @@ class SidecarArtifactStore:
         return key
 
 
-def names_checked(artifact_type: str, metadata: Mapping[str, Any]) -> str:
+def _key_for(artifact_type: str, metadata: Mapping[str, Any]) -> str:
     """The key for an artifact; ``ArtifactUploadError`` (400) when its names are no text that can be written down."""
     try:
         return names.key_for(artifact_type, metadata)

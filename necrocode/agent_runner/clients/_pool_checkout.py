@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from necrocode.agent_runner._git import MODE_SUBMODULE, GitError, Repository
 from necrocode.agent_runner.clients._pool_files import write_whole
+from necrocode.agent_runner.clients._pool_index import without_touched
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,12 +92,14 @@ class SlotCheckout:
         return f"{wrong[0]} does not say what it should" if wrong else None
 
     def _clean(self, base: str, known: _Known) -> None:
-        for entry in list(os.scandir(self._admin)):  # merges and rebases under way, locks, reflogs, configuration, refs
-            if entry.name not in _KEPT_BY_GIT or not entry.is_file(follow_symlinks=False):
-                self._trash.take(self._admin / entry.name)
+        for file in list(self._admin.iterdir()):  # merges and rebases under way, locks, reflogs, configuration, refs
+            if file.name not in _KEPT_BY_GIT or not stat.S_ISREG(file.lstat().st_mode):
+                self._trash.take(file)
         write_whole(self._admin / "HEAD", f"{base}\n".encode())
-        write_whole(self._admin / "index", known.index)
-        os.utime(self._admin / "index", ns=(known.at_ns, known.at_ns))
+        settled = without_touched(known.index, self._path, known.at_ns)
+        write_whole(self._admin / "index", known.index if settled is None else settled)
+        if settled is None:
+            os.utime(self._admin / "index", ns=(known.at_ns, known.at_ns))
         self._restore_modes(known)
         self._run("checkout-index", "--all", "--force", "--index", "--quiet")
         if known.commit != base:
@@ -123,18 +126,34 @@ class SlotCheckout:
             folders, submodules = known.folders, known.submodules
         else:
             folders, submodules = self._layout(base)
+        self._remove_hidden(folders, submodules)
         for name in submodules:  # git leaves alone what is in there
-            if any(os.scandir(self._path / name)):
+            if list((self._path / name).iterdir()):
                 self._trash.take(self._path / name)
                 (self._path / name).mkdir()
-        # git compares times by the second, and reads files again that are as new as the index. Nobody has touched the
-        # files since: as of now, only changes that come after this moment need a second look.
+        # git compares times by the second, and looks twice at files that are as new as the index. Nobody has touched
+        # the files since: as of now, only what changes in this second or later needs a second look.
         os.utime(self._admin / "index")
         content = (self._admin / "index").read_bytes()
         at_ns = (self._admin / "index").stat().st_mtime_ns
         head = {"commit": base, "folders": folders, "submodules": submodules, "at_ns": at_ns, "size": len(content)}
         self._known_file.parent.mkdir(exist_ok=True)
         write_whole(self._known_file, json.dumps(head).encode() + b"\n" + content)
+
+    def _remove_hidden(self, folders: dict[str, int], submodules: list[str]) -> None:
+        """What "git clean" does not see: FIFOs, sockets, devices, and folders that hold nothing else."""
+        known = {*folders, *submodules}
+        for name in folders:
+            with os.scandir(self._path / name) as entries:
+                odd = [
+                    entry.name
+                    for entry in entries
+                    if not entry.is_file(follow_symlinks=False)
+                    and not entry.is_symlink()
+                    and not (entry.is_dir(follow_symlinks=False) and f"{name}/{entry.name}".lstrip("/") in known)
+                ]
+            for entry_name in odd:
+                self._trash.take(self._path / name / entry_name)
 
     def _layout(self, base: str) -> tuple[dict[str, int], list[str]]:
         folders: list[str] = [""]

@@ -31,7 +31,7 @@ _NO_SUCH_REF = re.compile(r"couldn't find remote ref|not our ref")
 # What steers git, and what holders' commands leave in the common folder of all worktrees (gitrepository-layout). A
 # mirror needs none of it.
 _NOT_IN_A_MIRROR = (
-    "hooks", "info", "branches", "remotes", "logs", "rr-cache", "modules", "lost-found", "shallow", "commondir",
+    "hooks", "info", "branches", "remotes", "rr-cache", "modules", "lost-found", "shallow", "commondir",
     "gitdir", "config.worktree", "objects/info/alternates", "objects/info/http-alternates", "gc.pid", "gc.log",
     "FETCH_HEAD", "ORIG_HEAD", "MERGE_HEAD",
 )  # fmt: skip
@@ -237,6 +237,8 @@ class Mirror:
         still = strays & self._packed_refs().keys() if packed is not None else set[str]()
         if still:
             self.repository.run("update-ref", "--stdin", stdin="".join(f"delete {ref}\n" for ref in still).encode())
+        if not others:
+            self._trash.take(self.path / "logs")  # a stash is there too
         if strays:
             logger.warning("Removed from %s what holders had left: %s", self.path, ", ".join(sorted(strays)[:20]))
 
