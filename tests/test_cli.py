@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from necrocode import __version__
-from necrocode.agent_runner import Progress, RunnerResult
+from necrocode.agent_runner import ErrorDetails, LocalTaskRegistry, Progress, RunnerResult
 from necrocode.cli import main
 from necrocode.cli.run import ProgressDisplay
 from tests.support.http_server import Answer, serving
@@ -89,8 +89,8 @@ def test_a_delivered_task_is_summed_up_and_exits_0(bench: Bench, good_model: Any
     assert bench.run() == 0
     lines = bench.out.decode().splitlines()
     assert lines[0].startswith("done: task 1.1 of calc in ")
-    assert lines[1] == f"branch    {BRANCH} in {bench.repository}"
-    assert any(line.startswith("log       file:///") for line in lines)
+    assert lines[1] == f"branch     {BRANCH} in {bench.repository}"
+    assert any(line.startswith("log        file:///") for line in lines)
     steps = [line.split()[1] for line in bench.err.splitlines()]
     assert steps == ["prepare", "allocate", "generate", "apply", "test", "deliver", "upload", "report"]
     assert len(good_model.requests) == 1
@@ -262,6 +262,20 @@ def test_no_key_for_openai_exits_2_before_anything_is_done(bench: Bench) -> None
     assert "Set OPENAI_API_KEY" in bench.err
 
 
+@pytest.mark.parametrize("arguments", [["--json"], ["run", "--json"], ["run", "t.yaml", "--json", "--fast"]])
+def test_a_wrong_command_line_that_asks_for_json_gets_an_object(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    captured = capsys.readouterr()
+    said = json.loads(captured.out)
+    assert (said["success"], said["status"], said["error_details"]["type"]) == (False, "failed", "ConfigurationError")
+    assert set(said["error_details"]) == set(ErrorDetails.model_fields)
+    assert said["error"] in captured.err.replace(": error", "")
+
+
 @pytest.mark.parametrize("arguments", [[], ["run"], ["fly"], ["run", "t.yaml", "--fast"]])
 def test_a_wrong_command_line_exits_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -269,7 +283,31 @@ def test_a_wrong_command_line_exits_2(arguments: list[str]) -> None:
     assert caught.value.code == 2
 
 
+@pytest.mark.usefixtures("good_model")
+def test_a_checkout_that_cannot_be_used_exits_2(bench: Bench, tmp_path: Path) -> None:
+    for path in (tmp_path / "none", tmp_path):
+        assert bench.run("--json", repo_url=None, slot_path=str(path)) == 2
+        assert bench.result.error_details is not None
+        assert bench.result.error_details.type == "UnusableCheckoutError"
+    (bench.repository / "calc.py").write_text("work in progress")
+    assert bench.run(repo_url=None, slot_path=str(bench.repository)) == 2
+    assert "calc.py. Commit or stash them" in bench.err
+
+
 # --- exit code 3: something is not available
+
+
+@pytest.mark.usefixtures("good_model")
+def test_a_state_folder_that_cannot_be_used_exits_3(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NECROCODE_STATE_DIR", "/proc/none")
+    assert bench.run() == 3
+
+
+@pytest.mark.usefixtures("good_model")
+def test_a_repository_host_that_cannot_be_reached_exits_3(bench: Bench) -> None:
+    assert bench.run("--json", repo_url="https://127.0.0.1:1/x/y.git") == 3
+    assert bench.result.error_details is not None
+    assert bench.result.error_details.retryable
 
 
 def test_an_unreachable_model_exits_3(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -304,7 +342,7 @@ def test_an_unreachable_service_exits_3_and_no_answer_is_paid_for(
 # --- interruptions, in a process of its own
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_signals_end_the_run_in_order(bench: Bench, monkeypatch: pytest.MonkeyPatch, number: int, code: int) -> None:
     asked, release = threading.Event(), threading.Event()
 
@@ -344,7 +382,36 @@ def test_help_states_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert "143  ended by SIGTERM" in capsys.readouterr().out
 
 
+# --- streams of which the outcome must not depend
+
+
+@pytest.mark.usefixtures("good_model")
+@pytest.mark.parametrize(
+    "redirection",
+    ["2>/dev/full", "2>&-", ">/dev/full", ">&-", "2>&1 | head -1", "2> >(head -1 >/dev/null)"],
+)
+def test_a_closed_or_full_stream_changes_nothing_about_the_run(bench: Bench, redirection: str) -> None:
+    command = f"{sys.executable} -m necrocode run {bench.task_file()} --json {redirection}"
+    shell = ["bash", "-c", f"set -o pipefail; {command}; exit $?"]
+    done = subprocess.run(shell, capture_output=True, text=True, check=False, env=os.environ)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    assert git(bench.repository, "branch", "--list", BRANCH) != ""
+    with LocalTaskRegistry(f"sqlite:///{bench.folder / 'state' / 'registry.db'}") as registry:
+        assert registry.get_task("1.1").status == "done"
+    if redirection == ">/dev/full":
+        assert "cannot write the result: No space left on device" in done.stderr
+
+
 # --- progress
+
+
+@pytest.mark.usefixtures("good_model")
+def test_tests_that_fail_are_shown_as_failed(bench: Bench) -> None:
+    assert bench.run(test_commands=["echo broken; exit 3"]) == 1
+    (line,) = (line for line in bench.err.splitlines() if " test " in line)
+    assert line.startswith("  FAILED test ")
+    assert line.endswith("exited with 3: broken")
 
 
 class Terminal(io.StringIO):
@@ -368,3 +435,22 @@ def test_a_terminal_shows_the_step_under_way_and_then_its_outcome() -> None:
         "  ok     generate     1.50 s  ?? done\n  ....   test     ",
         "  FAILED test         0.10 s  broken\n",
     ]
+
+
+def test_the_display_passes_on_no_escapes_and_no_floods() -> None:
+    stream = io.StringIO()
+    ProgressDisplay(stream, is_silent=False).show(Progress("test", 0.1, "\x1b[2J\x1b]0;pwn\x07" + "x" * 1_000_000))
+    assert "\x1b" not in stream.getvalue()
+    assert "\\x1b[2J" in stream.getvalue()
+    assert len(stream.getvalue()) < 5000
+
+
+@pytest.mark.usefixtures("good_model")
+def test_what_the_tests_wrote_reaches_the_terminal_without_its_escapes(bench: Bench) -> None:
+    assert bench.run(test_commands=[r"printf '\033[2J\033]0;pwn\007 \302\233 \342\200\256end\n'; exit 1"]) == 1
+    assert "\\x1b[2J\\x1b]0;pwn\\x07" in bench.err
+    assert not set(bench.err + bench.out.decode()) & set("\x1b\x07\x9b\u202e")
+    assert bench.run("--json", test_commands=[r"printf '\033[2J\n'; exit 1"]) == 1
+    assert bench.result.test_result is not None
+    assert bench.result.test_result.commands[0].output == "\x1b[2J\n"
+    assert "\x1b" not in (bench.result.error or "")

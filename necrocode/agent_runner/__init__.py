@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.clients.artifact_store_local import (
         LocalArtifactStore,
     )
+    from necrocode.agent_runner.clients.artifact_store_s3 import (
+        S3ArtifactStore,
+    )
     from necrocode.agent_runner.clients.llm_openai import (
         LLMClient,
     )
@@ -67,10 +70,12 @@ if TYPE_CHECKING:
         SlotAllocationError,
         SlotNotFoundError,
         StaleLeaseError,
+        StorageFullError,
         TaskContextValidationError,
         TaskNotFoundError,
         TestExecutionError,
         TruncatedAnswerError,
+        UnusableCheckoutError,
         WorkspacePreparationError,
     )
     from necrocode.agent_runner.models import (
@@ -98,7 +103,11 @@ if TYPE_CHECKING:
         TaskRegistry,
     )
     from necrocode.agent_runner.records import (
+        ArtifactFilter,
+        ArtifactPage,
         ArtifactRecord,
+        ArtifactRecordPage,
+        DeletedArtifacts,
         EventRecord,
         PoolDefinition,
         PoolRecord,
@@ -106,7 +115,13 @@ if TYPE_CHECKING:
         PoolUse,
         SlotAllocation,
         SlotRecord,
+        StorageUsage,
+        StoredArtifact,
+        SweepReport,
         TaskRecord,
+        UploadedArtifact,
+        UsageShare,
+        VerifyReport,
     )
     from necrocode.agent_runner.run_record import (
         Progress,
@@ -116,8 +131,11 @@ if TYPE_CHECKING:
 _HOME_OF = {
     "AmbiguousTaskError": "errors",
     "Artifact": "models",
+    "ArtifactFilter": "records",
     "ArtifactNotFoundError": "errors",
+    "ArtifactPage": "records",
     "ArtifactRecord": "records",
+    "ArtifactRecordPage": "records",
     "ArtifactStore": "protocols",
     "ArtifactStoreClient": "clients.artifact_store_http",
     "ArtifactUploadError": "errors",
@@ -128,6 +146,7 @@ _HOME_OF = {
     "ConfigurationError": "errors",
     "ContentFilterError": "errors",
     "ContextOverflowError": "errors",
+    "DeletedArtifacts": "records",
     "EmptyAnswerError": "errors",
     "ErrorDetails": "models",
     "EventRecord": "records",
@@ -167,6 +186,7 @@ _HOME_OF = {
     "RunnerOrchestrator": "orchestrator",
     "RunnerResult": "models",
     "RunnerTimeoutError": "errors",
+    "S3ArtifactStore": "clients.artifact_store_s3",
     "Sandbox": "protocols",
     "ScriptedLLM": "clients.llm_scripted",
     "ServiceConnectionError": "errors",
@@ -176,6 +196,10 @@ _HOME_OF = {
     "SlotNotFoundError": "errors",
     "SlotRecord": "records",
     "StaleLeaseError": "errors",
+    "StorageFullError": "errors",
+    "StorageUsage": "records",
+    "StoredArtifact": "records",
+    "SweepReport": "records",
     "TaskContext": "models",
     "TaskContextValidationError": "errors",
     "TaskNotFoundError": "errors",
@@ -185,14 +209,21 @@ _HOME_OF = {
     "TestExecutionError": "errors",
     "TestResult": "models",
     "TruncatedAnswerError": "errors",
+    "UnusableCheckoutError": "errors",
+    "UploadedArtifact": "records",
+    "UsageShare": "records",
+    "VerifyReport": "records",
     "WorkspacePreparationError": "errors",
 }
 
 __all__ = [
     "AmbiguousTaskError",
     "Artifact",
+    "ArtifactFilter",
     "ArtifactNotFoundError",
+    "ArtifactPage",
     "ArtifactRecord",
+    "ArtifactRecordPage",
     "ArtifactStore",
     "ArtifactStoreClient",
     "ArtifactUploadError",
@@ -203,6 +234,7 @@ __all__ = [
     "ConfigurationError",
     "ContentFilterError",
     "ContextOverflowError",
+    "DeletedArtifacts",
     "EmptyAnswerError",
     "ErrorDetails",
     "EventRecord",
@@ -242,6 +274,7 @@ __all__ = [
     "RunnerOrchestrator",
     "RunnerResult",
     "RunnerTimeoutError",
+    "S3ArtifactStore",
     "Sandbox",
     "ScriptedLLM",
     "ServiceConnectionError",
@@ -251,6 +284,10 @@ __all__ = [
     "SlotNotFoundError",
     "SlotRecord",
     "StaleLeaseError",
+    "StorageFullError",
+    "StorageUsage",
+    "StoredArtifact",
+    "SweepReport",
     "TaskContext",
     "TaskContextValidationError",
     "TaskNotFoundError",
@@ -260,6 +297,10 @@ __all__ = [
     "TestExecutionError",
     "TestResult",
     "TruncatedAnswerError",
+    "UnusableCheckoutError",
+    "UploadedArtifact",
+    "UsageShare",
+    "VerifyReport",
     "WorkspacePreparationError",
 ]
 

@@ -7,6 +7,7 @@ in the environment of the network commands alone.
 
 from __future__ import annotations
 
+import configparser
 import os
 import secrets
 import stat
@@ -18,11 +19,18 @@ from typing import TYPE_CHECKING, Self
 
 from necrocode.agent_runner._process import kill_group
 from necrocode.agent_runner._redact import Redactor
-from necrocode.agent_runner.errors import RunnerError, RunnerTimeoutError, WorkspacePreparationError
+from necrocode.agent_runner.errors import (
+    RunnerError,
+    RunnerTimeoutError,
+    UnusableCheckoutError,
+    WorkspacePreparationError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
+
+    import git
 
     from necrocode.agent_runner._clock import Deadline
 
@@ -32,6 +40,8 @@ MODE_EXECUTABLE = "100755"
 MODE_SYMLINK = "120000"
 MODE_SUBMODULE = "160000"
 MODE_TREE = "40000"
+REMOTE_HEAD = "refs/necrocode/remote-head"
+"""In a pool's mirror: where the remote's default branch was at the last fetch."""
 
 # Variables of the caller that network commands need; all other inherited ones, every GIT_* among them, are dropped.
 _NETWORK_VARIABLES = (
@@ -62,7 +72,12 @@ _CONFIG = {
 }
 # A repository may belong to another user (a bind mount, a CI cache); its location was chosen by the operator.
 _GLOBAL_CONFIG = "[safe]\n\tdirectory = *\n"
+# git asks "Username for 'https://host': "; over plain http the token would go through the network in clear.
 _ASKPASS = """#!/bin/sh
+case "$1" in
+*"'https://"*) ;;
+*) exit 1 ;;
+esac
 case "$1" in
 Username*) printf '%s\\n' "x-access-token" ;;
 *) printf '%s\\n' "$NECROCODE_GIT_TOKEN" ;;
@@ -292,6 +307,13 @@ class Repository:
         """Move a detached HEAD, index and files to ``commit``."""
         self.run("reset", "--hard", "--quiet", commit, deadline=deadline)
 
+    def check_out(self, commit: str, *, deadline: Deadline | None = None) -> None:
+        """Move HEAD, detached, index and files to ``commit``; a file that git does not track, ignored or not, stays.
+
+        :class:`GitError` names the ones that are in the way; nothing has moved then.
+        """
+        self.run("checkout", "--quiet", "--no-overwrite-ignore", "--detach", commit, "--", deadline=deadline)
+
     def remove_untracked(self, *, deadline: Deadline | None = None) -> None:
         """Remove everything git does not track, ignored files and nested repositories included."""
         self.run("clean", "-ffdxq", deadline=deadline)
@@ -385,25 +407,37 @@ class Checkout:
 
 
 def open_checkout(path: Path) -> Checkout:
-    """Look at a checkout that the caller brings; :class:`WorkspacePreparationError` when it is none."""
+    """Look at a checkout that the caller brings; :class:`UnusableCheckoutError` when it is none."""
     import git  # noqa: PLC0415  100 ms, and only runs with a brought checkout need it
 
     try:
-        repository = git.Repo(path)
+        with git.Repo(path) as repository:
+            return _look_at(repository)
     except (git.InvalidGitRepositoryError, git.NoSuchPathError) as error:
-        problem = "is not the top of a git checkout" if path.is_dir() else "does not exist"
-        raise WorkspacePreparationError(
+        problem = "is not the top of a git checkout" if os.path.isdir(path) else "does not exist"  # noqa: PTH112  Path's raises over a long name
+        raise UnusableCheckoutError(
             f"The slot_path {path} {problem}.",
             hint="Name a git checkout, or give repo_url alone to have one made.",
         ) from error
-    with repository:
-        if repository.working_tree_dir is None:
-            raise WorkspacePreparationError(
-                f"The slot_path {path} is a bare repository.", hint="Give it as repo_url instead."
-            )
-        origin = next((remote.url for remote in repository.remotes if remote.name == "origin"), None)
-        branch = None if repository.head.is_detached else repository.head.ref.name
-        return Checkout(Path(repository.working_tree_dir), origin, branch)
+    except (configparser.Error, OSError, ValueError) as error:  # what GitPython lets out over files it cannot read
+        raise UnusableCheckoutError(
+            f"The slot_path {path} cannot be read as a git checkout: {_one_line(error)}.",
+            hint=f"try: git -C {path} status",
+        ) from error
+
+
+def _look_at(repository: git.Repo) -> Checkout:
+    if repository.working_tree_dir is None:
+        raise UnusableCheckoutError(
+            f"The slot_path {repository.git_dir} is a bare repository.", hint="Give it as repo_url instead."
+        )
+    origin = next((remote.url for remote in repository.remotes if remote.name == "origin"), None)
+    branch = None if repository.head.is_detached else repository.head.ref.name
+    return Checkout(Path(repository.working_tree_dir), origin, branch)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def _parse_tree(content: bytes, oid_size: int) -> dict[str, TreeEntry]:
@@ -434,7 +468,13 @@ def _fast_import_command(change: FileChange) -> bytes:
     return b"D %s\n" % quoted
 
 
+_ADVICE = ("Please ", "Aborting")
+
+
 def _last_words(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("hint:")]
-    telling = [line for line in lines if line.startswith(("fatal:", "error:", "!", "remote:"))]
-    return " / ".join((telling or lines)[-3:]) or "it said nothing"
+    telling = [number for number, line in enumerate(lines) if line.startswith(("fatal:", "error:", "!", "remote:"))]
+    kept = [lines[number] for number in telling[-3:]]
+    if telling and kept[-1].endswith(":"):  # what it announces follows: the files in the way of a checkout
+        kept += [line for line in lines[telling[-1] + 1 :] if not line.startswith(_ADVICE)][:3]
+    return " / ".join(kept or lines[-3:]) or "it said nothing"

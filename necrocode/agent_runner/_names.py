@@ -21,8 +21,19 @@ MAX_SLUG_CHARACTERS = 50
 
 # Code points that HFS+ ignores in names: ".g<U+200C>it" opens ".git" there (git's utf8.c, next_hfs_char).
 _HFS_IGNORED = re.compile("[\u200c-\u200f\u202a-\u202e\u206a-\u206f\ufeff]")
-_WINDOWS_DEVICE = re.compile(r"(?i)^(con|prn|aux|nul|com[1-9]|lpt[1-9])(\..*)?$")
-_GIT_SHORT_NAME = re.compile(r"(?i)^git~[0-9]+$")  # the 8.3 alias of ".git" on NTFS
+# As git's compat/mingw.c, is_valid_win32_path, has it: spaces before the dot do not count; superscripts do.
+_WINDOWS_DEVICE = re.compile(r"(?i)^(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$|clock\$) *(\..*)?$")
+_WINDOWS_FORBIDDEN = re.compile(r'[<>:"|?*]')
+# git's own files, and the 8.3 aliases that NTFS gives them: the first six letters, or from the fifth file of that
+# beginning on a hash (git's path.c, is_ntfs_dot_generic; the hashes are from its callers).
+_GIT_FILES = {"gitmodules": "gi7eba", "gitattributes": "gi7d29", "gitignore": "gi250a", "mailmap": "maba30"}
+_GIT_FILE_ALIAS = re.compile(
+    "|".join(
+        [rf"{name[:6]}~[1-4]" for name in _GIT_FILES]
+        + [rf"{start[:kept]}~[1-9][0-9]{{{6 - kept}}}" for start in _GIT_FILES.values() for kept in range(7)]
+    )
+)
+_GIT_SHORT_NAME = re.compile(r"^git~[0-9]+$")  # the 8.3 alias of ".git" on NTFS
 _TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SPEC_NAME = re.compile(r"[^\W_][\w.-]{0,127}")
 _BRANCH_FORBIDDEN = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//")
@@ -66,9 +77,12 @@ def check_repository_url(url: str) -> str:
     """A URL or local path that git may be given: no option, no helper transport, no password in it."""
     if not url or url.startswith("-") or has_control_character(url):
         raise ValueError("a repository URL may not be empty, start with '-' or hold control characters")
+    if len(url.encode(errors="replace")) > MAX_PATH_BYTES:
+        raise ValueError(f"a repository URL may have at most {MAX_PATH_BYTES} bytes")
     if "::" in url.split("/", 1)[0]:
         raise ValueError(f"{url.split('::', 1)[0]}:: is a remote helper, which could run any command")
     if "://" not in url:
+        _check_lengths(url)
         return url
     parts = urlsplit(url)
     if parts.scheme not in {"https", "http", "ssh", "git", "file"}:
@@ -84,10 +98,18 @@ def expand_home(path: Path) -> Path:
     """The path with a leading ``~`` or ``~user`` replaced by the home folder that it means."""
     if "\0" in str(path):
         raise ValueError("a path may not hold a NUL character")
+    _check_lengths(str(path))
     try:
         return path.expanduser()
     except RuntimeError:
         raise ValueError(f"there is no home folder {path.parts[0]!r}") from None
+
+
+def _check_lengths(path: str) -> None:
+    """Refuse a path that no system call takes; it would fail somewhere else, over another text."""
+    encoded = path.encode(errors="surrogateescape")
+    if len(encoded) > MAX_PATH_BYTES or any(len(part) > MAX_COMPONENT_BYTES for part in encoded.split(b"/")):
+        raise ValueError(f"a path may have at most {MAX_PATH_BYTES} bytes, and each part of it {MAX_COMPONENT_BYTES}")
 
 
 def check_change_path(path: str) -> str:
@@ -119,15 +141,29 @@ def _check_component(component: str, shown: str) -> None:
         raise ValueError(f"{shown} has a part longer than {MAX_COMPONENT_BYTES} bytes")
     if _is_git_directory(component):
         raise ValueError(f"{shown} would reach into git's own directory")
-    if component.endswith((" ", ".")) or ":" in component or _WINDOWS_DEVICE.match(component):
-        raise ValueError(f"{shown} has a part that some file systems read as something else")
+    if component.endswith((" ", ".")) or _WINDOWS_FORBIDDEN.search(component) or _WINDOWS_DEVICE.match(component):
+        raise ValueError(f"{shown} has a part that some file systems cannot hold or read as something else")
+    if _is_git_file_in_disguise(component):
+        raise ValueError(f"{shown} has a part that some file systems read as one of git's own files")
 
 
 def _is_git_directory(component: str) -> bool:
     """Whether any of Linux, macOS (HFS+) or Windows (NTFS) would open ``.git`` under this name."""
-    folded = _HFS_IGNORED.sub("", unicodedata.normalize("NFKC", component)).casefold()
-    plain = folded.split(":", 1)[0].rstrip(" .")
+    plain = _as_opened(component)
     return plain == ".git" or _GIT_SHORT_NAME.match(plain) is not None
+
+
+def _is_git_file_in_disguise(component: str) -> bool:
+    """Whether any of them would open ``.gitmodules`` or its like under this name, though it is another one."""
+    plain = _as_opened(component)
+    is_other = component.casefold() != plain
+    return _GIT_FILE_ALIAS.fullmatch(plain) is not None or (is_other and plain.removeprefix(".") in _GIT_FILES)
+
+
+def _as_opened(component: str) -> str:
+    """The name that a file system may make of a name."""
+    folded = _HFS_IGNORED.sub("", unicodedata.normalize("NFKC", component)).casefold()
+    return folded.split(":", 1)[0].rstrip(" .")
 
 
 def slug(text: str, *, fallback: str = "task", max_bytes: int = MAX_COMPONENT_BYTES) -> str:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
+import reprlib
+from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, field_validator
 
+from necrocode.agent_runner._text import is_writable
 from necrocode.agent_runner.errors import ConfigurationError, RunnerError
 
 if TYPE_CHECKING:
@@ -19,6 +24,12 @@ if TYPE_CHECKING:
 
 _LONGEST_SHOWN_VALUE = 60
 _URL_WITH_USER = re.compile(r"://[^/]*@")
+_MAX_DEPTH = 64
+_MAX_VALUES = 100_000
+_MAX_CHARACTERS = 1_000_000
+_HALF_A_CHARACTER = "holds half a character (a lone surrogate, such as \\ud800)"
+_bounded_repr = reprlib.Repr()
+_bounded_repr.maxstring = _bounded_repr.maxother = _bounded_repr.maxlong = _LONGEST_SHOWN_VALUE * 2
 
 
 class StrictModel(BaseModel):
@@ -38,6 +49,16 @@ class StrictModel(BaseModel):
         except ValidationError as error:
             problems = "; ".join(self._explain(detail) for detail in error.errors(include_url=False))
             raise self.error_type(f"Invalid {self.what}: {problems}.") from None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_half_characters(cls, value: object) -> object:
+        """Text that UTF-8 cannot hold could be taken in, but never be stored or sent."""
+        held = [*value, *value.values()] if isinstance(value, Mapping) else value
+        texts = held if isinstance(held, (list, tuple)) else [held]
+        if not all(is_writable(str(text)) for text in texts if isinstance(text, (str, PurePath))):
+            raise ValueError(_HALF_A_CHARACTER)
+        return value
 
     @classmethod
     def known_keys(cls) -> list[str]:
@@ -70,10 +91,42 @@ class StrictModel(BaseModel):
 
     @classmethod
     def _shown(cls, detail: ErrorDetails) -> str:
-        value = repr(detail["input"])
+        try:
+            value = _bounded_repr.repr(detail["input"])
+        except ValueError:  # a whole number of more digits than Python writes out
+            return ""
         is_secret = cls.secret_fields.intersection(map(str, detail["loc"])) or _URL_WITH_USER.search(value)
         hidden = len(value) > _LONGEST_SHOWN_VALUE or is_secret
         return "" if hidden else f" (got {value})"
+
+
+def _check_json(value: dict[str, Any]) -> dict[str, Any]:
+    """A mapping that JSON can hold, within bounds; what stands in it twice counts twice, as it will in JSON."""
+    waiting: list[tuple[object, int]] = [(value, 1)]
+    count = characters = 0
+    while waiting:
+        one, depth = waiting.pop()
+        if isinstance(one, str):
+            characters += len(one)
+            if not is_writable(one):
+                raise ValueError(_HALF_A_CHARACTER)
+        elif isinstance(one, (dict, list, tuple)):
+            inside = [*one, *one.values()] if isinstance(one, dict) else one
+            if depth > _MAX_DEPTH:
+                raise ValueError(f"is nested more than {_MAX_DEPTH} deep")
+            count += len(inside)
+            waiting += [(item, depth + 1) for item in inside] if count <= _MAX_VALUES else []
+        if count > _MAX_VALUES or characters > _MAX_CHARACTERS:
+            raise ValueError(f"holds more than {_MAX_VALUES} values or {_MAX_CHARACTERS} characters")
+    try:
+        json.dumps(value, default=str, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"must be what JSON can hold ({error})") from error
+    return value
+
+
+JsonObject = Annotated[dict[str, Any], AfterValidator(_check_json)]
+"""A mapping that JSON can hold: at most 64 deep, 100 000 values, a million characters."""
 
 
 class Value(BaseModel):
@@ -100,7 +153,36 @@ def _unique_key_loader() -> type[yaml.SafeLoader]:
                 seen.add(key)
             return super().construct_mapping(node, deep)
 
+        def get_single_node(self) -> yaml.Node | None:
+            """The document, refused when its aliases stand for more than a person would write."""
+            node: yaml.Node | None = super().get_single_node()
+            if node is not None:
+                written: dict[int, int] = {}
+                if _expanded_size(node, written) > max(_MAX_VALUES, len(written)):
+                    problem = f"its aliases stand for more than {_MAX_VALUES} values"
+                    raise yaml.composer.ComposerError(None, None, problem, node.start_mark)
+            return node
+
+        def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: FBT001, FBT002, ANN401  PyYAML's
+            """The value of a node; PyYAML itself fails in many ways over a text that is not what its tag says."""
+            try:
+                return super().construct_object(node, deep)
+            except (LookupError, AttributeError, ValueError, TypeError) as error:
+                kind = node.tag.rsplit(":", 1)[-1]
+                problem = f"a value is not the {kind} that it should be ({error})"
+                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
+
     return UniqueKeyLoader
+
+
+def _expanded_size(node: yaml.Node, written: dict[int, int]) -> int:
+    """How many nodes a node stands for, aliases followed; ``written`` gets those of each node that is there."""
+    if id(node) not in written:
+        written[id(node)] = _MAX_VALUES + 1  # what an alias inside of the node itself stands for
+        inside = node.value if not isinstance(node.value, str) else []
+        parts = [part for item in inside for part in (item if isinstance(item, tuple) else (item,))]
+        written[id(node)] = 1 + sum(_expanded_size(part, written) for part in parts)
+    return written[id(node)]
 
 
 def read_yaml_mapping(path: Path, *, what: str, error_type: type[RunnerError]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import string
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -15,6 +16,7 @@ from necrocode.agent_runner._strict import StrictModel, read_yaml_mapping
 from necrocode.agent_runner.errors import ConfigurationError
 
 DEFAULT_MODEL = "gpt-4.1"
+_EMBEDDED_URLS = ("sqlite:///", "postgresql://", "postgres://", "file:///", "s3://")
 _VARIABLES = {
     "TASK_REGISTRY_URL": "task_registry_url",
     "REPO_POOL_URL": "repo_pool_url",
@@ -23,6 +25,18 @@ _VARIABLES = {
     "NECROCODE_SERVICE_TOKEN": "service_token",
     "NECROCODE_STATE_DIR": "state_dir",
 }
+
+
+_MESSAGE_FIELDS = {"task_id", "spec_name", "title", "description", "run_id"}
+
+
+def _default_state_dir() -> Path:
+    try:
+        return Path.home() / ".necrocode"
+    except RuntimeError:
+        raise ConfigurationError(
+            "There is no home folder to keep state in.", hint="Set state_dir, or the variable NECROCODE_STATE_DIR."
+        ) from None
 
 
 class LLMConfig(StrictModel):
@@ -75,7 +89,7 @@ class LLMConfig(StrictModel):
     @field_validator("api_key")
     @classmethod
     def _check_api_key(cls, value: SecretStr | None) -> SecretStr | None:
-        return _token(value)
+        return checked_token(value)
 
 
 class RunnerConfig(StrictModel):
@@ -87,11 +101,17 @@ class RunnerConfig(StrictModel):
     execution_mode: Literal["local-process"] = "local-process"
     """Where a run happens. ``local-process``: in this process."""
     task_registry_url: str | None = None
-    """``http(s)://`` a Task Registry service, ``sqlite:///path`` an embedded one. None: embedded in ``state_dir``."""
+    """``http(s)://`` a Task Registry service, ``sqlite:///path`` or ``postgresql://user@host/database`` a database.
+
+    None: SQLite in ``state_dir``.
+    """
     repo_pool_url: str | None = None
     """``http(s)://`` a Repo Pool Manager service, ``file:///path`` an embedded one. None: embedded in ``state_dir``."""
     artifact_store_url: str | None = None
-    """``http(s)://`` an Artifact Store service, ``file:///path`` a folder. None: embedded in ``state_dir``."""
+    """``http(s)://`` an Artifact Store service, ``file:///path`` a folder, ``s3://bucket/prefix`` a bucket.
+
+    None: embedded in ``state_dir``.
+    """
     llm_config: LLMConfig = Field(default_factory=LLMConfig, validation_alias="llm")
     """Which model to ask; ``llm`` in YAML."""
     llm_api_key_env_var: str = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
@@ -104,7 +124,7 @@ class RunnerConfig(StrictModel):
     """Further tries of a service call after a connection error, 408, 425, 429 or 5xx. 0: none."""
     request_timeout_seconds: float = Field(default=30.0, gt=0, allow_inf_nan=False)
     """How long one service call may wait for an answer."""
-    state_dir: Path = Field(default_factory=lambda: Path.home() / ".necrocode")
+    state_dir: Path = Field(default_factory=_default_state_dir)
     """Where embedded services and run-time files live."""
     runner_id: str | None = Field(default=None, min_length=1, max_length=200)
     """This runner's name in registry and pool. None: host name, process id and a random part."""
@@ -136,25 +156,37 @@ class RunnerConfig(StrictModel):
     @field_validator("task_registry_url", "repo_pool_url", "artifact_store_url")
     @classmethod
     def _check_url(cls, value: str | None) -> str | None:
-        if value is None or value.startswith(("sqlite:///", "file:///")):
+        if value is None or value.startswith(_EMBEDDED_URLS):
             return value
         return _http_url(value)
 
     @field_validator("git_token", "service_token")
     @classmethod
     def _check_token(cls, value: SecretStr | None) -> SecretStr | None:
-        return _token(value)
+        return checked_token(value)
 
     @field_validator("commit_message")
     @classmethod
     def _check_commit_message(cls, value: str) -> str:
-        try:
-            value.format(task_id="", spec_name="", title="", description="", run_id="")
-        except (KeyError, IndexError, ValueError, AttributeError) as error:
-            raise ValueError(
-                "may only use {task_id}, {spec_name}, {title}, {description} and {run_id}"
-                f" ({type(error).__name__}: {error})"
-            ) from error
+        for _, name, form, conversion in string.Formatter().parse(value):
+            if name is not None and (name not in _MESSAGE_FIELDS or form or conversion):
+                raise ValueError(
+                    "may only use {task_id}, {spec_name}, {title}, {description} and {run_id}, each plainly so"
+                )
+        return value
+
+    @field_validator("test_environment")
+    @classmethod
+    def _check_test_environment(cls, value: dict[str, str]) -> dict[str, str]:
+        if any(not name or "=" in name or "\0" in name + text for name, text in value.items()):
+            raise ValueError("names must not be empty or hold '=', and neither names nor values a NUL")
+        return value
+
+    @field_validator("state_dir", mode="before")
+    @classmethod
+    def _refuse_empty_state_dir(cls, value: object) -> object:
+        if value == "":
+            raise ValueError("must name a folder")
         return value
 
     @field_validator("state_dir")
@@ -219,9 +251,9 @@ def _mapping(llm: object) -> dict[str, Any]:
     return dict(llm)
 
 
-def _token(value: SecretStr | None) -> SecretStr | None:
+def checked_token(value: SecretStr | str | None) -> SecretStr | None:
     """A key or token that an HTTP header can hold; None for an empty one, as ``os.getenv(name, "")`` gives."""
-    text = value.get_secret_value().strip() if value is not None else ""
+    text = (value.get_secret_value() if isinstance(value, SecretStr) else value or "").strip()
     if not text.isascii() or not text.isprintable() or " " in text:
         raise ValueError("must be one word of printable ASCII")
     return SecretStr(text) if text else None

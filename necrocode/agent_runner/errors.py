@@ -6,7 +6,8 @@
     ├── ConfigurationError (ValueError)        a setting is wrong: fix the configuration
     ├── TaskContextValidationError (ValueError) the task itself is wrong: fix the task
     ├── WorkspacePreparationError              the checkout could not be made ready
-    │   └── RepositoryNotFoundError            there is no such repository or base ref
+    │   ├── RepositoryNotFoundError            there is no such repository or base ref
+    │   └── UnusableCheckoutError              the checkout that the task brings is none, or not clean
     ├── SlotAllocationError                    no workspace slot is free
     ├── ImplementationError                    the model's answer cannot become a change
     │   ├── MalformedAnswerError               the answer holds no readable change set
@@ -19,6 +20,7 @@
     ├── TestExecutionError                     the tests could not be started (failing tests are a result)
     ├── PushError                              the branch was not delivered
     ├── ArtifactUploadError                    an artifact was not stored
+    │   └── StorageFullError                   the disk is full, or the store's quota is used up
     ├── RunnerTimeoutError (TimeoutError)      the task's time is used up
     ├── AuthenticationError                    a key or token was refused
     ├── ServiceError                           a service or the model's endpoint answered with an error
@@ -63,7 +65,8 @@ class RunnerError(Exception):
         status_code: int | None = None,
         retryable: bool | None = None,
     ) -> None:
-        super().__init__(f"{message} {hint}" if hint else message)
+        stop = "" if message.endswith((".", "?", "!", ":")) or (hint or "").startswith("(") else "."
+        super().__init__(f"{message}{stop} {hint}" if hint else message)
         self.hint = hint
         self.step = step
         self.status_code = status_code
@@ -84,6 +87,10 @@ class WorkspacePreparationError(RunnerError):
 
 class RepositoryNotFoundError(WorkspacePreparationError):
     """The task names a repository, branch or commit that does not exist."""
+
+
+class UnusableCheckoutError(WorkspacePreparationError):
+    """The ``slot_path`` that the task brings is no checkout, or has uncommitted changes: mend it, or name another."""
 
 
 class SlotAllocationError(RunnerError):
@@ -136,6 +143,10 @@ class PushError(RunnerError):
 
 class ArtifactUploadError(RunnerError):
     """An artifact was not stored."""
+
+
+class StorageFullError(ArtifactUploadError):
+    """There is no room for the artifact: the disk is full, or the store's quota is used up. Nothing was stored."""
 
 
 class RunnerTimeoutError(RunnerError, TimeoutError):

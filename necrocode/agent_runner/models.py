@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from pathlib import Path
 from types import EllipsisType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from necrocode.agent_runner import _names
-from necrocode.agent_runner._strict import StrictModel, Value, read_yaml_mapping
+from necrocode.agent_runner._strict import JsonObject, StrictModel, Value, read_yaml_mapping
+from necrocode.agent_runner._text import shown, writable
 from necrocode.agent_runner.errors import RunnerError, TaskContextValidationError
 
 RESULT_SCHEMA_VERSION = 1
 DEFAULT_TASK_TIMEOUT_SECONDS = 1800.0
+_LONGEST_MODEL_NAME = 200
+_LONGEST_EXPLANATION = 4000
 
 
 def _without_placeholders(value: object) -> object:
@@ -33,6 +35,12 @@ if TYPE_CHECKING:  # for type checkers: a list is as welcome as the tuple that i
     TextList = Sequence[str]
 else:
     TextList = Annotated[tuple[str, ...], BeforeValidator(_without_placeholders)]
+
+
+# What models say of themselves ends up in results, in logs and on terminals.
+Writable = Annotated[str, AfterValidator(writable)]
+ModelName = Annotated[str, AfterValidator(lambda text: shown(text, _LONGEST_MODEL_NAME))]
+Explanation = Annotated[str, AfterValidator(lambda text: shown(text, _LONGEST_EXPLANATION))]
 
 
 def checked_related_files(paths: tuple[str, ...]) -> tuple[str, ...]:
@@ -80,7 +88,7 @@ class TaskContext(StrictModel):
     repo_url: str | None = None
     """The repository to work on: an https, ssh or file URL, or a local path. Needed where no ``slot_path`` is given."""
     base_ref: str | None = None
-    """Branch, tag or full commit id to start from. None: the repository's default branch (its HEAD)."""
+    """Branch, tag or full commit id to start from. None: the default branch, or the HEAD of ``slot_path``."""
     test_commands: TextList = ()
     """Shell commands, run in order at the top of a throw-away copy of the checkout; exit code 0 means passed."""
     fail_fast: bool = True
@@ -93,8 +101,8 @@ class TaskContext(StrictModel):
     """Paths in the repository that the model must be shown."""
     playbook_path: Path | None = None
     """A YAML file with instructions and test commands that many tasks share; see ``docs/playbooks.md``."""
-    metadata: dict[str, Any] = Field(default_factory=dict)
-    """Anything JSON can hold; recorded in the registry with the task."""
+    metadata: JsonObject = Field(default_factory=dict)
+    """Anything JSON can hold, at most 64 deep and a million characters; recorded in the registry with the task."""
 
     @field_validator("task_id")
     @classmethod
@@ -135,15 +143,6 @@ class TaskContext(StrictModel):
     def _check_path(cls, value: Path | None) -> Path | None:
         return None if value is None else _names.expand_home(value)
 
-    @field_validator("metadata")
-    @classmethod
-    def _check_metadata(cls, value: dict[str, Any]) -> dict[str, Any]:
-        try:
-            json.dumps(value, default=str, allow_nan=False)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"must be what JSON can hold ({error})") from error
-        return value
-
     @field_validator("related_files")
     @classmethod
     def _check_related_files(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -181,7 +180,10 @@ class TaskContext(StrictModel):
                 data[key] = file.parent / data[key]
         url = data.get("repo_url")
         if isinstance(url, str) and url.startswith("."):
-            data["repo_url"] = str((file.parent / url).resolve())
+            try:
+                data["repo_url"] = str((file.parent / url).resolve())
+            except ValueError as error:  # a NUL, or a name that the file system's encoding cannot say
+                raise TaskContextValidationError(f"Invalid task: repo_url: {error}.") from error
         return cls(**data)
 
 
@@ -202,8 +204,8 @@ class LLMResponse(Value):
     """A model's answer, read as a change set."""
 
     code_changes: tuple[CodeChange, ...]
-    explanation: str = ""
-    model: str = ""
+    explanation: Explanation = ""
+    model: ModelName = ""
     """The model that answered, as the endpoint names it."""
     edit_format: str = ""
     """The format the answer came in: ``json`` or ``files``."""
@@ -211,7 +213,7 @@ class LLMResponse(Value):
     completion_tokens: int = 0
     tokens_used: int = 0
     """Prompt and completion together, as the endpoint counted them; 0 where it does not say."""
-    request_id: str | None = None
+    request_id: Writable | None = None
 
 
 class CommandResult(Value):
@@ -328,10 +330,10 @@ class Message(Value):
 class ModelAnswer(Value):
     """One whole answer of a model, as text: never a truncated, refused or empty one."""
 
-    text: str
-    model: str
+    text: Writable
+    model: Writable
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    request_id: str | None = None
+    request_id: Writable | None = None
     asked_format: str = "text"
     """What was asked of the endpoint: ``json_schema``, ``json_object`` or ``text``."""

@@ -25,7 +25,7 @@ class RunnerOrchestrator:
     """Runs tasks: one per call of :meth:`run`; several threads may call it at once.
 
     Services that are not passed in are made from ``config`` (None: embedded defaults) at the first run.
-    ``on_progress`` is told when a step begins and when it ends; it must not raise.
+    ``on_progress`` is told when a step begins and when it ends; one that raises is not told again.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class RunnerOrchestrator:
     @staticmethod
     def _run_steps(run: TaskRun) -> None:
         """The steps, in order, and the one way out: whatever happens, outputs are stored and the end is reported."""
-        run.prepare()
         try:
+            run.prepare()
             with run.allocate() as workspace:
                 response = run.generate(workspace)
                 run.apply(workspace, response)
@@ -87,5 +87,4 @@ class RunnerOrchestrator:
             run.record.stop(error)
             raise
         finally:
-            run.upload()
-            run.report()
+            run.finish()

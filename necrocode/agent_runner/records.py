@@ -6,10 +6,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AwareDatetime, Field, field_validator
 
 from necrocode.agent_runner import _names
-from necrocode.agent_runner._strict import StrictModel, Value
+from necrocode.agent_runner._strict import JsonObject, StrictModel, Value
+from necrocode.agent_runner._text import is_writable
 from necrocode.agent_runner.errors import ConfigurationError, RunnerError, TaskContextValidationError
 
 SlotState = Literal["warming", "available", "allocated", "cleaning", "quarantined"]
@@ -28,6 +29,13 @@ class SlotAllocation(Value):
     """Grows with every allocation of the slot; a write with an older one is refused."""
     lease_token: str | None = None
     expires_at: datetime | None = None
+
+    @field_validator("slot_id", "slot_path", "repo_url", "base_commit", "lease_token", mode="before")
+    @classmethod
+    def _check_text(cls, value: object) -> object:
+        if isinstance(value, str) and ("\0" in value or not is_writable(value)):
+            raise ValueError("holds a NUL or half a character")
+        return value
 
 
 class SlotRecord(Value):
@@ -131,8 +139,17 @@ class TaskRecord(Value):
     dependencies: tuple[str, ...] = ()
     required_skill: str | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
+    priority: int = 0
+    """Among tasks that are ready, the higher one is claimed first."""
     attempt: int = 0
     """How often the task has gone to ``running``."""
+    epoch: int = 0
+    """How often it has been claimed, or put back by an operator; a write that carries an older one is refused."""
+    lease_holder: str | None = None
+    """The runner that has claimed it. None: nobody, or a runner that works without a lease."""
+    lease_expires_at: datetime | None = None
+    cancel_requested: bool = False
+    """Whether somebody asked the runner to stop."""
     created_at: datetime | None = None
     updated_at: datetime | None = None
 
@@ -160,6 +177,111 @@ class ArtifactRecord(Value):
     created_at: datetime | None = None
 
 
+class UploadedArtifact(Value):
+    """An artifact that the artifact store has taken. Size and hash are of the bytes as they were given."""
+
+    uri: str
+    artifact_id: str
+    """One path segment; the artifact's name in calls, as good as its URI."""
+    sha256: str
+    size_bytes: int
+
+
+class StoredArtifact(UploadedArtifact):
+    """One artifact as the artifact store holds it."""
+
+    type: str
+    spec_name: str | None = None
+    task_id: str | None = None
+    run_id: str | None = None
+    stored_bytes: int
+    """What it takes up in the store, which is less where it is compressed."""
+    encoding: Literal["gzip"] | None = None
+    """How it is kept; it is always served as it was given."""
+    tags: tuple[str, ...] = ()
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    created_at: datetime
+
+
+class ArtifactPage(Value):
+    """Some of the artifacts that a search found."""
+
+    items: tuple[StoredArtifact, ...]
+    next_cursor: str | None = None
+    """Where the next page begins; None: this is the last."""
+
+
+class ArtifactFilter(StrictModel):
+    """Which artifacts are meant: those that fit everything that is given. With nothing given, all."""
+
+    what: ClassVar[str] = "artifact filter"
+
+    spec_name: str | None = None
+    task_id: str | None = None
+    run_id: str | None = None
+    type: str | None = None
+    tag: str | None = None
+    since: AwareDatetime | None = None
+    """Stored at this moment or later."""
+    until: AwareDatetime | None = None
+    """Stored before this moment."""
+
+    def fits(self, artifact: StoredArtifact) -> bool:
+        """Whether an artifact is meant."""
+        wanted = (self.spec_name, self.task_id, self.run_id, self.type)
+        found = (artifact.spec_name, artifact.task_id, artifact.run_id, artifact.type)
+        return (
+            all(one is None or one == other for one, other in zip(wanted, found, strict=True))
+            and (self.tag is None or self.tag in artifact.tags)
+            and (self.since is None or self.since <= artifact.created_at)
+            and (self.until is None or artifact.created_at < self.until)
+        )
+
+
+class DeletedArtifacts(Value):
+    """What a deletion did."""
+
+    deleted: int
+    freed_bytes: int
+    """Of storage; less than their sizes where they were compressed."""
+
+
+class UsageShare(Value):
+    """What some of the artifacts come to."""
+
+    count: int = 0
+    size_bytes: int = 0
+    stored_bytes: int = 0
+
+
+class StorageUsage(UsageShare):
+    """What all artifacts come to, by spec (``""``: without one) and by type."""
+
+    quota_bytes: int | None = None
+    """The most that may be stored. None: no limit."""
+    by_spec: dict[str, UsageShare] = Field(default_factory=dict)
+    by_type: dict[str, UsageShare] = Field(default_factory=dict)
+
+
+class SweepReport(DeletedArtifacts):
+    """What a retention sweep did; ``leftovers`` counts pieces of uploads that never came to an end."""
+
+    leftovers: int = 0
+
+
+class VerifyReport(Value):
+    """What re-hashing found. The lists name artifacts by id, and orphans by their place in the store."""
+
+    checked: int
+    checked_bytes: int
+    damaged: tuple[str, ...] = ()
+    """Their bytes, or what is written of them, are not what was stored."""
+    missing: tuple[str, ...] = ()
+    """They are described, but their bytes are gone."""
+    orphans: tuple[str, ...] = ()
+    """Bytes that nothing describes: leftovers of uploads that died, or artifacts whose description is lost."""
+
+
 class TaskDefinition(StrictModel):
     """A task as it is put into a registry."""
 
@@ -175,7 +297,7 @@ class TaskDefinition(StrictModel):
     required_skill: str | None = Field(default=None, min_length=1, max_length=200)
     priority: int = Field(default=0, ge=-1_000_000, le=1_000_000)
     """Among tasks that are ready, the higher one is claimed first."""
-    metadata: dict[str, Any] = Field(default_factory=dict)
+    metadata: JsonObject = Field(default_factory=dict)
 
     @field_validator("task_id")
     @classmethod
@@ -197,7 +319,7 @@ class TaskSet(StrictModel):
     spec_name: str
     description: str = Field(default="", max_length=200_000)
     tasks: tuple[TaskDefinition, ...] = Field(max_length=100_000)
-    metadata: dict[str, Any] = Field(default_factory=dict)
+    metadata: JsonObject = Field(default_factory=dict)
 
     @field_validator("spec_name")
     @classmethod
@@ -214,3 +336,42 @@ class TaskLease(Value):
     expires_at: datetime
     cancel_requested: bool = False
     """Whether somebody asked the runner to stop."""
+
+
+class ClaimedTask(TaskRecord):
+    """A task, and the hold on it that the claim gave."""
+
+    lease: TaskLease
+
+
+class TaskSetRecord(Value):
+    """A spec as the registry holds it; ``tasks`` in the order in which they were made."""
+
+    spec_name: str
+    description: str = ""
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    tasks: tuple[TaskRecord, ...] = ()
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+
+
+class TaskPage(Value):
+    """A part of a search's result."""
+
+    items: tuple[TaskRecord, ...]
+    next_cursor: str | None = None
+    """Where the next part begins; None: this was the last."""
+
+
+class EventPage(Value):
+    """A part of the events; see :class:`TaskPage`."""
+
+    items: tuple[EventRecord, ...]
+    next_cursor: str | None = None
+
+
+class ArtifactRecordPage(Value):
+    """A part of a task's artifact records; see :class:`TaskPage`."""
+
+    items: tuple[ArtifactRecord, ...]
+    next_cursor: str | None = None

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import secrets
+import traceback
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from necrocode.agent_runner._redact import Redactor
+from necrocode.agent_runner._text import shown
 from necrocode.agent_runner.errors import InternalError, RunnerError
 from necrocode.agent_runner.models import ErrorDetails, RunnerResult
 
@@ -65,6 +67,10 @@ class RunRecord:
     status: Status = "failed"
     detail: str = ""
     """What the step under way has to show for itself."""
+    step_failure: str | None = None
+    """What made the step under way, or the last one, end badly; a step may set it and go on."""
+    _failed_step: str | None = None
+    _is_display_broken: bool = False
     _log: list[str] = field(default_factory=list)
     _failure: Exception | None = None
 
@@ -77,36 +83,55 @@ class RunRecord:
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Time a step, show it, and put its name on an error that comes out of it."""
-        self.on_progress(Progress(name))
+        self._show(Progress(name))
         started = self.clock.monotonic()
         self.detail = ""
-        failure: str | None = None
+        self.step_failure = None
         try:
             yield
         except RunnerError as error:
             error.step = error.step or name
-            failure = self.redact(str(error))
+            self.step_failure = self._shown(str(error))
             raise
-        except BaseException as error:
-            failure = type(error).__name__
+        except Exception as error:
+            self._failed_step = self._failed_step or name
+            self.step_failure = type(error).__name__
+            raise
+        except BaseException:
+            self.step_failure = "interrupted"
             raise
         finally:
             seconds = self.clock.monotonic() - started
             self.timings[name] = self.timings.get(name, 0.0) + seconds
-            outcome = f"failed: {failure}" if failure else self.detail or "done"
-            self.log(f"{name} ({seconds:.3f} s) {outcome}")
-            self.on_progress(Progress(name, seconds, failure, self.detail))
+            failure = None if self.step_failure is None else self._shown(self.step_failure)
+            detail = self._shown(self.detail)
+            self.log(f"{name} ({seconds:.3f} s) {f'failed: {failure}' if failure else detail or 'done'}")
+            self._show(Progress(name, seconds, failure, detail))
+
+    def _show(self, progress: Progress) -> None:
+        """Tell the caller's display; whatever happens to it, the run goes on."""
+        if self._is_display_broken:
+            return
+        try:
+            self.on_progress(progress)
+        except Exception as error:  # noqa: BLE001  the caller's code, and only a display
+            self._is_display_broken = True
+            self.warn(f"The progress display failed and was left out from then on: {type(error).__name__}: {error}")
 
     def log(self, line: str) -> None:
         """Add a line to the run's log, secrets masked."""
-        text = self.redact(line)
+        text = self._shown(line)
         self._log.append(f"{self.clock.now():%Y-%m-%dT%H:%M:%S.%f}Z {text}")
         logger.info("%s", text)
 
     def warn(self, text: str) -> None:
         """Note trouble that does not make the run fail."""
-        self.warnings.append(self.redact(text))
+        self.warnings.append(self._shown(text))
         self.log(f"warning: {text}")
+
+    def _shown(self, text: str) -> str:
+        """Text that others may have had a hand in, as the log, the result and a terminal may have it."""
+        return shown(self.redact(text))
 
     def stop(self, error: BaseException) -> None:
         """An error, or an interruption, has ended the run's work."""
@@ -121,32 +146,38 @@ class RunRecord:
             return
         self._failure = self._failure or error
         if not isinstance(error, RunnerError):
-            logger.error("unexpected error", exc_info=error)
-            step = getattr(error, "step", None)
-            cause = f"{type(error).__name__}: {error}"
+            trace = "".join(traceback.format_exception(error))
+            logger.error("unexpected error\n%s", self.redact(trace))
             error = InternalError(
-                f"Unexpected {cause}", hint="This is a defect of necrocode: please report it.", step=step
+                f"Unexpected {type(error).__name__}: {error}",
+                hint="This is a defect of necrocode, or of an object that was passed to it: please report it.",
+                step=self._failed_step,
             )
         details = ErrorDetails(
             type=type(error).__name__,
-            message=self.redact(str(error)),
+            message=str(error),
             step=error.step,
-            hint=None if error.hint is None else self.redact(error.hint),
+            hint=error.hint,
             retryable=error.retryable,
             status_code=error.status_code,
         )
         self.fail_with(details)
 
     def fail_with(self, details: ErrorDetails) -> None:
-        """The run has failed; a second failure is only noted."""
-        self.status = "failed"
-        if self.error is None:
+        """The run has failed. A second failure, or one after the delivery, is only noted: a run is judged by that."""
+        hint = None if details.hint is None else self._shown(details.hint)
+        details = details.model_copy(update={"message": self._shown(details.message), "hint": hint})
+        if self.status == "done":
+            self.warn(details.message)
+        elif self.error is None:
             self.error = details
         else:
             self.warn(details.message)
 
     def cancel(self) -> None:
-        """The run was interrupted."""
+        """The run was interrupted; a delivered one stays delivered."""
+        if self.status == "done":
+            return
         self.status = "cancelled"
         self.error = self.error or ErrorDetails(type="RunInterrupted", message="The run was interrupted.")
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from necrocode import __version__
-from necrocode.cli import run
+from necrocode.cli import registry, run, serve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,13 +17,28 @@ _EXIT_CODES = """exit codes:
   1    the task failed: the model's answer, the tests, or the delivery
   2    bad input: the task, the configuration or the command line
   3    a service, the model or a workspace slot was not available
-  130  interrupted by Ctrl-C      143  ended by SIGTERM
+  130  interrupted by Ctrl-C      143  ended by SIGTERM      129  the terminal was closed (SIGHUP)
 """
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that leaves it to its caller how to complain."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of exiting."""
+        raise _UsageError(self, message)
+
+
+class _UsageError(Exception):
+    def __init__(self, parser: argparse.ArgumentParser, message: str) -> None:
+        super().__init__(message)
+        self.parser = parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    parser = argparse.ArgumentParser(
+    words = sys.argv[1:] if argv is None else argv
+    parser: argparse.ArgumentParser = _Parser(
         prog="necrocode",
         description="Run LLM coding tasks with the reliability of a CI runner.",
         epilog=_EXIT_CODES,
@@ -33,6 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"necrocode {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     run.add_parser(commands, epilog=_EXIT_CODES)
-    arguments = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    registry.add_parser(commands)
+    serve.add_parser(commands)
+    try:
+        arguments = parser.parse_args(words)
+    except _UsageError as error:
+        if "--json" in words:  # then whoever reads the output expects an object, whatever happens
+            run.print_refusal("ConfigurationError", f"{error.parser.prog}: {error}")
+        argparse.ArgumentParser.error(error.parser, str(error))
     code: int = arguments.handler(arguments)
     return code

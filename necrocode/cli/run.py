@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
+import os
 import signal
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
+from necrocode.agent_runner._text import shown
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-    from necrocode.agent_runner import ErrorDetails, Progress, RunnerConfig, RunnerResult
+    from necrocode.agent_runner import ErrorDetails, Progress, RunnerConfig, RunnerError, RunnerResult
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_UNAVAILABLE = 0, 1, 2, 3
-EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
+EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_HUNG_UP = 130, 143, 129
 
-_BAD_INPUT = {"ConfigurationError", "TaskContextValidationError", "RepositoryNotFoundError"}
+_BAD_INPUT = {
+    "ConfigurationError",
+    "TaskContextValidationError",
+    "RepositoryNotFoundError",
+    "UnusableCheckoutError",
+}
 _UNAVAILABLE = {
     "ServiceError",
     "ServiceConnectionError",
@@ -27,11 +36,17 @@ _UNAVAILABLE = {
     "RateLimitError",
     "SlotAllocationError",
     "StaleLeaseError",
+    "WorkspacePreparationError",
+    "ArtifactUploadError",
 }
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, made to take the same way out as Ctrl-C."""
+class _Signalled(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, made to take the same way out as Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.exit_code = EXIT_HUNG_UP if number == signal.SIGHUP else EXIT_TERMINATED
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], *, epilog: str) -> None:
@@ -66,13 +81,13 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         task = TaskContext.from_yaml(arguments.task)
         orchestrator = RunnerOrchestrator(_config(arguments), on_progress=display.show)
-        with _sigterm_as_interrupt():
+        with _signals_as_interrupt():
             result = orchestrator.run(task)
     except RunnerError as error:
         return _refuse(error, as_json=arguments.json)
     except RunInterrupted as stop:
         _print_result(stop.result, as_json=arguments.json)
-        return EXIT_TERMINATED if isinstance(stop.__cause__, _Terminated) else EXIT_INTERRUPTED
+        return stop.__cause__.exit_code if isinstance(stop.__cause__, _Signalled) else EXIT_INTERRUPTED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     _print_result(result, as_json=arguments.json)
@@ -104,24 +119,26 @@ def _config(arguments: argparse.Namespace) -> RunnerConfig:
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    def handle(_signal: int, _frame: FrameType | None) -> None:
-        raise _Terminated
+def _signals_as_interrupt() -> Iterator[None]:
+    def handle(number: int, _frame: FrameType | None) -> None:
+        raise _Signalled(number)
 
-    before = signal.signal(signal.SIGTERM, handle)
+    caught = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is not signal.SIG_IGN]  # nohup
+    before = {number: signal.signal(number, handle) for number in caught}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class ProgressDisplay:
     """One line a step on standard error; on a terminal the line of the step under way is there from its start."""
 
-    def __init__(self, stream: TextIO, *, is_silent: bool) -> None:
+    def __init__(self, stream: TextIO | None, *, is_silent: bool) -> None:
         self._stream = stream
         self._is_silent = is_silent
-        self._is_terminal = stream.isatty()
+        self._is_terminal = stream is not None and stream.isatty()
 
     def show(self, progress: Progress) -> None:
         """Show that a step has begun or ended."""
@@ -132,50 +149,79 @@ class ProgressDisplay:
                 self._write(f"  ....   {progress.step:<9}")
             return
         outcome = "FAILED" if progress.error else "ok"
-        told = f"  {progress.error or progress.detail}".rstrip()
+        told = f"  {shown(progress.error or progress.detail)}".rstrip()
         start = "\r" if self._is_terminal else ""
         self._write(f"{start}  {outcome:<7}{progress.step:<9}{progress.seconds:8.2f} s{told}\n")
 
     def _write(self, text: str) -> None:
-        encoding = self._stream.encoding or "utf-8"
-        self._stream.write(text.encode(encoding, "replace").decode(encoding))
-        self._stream.flush()
+        tell(self._stream, text)
 
 
-def _refuse(error: Exception, *, as_json: bool) -> int:
+def _refuse(error: RunnerError, *, as_json: bool) -> int:
     """The task or the settings were refused before there was a run."""
-    details = {"type": type(error).__name__, "message": str(error), "hint": getattr(error, "hint", None)}
     if as_json:
-        outcome = {"schema_version": 1, "success": False, "status": "failed", "error": str(error)}
-        _print_bytes(json.dumps({**outcome, "error_details": details}, ensure_ascii=False, indent=2))
-    print(f"necrocode: {error}", file=sys.stderr)
+        print_refusal(type(error).__name__, str(error), hint=error.hint)
+    tell(sys.stderr, f"necrocode: {shown(str(error))}\n")
     return EXIT_BAD_INPUT
+
+
+def print_refusal(error_type: str, message: str, *, hint: str | None = None) -> None:
+    """The JSON object that stands for a result where there was no run."""
+    from necrocode.agent_runner.models import RESULT_SCHEMA_VERSION, ErrorDetails  # noqa: PLC0415
+
+    details = ErrorDetails(type=error_type, message=message, hint=hint)
+    outcome = {"schema_version": RESULT_SCHEMA_VERSION, "success": False, "status": "failed", "error": message}
+    print_text(json.dumps({**outcome, "error_details": details.model_dump()}, ensure_ascii=False, indent=2))
 
 
 def _print_result(result: RunnerResult, *, as_json: bool) -> None:
     if as_json:
-        _print_bytes(result.model_dump_json(indent=2))
+        print_text(result.model_dump_json(indent=2))
     else:
-        _print_bytes("\n".join(_summary(result)))
+        print_text("\n".join(map(shown, _summary(result))))
     if result.error is not None:
-        print(f"necrocode: {result.error}", file=sys.stderr)
+        tell(sys.stderr, f"necrocode: {shown(result.error)}\n")
 
 
 def _summary(result: RunnerResult) -> Iterator[str]:
     yield f"{result.status}: task {result.task_id} of {result.spec_name} in {result.duration_seconds:.1f} s"
     if result.push_result is not None:
-        yield f"branch    {result.push_result.branch} in {result.push_result.repository}"
+        yield f"branch     {result.push_result.branch} in {result.push_result.repository}"
     if result.impl_result is not None:
-        yield f"commit    {result.impl_result.commit}"
-        yield f"files     {', '.join(result.impl_result.files)}"
+        yield f"commit     {result.impl_result.commit}"
+        yield f"files      {', '.join(result.impl_result.files)}"
     for artifact in result.artifacts:
-        yield f"{artifact.type:<10}{artifact.uri}"
+        yield f"{artifact.type:<10} {artifact.uri}"
     for warning in result.warnings:
-        yield f"warning   {warning}"
+        yield f"warning    {warning}"
 
 
-def _print_bytes(text: str) -> None:
+def print_text(text: str) -> None:
     """UTF-8 whatever the locale says: the output is read by programs, and holds text in any language."""
-    sys.stdout.flush()
-    sys.stdout.buffer.write(f"{text}\n".encode(errors="replace"))
-    sys.stdout.buffer.flush()
+    if sys.stdout is None:  # closed by whoever started this
+        return
+    try:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(f"{text}\n".encode(errors="replace"))
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        _give_up(sys.stdout)
+        tell(sys.stderr, f"necrocode: cannot write the result: {error.strerror}\n")
+
+
+def tell(stream: TextIO | None, text: str) -> None:
+    """Write to a stream of which the outcome must not depend: it may be closed, full, or of another encoding."""
+    if stream is None:
+        return
+    encoding = stream.encoding or "utf-8"
+    try:
+        stream.write(text.encode(encoding, "replace").decode(encoding))
+        stream.flush()
+    except (OSError, ValueError):
+        _give_up(stream)
+
+
+def _give_up(stream: TextIO) -> None:
+    """Send what the stream still holds nowhere, else Python fails over it once more when it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

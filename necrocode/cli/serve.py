@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from necrocode.cli.run import EXIT_BAD_INPUT, EXIT_DONE, EXIT_UNAVAILABLE
 
 if TYPE_CHECKING:
-    from necrocode.services.wiring import ServeSettings
+    from necrocode.services.wiring import ServeSettings, ServiceName
 
-_PORTS = {"task-registry": 8001, "repo-pool": 8002, "artifact-store": 8003}
+_PORTS: dict[ServiceName, int] = {"task-registry": 8001, "repo-pool": 8002, "artifact-store": 8003}
 _DESCRIPTION = """\
 Serve the Task Registry, the Repo Pool Manager, the Artifact Store, or all three in one process. Ctrl-C or SIGTERM ends
 it in order: requests under way are finished. See docs/services.md.
@@ -55,10 +55,17 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--database-url", metavar="URL", help="the registry's database: sqlite:///path or postgresql://…"
     )
     parser.add_argument("--store-url", metavar="URL", help="where artifacts go: file:///folder or s3://bucket/prefix")
-    parser.add_argument("--public-url", metavar="URL", help="the artifact store's URL as callers reach it, for its URIs")
+    parser.add_argument("--public-url", metavar="URL", help="the artifact store's URL in the URIs it gives out")
     parser.add_argument("--quota-bytes", type=_positive, metavar="N", help="the most that the artifact store keeps")
     parser.add_argument("--pool-size", type=_positive, default=5, metavar="N", help="slots per repository; default 5")
     parser.add_argument("--pools", metavar="FILE", help="YAML: pools to keep warm (see docs/services.md)")
+    parser.add_argument(
+        "--allow-source",
+        action="append",
+        default=[],
+        metavar="PLACE",
+        help="a host or folder that the pool may have repositories from; may be repeated; default: any",
+    )
     parser.add_argument("--token-file", metavar="FILE", help="a file that holds the bearer token")
     parser.add_argument(
         "--allow-anonymous", action="store_true", help="without a token, let everybody who reaches the port call"
@@ -79,15 +86,21 @@ def run(arguments: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         print(f"necrocode: {error}. Install it with: pip install 'necrocode[services]'", file=sys.stderr)
         return EXIT_BAD_INPUT
-    _serving.log_to_stderr(access_log=not arguments.no_access_log)
     try:
         settings = _settings(arguments)
-        _serving.refuse_open_door(arguments.host, settings.token, allow_anonymous=_is_anonymous(arguments))
+        token = None if settings.token is None else settings.token.get_secret_value()
+        _serving.refuse_open_door(arguments.host, token, allow_anonymous=_is_anonymous(arguments))
         servings = [
-            _serving.Serving(*wiring.build(name, settings), host=arguments.host, port=port)
+            _serving.Serving(wiring.build_service(name, settings), arguments.host, port)
             for name, port in _ports(arguments).items()
         ]
-        _serving.serve(servings, on_ready=lambda service, url: print(f"{service.name} {url}", flush=True))
+        with _serving.logging_to_stderr(access_log=not arguments.no_access_log):
+            _serving.serve(
+                servings,
+                token=token,
+                rate_limit_per_second=arguments.rate_limit,
+                on_ready=lambda service, url: print(f"{service.name} {url}", flush=True),
+            )
     except ConfigurationError as error:
         print(f"necrocode: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -110,7 +123,7 @@ def _settings(arguments: argparse.Namespace) -> ServeSettings:
         "pools_file": arguments.pools,
         "token": _token(arguments),
         "git_token": os.environ.get("GIT_TOKEN"),
-        "rate_limit_per_second": arguments.rate_limit,
+        "allowed_sources": tuple(arguments.allow_source) or None,
     }
     return ServeSettings(**{name: value for name, value in given.items() if value not in {None, ""}})
 
@@ -133,12 +146,12 @@ def _is_anonymous(arguments: argparse.Namespace) -> bool:
     return arguments.allow_anonymous or os.environ.get("NECROCODE_ALLOW_ANONYMOUS") == "1"
 
 
-def _ports(arguments: argparse.Namespace) -> dict[str, int]:
+def _ports(arguments: argparse.Namespace) -> dict[ServiceName, int]:
     if arguments.service != "all":
         return {arguments.service: _PORTS[arguments.service] if arguments.port is None else arguments.port}
     if arguments.port is None:
         return _PORTS
-    return {name: arguments.port and arguments.port + number for number, name in enumerate(_PORTS)}
+    return {name: arguments.port + number if arguments.port else 0 for number, name in enumerate(_PORTS)}
 
 
 def _port(text: str) -> int:

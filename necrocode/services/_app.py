@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from necrocode.services._edge import OPEN_PATHS, Edge
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_BODY_BYTES = 8_000_000
 
@@ -70,8 +73,14 @@ def create_app(service: Service, *, token: str | None = None, rate_limit_per_sec
     """
 
     @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        await service.start()
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        try:
+            await service.start()
+        except Exception as error:
+            app.state.start_error = error
+            if not isinstance(error, RunnerError):
+                logger.exception("the %s service cannot start", service.name)
+            raise
         try:
             yield
         finally:
@@ -89,8 +98,10 @@ def create_app(service: Service, *, token: str | None = None, rate_limit_per_sec
         responses=_problems.problems(*_problems.FOR_EVERY_ROUTE),
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
-    app.include_router(_own_routes(service))
-    app.include_router(service.router)
+    routers = (_own_routes(service), service.router)
+    for router in routers:
+        app.include_router(router)
+    app.state.routes = [route for router in routers for route in router.routes]
     app.add_exception_handler(RunnerError, _problems.on_runner_error)
     app.add_exception_handler(HTTPException, _problems.on_http_error)
     app.add_exception_handler(RequestValidationError, _problems.on_invalid_request)

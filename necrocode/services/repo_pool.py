@@ -23,7 +23,7 @@ from necrocode.agent_runner._strict import read_yaml_mapping
 from necrocode.agent_runner.errors import ConfigurationError, RunnerError, SlotAllocationError, SlotNotFoundError
 from necrocode.agent_runner.records import PoolDefinition, PoolRecord, PoolSet, SlotAllocation, SlotRecord, SlotState
 from necrocode.services._app import Service
-from necrocode.services._headers import IdempotencyKey  # noqa: TC001  FastAPI reads it at run time
+from necrocode.services._headers import IdempotencyKey
 from necrocode.services._idempotency import AnsweredWrites
 from necrocode.services._pool_metrics import PoolCollector, allocation_seconds
 from necrocode.services._pool_sources import AllowedSources

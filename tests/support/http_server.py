@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -48,7 +49,7 @@ Script = Callable[[Request], Answer]
 class ScriptedServer:
     """The server: ``requests`` has all that came, ``url`` is where it listens."""
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, *, tls: ssl.SSLContext | None = None) -> None:
         self.requests: list[Request] = []
         outer = self
 
@@ -90,7 +91,9 @@ class ScriptedServer:
                 pass  # clients that hang up are part of the tests
 
         self._server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
+        self.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
 
     def __enter__(self) -> Self:
@@ -104,7 +107,7 @@ class ScriptedServer:
 
 
 @contextmanager
-def serving(answers: Iterable[Answer] | Script) -> Iterator[ScriptedServer]:
+def serving(answers: Iterable[Answer] | Script, *, tls: ssl.SSLContext | None = None) -> Iterator[ScriptedServer]:
     """A running server that gives these answers in order (the last one again and again), or what a function says."""
     if callable(answers):
         script: Script = answers
@@ -116,5 +119,5 @@ def serving(answers: Iterable[Answer] | Script) -> Iterator[ScriptedServer]:
             with lock:
                 return waiting.pop(0) if len(waiting) > 1 else waiting[0]
 
-    with ScriptedServer(script) as server:
+    with ScriptedServer(script, tls=tls) as server:
         yield server

@@ -9,6 +9,7 @@ import yaml
 from pydantic import SecretStr
 
 from necrocode.agent_runner import ConfigurationError, LLMConfig, RunnerConfig
+from necrocode.agent_runner._strict import read_yaml_mapping
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "made-up-s3cr3t"
@@ -38,6 +39,12 @@ class Settings:
         with pytest.raises(ConfigurationError) as caught:
             self.read(content, environ, **arguments)
         return str(caught.value)
+
+
+def bomb(form: str, alias: str) -> str:
+    """A few hundred bytes of YAML that stand for a hundred million values."""
+    lines = [f"a{level}: &a{level} {form.format(','.join([f'{alias}a{level - 1}'] * 10))}" for level in range(1, 9)]
+    return "\n".join(["a0: &a0 {k: v}", *lines])
 
 
 @pytest.fixture
@@ -187,7 +194,12 @@ def test_one_setting_under_both_its_names_is_refused(settings: Settings) -> None
         ("lease_seconds", float("nan")), ("slot_timeout_seconds", -1), ("push", "perhaps"), ("runner_id", ""),
         ("commit_author_name", "A <a@b>"), ("commit_author_name", "a\nb"), ("commit_author_email", "a b"),
         ("commit_author_email", ""), ("commit_message", ""), ("commit_message", "{titel}"), ("commit_message", "{"),
-        ("commit_message", "{0}"), ("commit_message", "{title.x}"), ("max_output_bytes", 999), ("max_file_bytes", 0),
+        ("commit_message", "{0}"), ("commit_message", "{title.x}"), ("commit_message", "{title!r}"),
+        ("commit_message", "{title:>99999999999999}"),
+        ("commit_message", "{title[0]}"), ("commit_message", "{title:{run_id}}"), ("commit_message", "{}"),
+        ("state_dir", ""), ("state_dir", "/a\ud800"), ("runner_id", "\udfff"), ("test_environment", {"A=B": "x"}),
+        ("test_environment", {"": "x"}), ("test_environment", {"A\0": "x"}), ("test_environment", {"A": "\0"}),
+        ("test_environment", {"A": "\ud800"}), ("max_output_bytes", 999), ("max_file_bytes", 0),
         ("max_changed_files", None), ("llm_api_key_env_var", "sk-my-own-key"), ("llm_api_key_env_var", ""),
         ("test_environment", ["A=1"]), ("test_environment", {"A": 1}), ("state_dir", 5), ("state_dir", "\0"),
         ("state_dir", "~no-such-user/x"), ("llm", 5), ("git_token", 5), ("git_token", "two words"),
@@ -244,6 +256,14 @@ def test_a_file_that_is_no_mapping_is_refused(settings: Settings, content: str) 
         ("a: \0", "not valid YAML"),
         ("a: *b", "undefined alias"),
         ("[a]: b\n? {x: y}\n: z", "unhashable"),
+        ('pool_size: !!int ""', "not the int that it should be"),
+        ('lease_seconds: !!float ""', "not the float that it should be"),
+        ('push: !!bool "x"', "not the bool that it should be"),
+        ('runner_id: !!timestamp "x"', "not the timestamp that it should be"),
+        (f"pool_size: {'9' * 5000}", "not the int that it should be"),
+        (bomb("[{}]", "*"), "its aliases stand for more than 100000 values"),
+        (bomb("{{<<: [{}]}}", "*"), "its aliases stand for more than 100000 values"),
+        ("a: &a [*a]", "its aliases stand for more than 100000 values"),
     ],
 )
 def test_a_file_that_is_no_yaml_is_told_with_its_place(settings: Settings, content: str | bytes, words: str) -> None:
@@ -326,3 +346,23 @@ def test_no_secret_is_shown() -> None:
 def test_no_secret_is_told_when_a_setting_is_refused(settings: Settings, values: dict[str, Any]) -> None:
     assert SECRET not in refused(**values)
     assert SECRET not in settings.refused(yaml.safe_dump(values))
+
+
+def test_a_machine_without_a_home_folder_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    assert "NECROCODE_STATE_DIR" in refused()
+    assert RunnerConfig.from_env(environ={"NECROCODE_STATE_DIR": "/state"}).state_dir == Path("/state")
+
+
+def test_aliases_within_reason_are_read(settings: Settings) -> None:
+    read = settings.read("test_environment: &e {A: x}\nllm: {model: &m some}\nrunner_id: *m\n")
+    assert (read.runner_id, read.test_environment) == ("some", {"A": "x"})
+
+
+def test_a_long_file_without_aliases_is_no_bomb(tmp_path: Path) -> None:
+    file = tmp_path / "long.yaml"
+    file.write_text("".join(f"k{number}: [" + "0," * 1000 + "0]\n" for number in range(110)))
+    assert len(read_yaml_mapping(file, what="file", error_type=ConfigurationError)) == 110

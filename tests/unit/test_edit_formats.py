@@ -2,14 +2,22 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from necrocode.agent_runner import CodeChange, EmptyAnswerError, MalformedAnswerError, RunnerError
-from necrocode.agent_runner.generation import edit_formats
+from necrocode.agent_runner import (
+    CodeChange,
+    EmptyAnswerError,
+    LLMResponse,
+    MalformedAnswerError,
+    ModelAnswer,
+    RunnerError,
+)
+from necrocode.agent_runner.generation import blocks, edit_formats
 from necrocode.agent_runner.generation.edit_formats import parse_answer
 from necrocode.agent_runner.generation.prompt import fenced
 
@@ -308,3 +316,120 @@ def test_reading_takes_time_in_proportion_to_the_length(piece: str) -> None:
     seconds(100)
     small, large = seconds(4_000), seconds(32_000)
     assert large < 1.0 or large < small * 8 * 4
+
+
+def end_of_block(lines: list[str], start: int, marks: str) -> int | None:
+    """Where a block ends, looked for line by line."""
+    first_bare, nested = None, False
+    for number in range(start, len(lines)):
+        found = re.match(r" {0,3}(`{3,}|~{3,})(.*)", lines[number])
+        if found is None or found[1][0] != marks[0] or len(found[1]) < len(marks):
+            continue
+        if found[1][0] == "`" and "`" in found[2]:
+            continue
+        if found[2].strip():
+            nested = True
+        elif not nested:
+            return number
+        else:
+            first_bare = number if first_bare is None else first_bare
+            nested = False
+    return first_bare
+
+
+@given(
+    st.lists(st.sampled_from(["```", "```py", "````", "````x", "~~~", "~~~a", "~~~~~", "text", "``` `"]), max_size=25)
+)
+def test_blocks_end_where_a_reader_line_by_line_would_end_them(lines: list[str]) -> None:
+    fences = blocks._Fences(lines)
+    for start in range(len(lines) + 1):
+        for marks in ("```", "````", "~~~", "~~~~~"):
+            assert fences.closing(start, blocks._Fence(marks, "")) == end_of_block(lines, start, marks)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "```x\n```y\n```\n", "```x\n", "```\n", "```x\n````y\n", "~~~x\n```y\n```\n", "a.py\n```\nx\n```\n", "`", "# `",
+        "```\na.py\n", "```\na.py\n```\n", "a.py\n```x\n```y\n```\n", "\n", " ", "a b ", "DELETE x\n", "DELETE a  b\n",
+        "RENAME a -> b\n", "file: ", "**a.py** ", "<think>", "</think>", "{", '{"changes":', '{"changes":[', "[",
+        '{"a":1},',
+        '{"file_path":"a.py","content":"x"},', ".a", "a.", "1. ", "File: a b.py\n", "ファイル", "\r\n", "\x0c",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("around", ["{}", "DELETE a{}b", "a.py\n```\n{}\n```\n"])
+def test_any_megabyte_is_read_or_refused_within_seconds(piece: str, around: str) -> None:
+    text = around.format(piece * (1_000_000 // len(piece)))
+    started = time.process_time()
+    with contextlib.suppress(RunnerError):
+        parse_answer(text)
+    assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize("around", ["```{}", "RENAME a{}b -> c", "File: {}", "```a{}b\n```\n", "file{}a b\n```\n```\n"])
+@pytest.mark.parametrize("piece", [" ", "a ", "`", "\t", ":", "."])
+def test_no_line_is_read_over_and_over(around: str, piece: str) -> None:
+    text = around.format(piece * (1_000_000 // len(piece)))
+    started = time.process_time()
+    with contextlib.suppress(RunnerError):
+        parse_answer(text)
+    assert time.process_time() - started < 5
+
+
+def test_fences_of_every_length_are_read_in_time() -> None:
+    text = "\n".join("`" * length + "x" for length in range(3, 1000)) + "\n```x" * 100_000
+    started = time.process_time()
+    with pytest.raises(MalformedAnswerError, match="never closed"):
+        parse_answer(text)
+    assert time.process_time() - started < 5
+
+
+def test_an_object_with_very_many_keys_is_read_in_time() -> None:
+    keys = ",".join(f'"{number}":1' for number in range(100_000))
+    started = time.process_time()
+    with pytest.raises(MalformedAnswerError, match="'99999' is given twice"):
+        parse_answer(f'{{"explanation":"","changes":[],{keys},"99999":1}}')
+    assert time.process_time() - started < 5
+
+
+# --- half a character
+
+
+@pytest.mark.parametrize("change", [
+    {"operation": "modify", "file_path": "\ud800.py", "content": "x"},
+    {"operation": "modify", "file_path": "a.py", "content": "\ud800"},
+    {"operation": "rename", "file_path": "a.py", "new_path": "\udfff.py"},
+])  # fmt: skip
+def test_half_a_character_in_a_path_or_text_is_refused(change: dict[str, str]) -> None:
+    with pytest.raises(MalformedAnswerError, match="lone surrogate") as caught:
+        parse_answer(json.dumps({"changes": [change]}))
+    str(caught.value).encode()
+
+
+@pytest.mark.parametrize("change", [
+    {"operation": "\ud800", "file_path": "a.py"},
+    {"operation": ["deep"], "file_path": "a.py"},
+    {"operation": "x" * 1_000_000, "file_path": "a.py"},
+    {"operation": "modify", "file_path": "\ud800" + "y" * 1_000_000},
+])  # fmt: skip
+def test_a_complaint_about_a_change_is_short_and_can_be_written(change: dict[str, object]) -> None:
+    with pytest.raises(MalformedAnswerError) as caught:
+        parse_answer(json.dumps({"changes": [change]}))
+    assert len(str(caught.value).encode()) < 1000
+
+
+def test_half_a_character_in_the_explanation_is_replaced() -> None:
+    document = {"explanation": "a\ud800b", "changes": [{"file_path": "a.py", "content": "x"}]}
+    assert parse_answer(json.dumps(document)).explanation == "a\ufffdb"
+
+
+def test_half_a_character_in_plain_text_is_refused() -> None:
+    with pytest.raises(MalformedAnswerError, match="lone surrogate"):
+        parse_answer("a.py\n```\n\ud800\n```\n")
+
+
+def test_answers_that_a_caller_makes_can_always_be_written() -> None:
+    answer = ModelAnswer(text="a\ud800", model="m\ud800", request_id="\udfff")
+    response = LLMResponse(code_changes=(), explanation="e\ud800", model="m\ud800", request_id="\udfff")
+    assert (answer.text, answer.model, answer.request_id) == ("a\ufffd", "m\ufffd", "\ufffd")
+    assert (response.explanation, response.model, response.request_id) == ("e\\ud800", "m\\ud800", "\ufffd")

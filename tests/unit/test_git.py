@@ -2,16 +2,18 @@ from __future__ import annotations
 
 import base64
 import os
+import ssl
 import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from necrocode.agent_runner import RunnerError, RunnerTimeoutError, WorkspacePreparationError
+from necrocode.agent_runner import RunnerError, RunnerTimeoutError, UnusableCheckoutError, WorkspacePreparationError
 from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner._git import (
     MODE_EXECUTABLE,
@@ -254,10 +256,29 @@ def test_no_git_is_told_with_what_to_do(door: Git, tmp_path: Path, monkeypatch: 
         door.run(["version"])
 
 
-def test_the_token_reaches_the_server_and_no_message(door: Git) -> None:
+@pytest.fixture
+def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """A certificate for this machine, from an authority that git is told to trust."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("GIT_SSL_CAINFO", str(tmp_path / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    return context
+
+
+def test_the_token_is_not_sent_over_plain_http(door: Git) -> None:
+    with serving([Answer(401, "who are you?", {"WWW-Authenticate": 'Basic realm="git"'})]) as server:
+        with pytest.raises(GitError):
+            door.run(["ls-remote", "--", f"{server.url}/r.git"], network=True)
+        assert server.requests
+        assert [request.headers.get("authorization") for request in server.requests] == [None] * len(server.requests)
+
+
+def test_the_token_reaches_the_server_and_no_message(door: Git, tls: ssl.SSLContext) -> None:
     refusal = {"WWW-Authenticate": 'Basic realm="git"', "Content-Type": "text/plain"}
     answers = [Answer(401, "who are you?", refusal), Answer(403, f"no entry with {TOKEN}\n", refusal)]
-    with serving(answers) as server:
+    with serving(answers, tls=tls) as server:
         with pytest.raises(GitError) as caught:
             door.run(["ls-remote", "--", f"{server.url}/r.git"], network=True)
         sent = server.requests[1].headers["authorization"].removeprefix("Basic ")
@@ -494,3 +515,17 @@ def test_a_place_that_is_no_checkout_is_told(repository: Path, tmp_path: Path) -
             open_checkout(path)
         assert str(path) in str(caught.value)
         assert caught.value.hint
+
+
+@pytest.mark.parametrize(("name", "content"), [("config", "[junk"), ("config", "junk"), ("HEAD", "junk\n")])
+def test_a_checkout_whose_own_files_are_broken_is_told(repository: Path, name: str, content: str) -> None:
+    (repository / ".git" / name).write_text(content)
+    with pytest.raises(UnusableCheckoutError, match=r"cannot be read as a git checkout|is not the top") as caught:
+        open_checkout(repository)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["/" + "a" * 5000, "/" + "a" * 300, "/a\0b"])
+def test_a_path_that_the_system_does_not_take_is_no_checkout(path: str) -> None:
+    with pytest.raises(UnusableCheckoutError):
+        open_checkout(Path(path))

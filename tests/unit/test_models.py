@@ -181,7 +181,7 @@ def test_urls_and_absolute_paths_in_a_task_file_stay(tmp_path: Path) -> None:
         ("slot_path: ~no-such-user/x", "no home folder"),
         ("repo_url: [a]", "repo_url"),
         ("slot_path: [a]", "slot_path"),
-        ("metadata: &x {again: *x}", "metadata: must be what JSON can hold"),
+        ("metadata: &x {again: *x}", "its aliases stand for more than"),
     ],
 )
 def test_a_wrong_task_file_is_told(tmp_path: Path, content: str, words: str) -> None:
@@ -245,3 +245,58 @@ def test_a_result_cannot_be_changed(result: RunnerResult) -> None:
 def test_a_result_of_no_known_status_is_refused(result: RunnerResult) -> None:
     with pytest.raises(ValueError, match="status"):
         RunnerResult.model_validate(result.model_dump() | {"status": "perhaps"})
+
+
+# --- hostile values
+
+
+def nested(depth: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(depth - 1):
+        value = {"a": value}
+    return value
+
+
+def shared(levels: int) -> list[Any]:
+    """A few objects that JSON would write out as ten to the power of ``levels`` of them."""
+    value: list[Any] = ["lol"]
+    for _ in range(levels):
+        value = [value] * 10
+    return value
+
+
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [
+        (nested(65), "nested more than 64 deep"),
+        (nested(600), "nested more than 64 deep"),
+        (nested(100_000), "nested more than 64 deep"),
+        ({"a": shared(12)}, "holds more than 100000 values"),
+        ({"a": [0] * 100_001}, "holds more than 100000 values"),
+        ({"a": "x" * 1_000_001}, "or 1000000 characters"),
+        ({"a": "\ud800"}, "lone surrogate"),
+        ({"a": [{"\udfff": 1}]}, "lone surrogate"),
+        ({"a": float("nan")}, "must be what JSON can hold"),
+        ({"a": 10**5000}, "must be what JSON can hold"),
+    ],
+)
+def test_metadata_that_no_registry_could_hold_is_refused(metadata: dict[str, Any], words: str) -> None:
+    with pytest.raises(TaskContextValidationError, match=f"metadata: .*{words}"):
+        TaskContext(**NEEDED, metadata=metadata)
+
+
+def test_metadata_within_bounds_are_taken() -> None:
+    assert TaskContext(**NEEDED, metadata=nested(64) | {"when": date(2026, 1, 1), "many": [0] * 1000}).metadata["many"]
+
+
+@pytest.mark.parametrize("name", ["title", "description", "required_skill", "slot_path", "acceptance_criteria"])
+def test_half_a_character_is_refused_by_name(name: str) -> None:
+    value = ("a\ud800",) if name == "acceptance_criteria" else "a\ud800"
+    with pytest.raises(TaskContextValidationError, match=f"{name}: holds half a character") as caught:
+        TaskContext(**NEEDED | {name: value})
+    str(caught.value).encode()
+
+
+def test_a_number_too_long_to_be_written_is_refused_like_any_other() -> None:
+    with pytest.raises(TaskContextValidationError, match="max_tokens"):
+        TaskContext(**NEEDED, max_tokens=-(10**5000))

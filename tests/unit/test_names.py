@@ -15,6 +15,7 @@ from necrocode.agent_runner._names import (
     check_branch_name,
     check_change_path,
     check_repository_url,
+    expand_home,
     fold_name,
     has_control_character,
     slug,
@@ -183,7 +184,10 @@ def test_a_cut_never_halves_a_letter() -> None:
      ".git/hooks/pre-commit", "a/.git/config", ".GIT/config", "git~1/x", "GIT~2/x", ".git /x", ".git./x", ".git. ./x",
      ".git::$INDEX_ALLOCATION/x", ".git:x", ".git\\config", ".g\u200cit/config", ".\ufeffgit/x", "．git/x", ".ｇｉｔ/x",
      "a\0b", "a\nb", "a\rb", "a\x1b[0m", "a\x85b", "a\u2028b", "a" * 256, "日" * 86, "a/" * 2100 + "a", "\ud800",
-     "a.", "a ", "a:b", "nul", "CON.txt", "a/aux", "com1", "LPT9.log"],
+     "a.", "a ", "a:b", "nul", "CON.txt", "a/aux", "com1", "LPT9.log", "com1 .txt", "con  .a.b", "COM¹", "com².txt",
+     "LPT³", "conin$", "CONOUT$.txt", "*.py", "a?b", "<x>", "a|b", '"q".py', "gitmod~1", "GITMOD~4/x", "gi7eba~1",
+     "GI7EB~12/x", "gi7d29~9", "gitatt~1", "gi250a~1", "gitign~2", "mailma~1", "maba3~10", "~1000000",
+     ".gitmod\u200cules", ".gitattributes\u200d", ".ｇｉｔmodules"],
 )  # fmt: skip
 def test_a_hostile_path_is_refused(path: str) -> None:
     with pytest.raises(ValueError, match=r"path|holds|absolute|part|longer|git|Unicode") as caught:
@@ -194,7 +198,8 @@ def test_a_hostile_path_is_refused(path: str) -> None:
 @pytest.mark.parametrize(
     "path",
     ["a", "a/b.py", ".gitignore", ".gitmodules", ".gitattributes", ".github/workflows/ci.yml", "git/x", "a.git/x",
-     ".gitx/y", "日本/語.txt", "a b/c d", "..a/b..c", "x~1", "consul.txt", "com10", "a" * 255,
+     ".gitx/y", "日本/語.txt", "a b/c d", "..a/b..c", "x~1", "consul.txt", "com10",
+     "gitmod~5", "gi7eba~0", "gi7ebb~1", "backup~1", "file~", "com1x", "conin", "mailmap", "gitmodules", "a" * 255,
      "/".join(["a" * 200] * 20)],
 )  # fmt: skip
 def test_an_ordinary_path_is_taken(path: str) -> None:
@@ -222,7 +227,8 @@ def test_an_accepted_path_stays_inside_and_out_of_git(path: str) -> None:
     "url",
     ["", "ext::sh -c id", "ext::sh", "fd::3", "--upload-pack=id", "-x", "https://u:p4ssw0rd@host/r",
      "https://t0k3n-t0k3n@host/r", "ssh://git:p4ssw0rd@host/r", "ssh://-oProxyCommand=id/r", "ssh:///r", "https://",
-     "ftp://host/r", "javascript://x/", "a\nb", "https://host/\0", "https://host/\x1b"],
+     "ftp://host/r", "javascript://x/", "a\nb", "https://host/\0", "https://host/\x1b",
+     "https://host/" + "a" * 5000, "/" + "a" * 5000],
 )  # fmt: skip
 def test_a_hostile_repository_is_refused_and_no_password_is_told(url: str) -> None:
     with pytest.raises(ValueError, match=r"URL|remote helper|scheme") as caught:
@@ -238,6 +244,14 @@ def test_a_hostile_repository_is_refused_and_no_password_is_told(url: str) -> No
 )  # fmt: skip
 def test_an_ordinary_repository_is_taken(url: str) -> None:
     assert check_repository_url(url) == url
+
+
+@pytest.mark.parametrize("path", ["/" + "a" * 256, "/a" * 2100, "/" + "日" * 86])
+def test_a_path_that_no_system_call_takes_is_refused_early(path: str) -> None:
+    with pytest.raises(ValueError, match="at most 4095 bytes, and each part of it 255"):
+        expand_home(Path(path))
+    with pytest.raises(ValueError, match="at most 4095 bytes"):
+        check_repository_url(path)
 
 
 @pytest.mark.parametrize(("one", "other"), [("A.py", "a.PY"), ("が.txt", "が.txt"), ("STRASSE", "straße")])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote, urlsplit
@@ -146,3 +147,47 @@ def test_masking_twice_changes_nothing_more() -> None:
     redactor = Redactor((SECRET,))
     once = redactor.text(f"{SECRET} {KEYS['aws']} https://a:b@c Authorization: Bearer d")
     assert redactor.text(once) == once
+
+
+# --- hostile text
+
+
+BEGIN, END = "-----BEGIN PRIVATE KEY-----", "-----END PRIVATE KEY-----"
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        (f"a {BEGIN}\nMIIB\n{END} b {BEGIN}\nMIIC\n{END} c", f"a {MASK} b {MASK} c"),
+        (f"{BEGIN}\n{BEGIN}\nMIIB\n{END} c", f"{MASK} c"),
+        (f"{END} a {BEGIN}\nMIIB\n{END}", f"{END} a {MASK}"),
+        ("-----BEGIN EC PRIVATE KEY-----END EC PRIVATE KEY-----BEGIN PRIVATE KEY-----x" + END, MASK + MASK),
+        (f"{BEGIN}\nnever ended", f"{BEGIN}\nnever ended"),
+        ("-----BEGIN PUBLIC KEY-----\nx\n-----END PUBLIC KEY-----",) * 2,
+    ],
+)
+def test_key_blocks_are_masked_from_their_beginning_to_the_next_end(text: str, masked: str) -> None:
+    assert Redactor().text(text) == masked
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        f"{BEGIN}\n", "-----BEGIN ", "-----BEGIN A ", "-----BEGIN PRIVATE KEY ", f"{END}\n", f"{BEGIN}{END}", "-",
+        "A ", "PRIVATE KEY-----", "sk-", "sk-a ", "ghp_", "ghp_" + "a" * 35 + " ", "github_pat_", "glpat-", "AKIA",
+        "xoxb-", "://a@", "://:", "://a:", ":", "://" + "a" * 255 + ":", "@", "authorization", "authorization: ",
+        "authorization ", "authorization: bearer ", 'authorization:\\"basic ', " ", "\\", '"', "secret",
+    ],
+)  # fmt: skip
+def test_masking_takes_time_in_proportion_to_the_length(piece: str) -> None:
+    """Two million characters; each of these took minutes, or would, with a pattern that looks ahead from everywhere."""
+    size = 2_000_000
+    redactor = Redactor((SECRET, "secret-and-more"))
+    for text in (
+        piece * (size // len(piece)),
+        "authorization" + piece * (size // len(piece)) + "://x:y@z sk-",
+        f"{BEGIN}\n" + piece * (size // len(piece)),
+    ):
+        started = time.process_time()
+        redactor.text(text)
+        assert time.process_time() - started < 5

@@ -21,6 +21,7 @@ import tenacity
 
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock
 from necrocode.agent_runner._redact import Redactor
+from necrocode.agent_runner.clients._upload_body import RewoundFile, UploadBody
 from necrocode.agent_runner.errors import (
     AmbiguousTaskError,
     AuthenticationError,
@@ -37,11 +38,13 @@ from necrocode.agent_runner.errors import (
     ServiceError,
     SlotAllocationError,
     StaleLeaseError,
+    StorageFullError,
+    TaskContextValidationError,
     WorkspacePreparationError,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from types import TracebackType
 
 logger = logging.getLogger(__name__)
@@ -55,6 +58,7 @@ _FIRST_BACKOFF_SECONDS = 0.2
 _LONGEST_BACKOFF_SECONDS = 10.0
 _RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 _LONGEST_DETAIL = 500
+_CHUNK_BYTES = 1 << 20
 _ERROR_BY_SLUG: dict[str, type[RunnerError]] = {
     "stale-lease": StaleLeaseError,
     "pool-not-found": PoolNotFoundError,
@@ -62,10 +66,12 @@ _ERROR_BY_SLUG: dict[str, type[RunnerError]] = {
     "pool-in-use": PoolInUseError,
     "ambiguous-task": AmbiguousTaskError,
     "no-available-slots": SlotAllocationError,
-    "idempotency-key-reused": IdempotencyKeyReusedError,
     "illegal-transition": IllegalTransitionError,
+    "idempotency-key-reused": IdempotencyKeyReusedError,
+    "invalid-task": TaskContextValidationError,
     "repository-not-found": RepositoryNotFoundError,
     "workspace-preparation-failed": WorkspacePreparationError,
+    "storage-full": StorageFullError,
 }
 
 
@@ -111,13 +117,26 @@ class ServiceHttp:
         """Close the pooled connections; a later call opens new ones."""
         self._session.close()
 
-    def get(self, path: str, *, params: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401  JSON
+    def get(self, path: str, *, params: Mapping[str, Any] | None = None, timeout_seconds: float | None = None) -> Any:  # noqa: ANN401  JSON
         """The JSON that a GET answers."""
-        return self._json(self._call("GET", path, params=params))
+        return self._json(self._call("GET", path, params=params, timeout_seconds=timeout_seconds))
 
-    def get_bytes(self, path: str) -> bytes:
-        """The body that a GET answers."""
-        return self._call("GET", path).content
+    def get_into(self, path: str, target: RewoundFile, *, params: Mapping[str, Any] | None = None) -> Mapping[str, str]:
+        """Write the body that a GET answers to a file, piece by piece; the answer's headers.
+
+        A body that breaks off is asked for again, from its start.
+        """
+        return self._call("GET", path, params=params, target=target, stream=True).headers
+
+    def lines(self, path: str, *, params: Mapping[str, Any] | None, headers: Mapping[str, str]) -> Iterator[str]:
+        """The lines of an endless answer, until the service ends it or the connection breaks."""
+        answer = self._call("GET", path, params=params, headers=headers, stream=True)
+        with answer:
+            try:
+                for line in answer.iter_lines(chunk_size=None):
+                    yield line.decode()
+            except requests.RequestException:
+                return  # the caller knows where it was, and asks again
 
     def write(
         self,
@@ -126,25 +145,25 @@ class ServiceHttp:
         *,
         json_body: Mapping[str, Any] | None = None,
         params: Mapping[str, Any] | None = None,
-        form: Mapping[str, Any] | None = None,
-        file: bytes | None = None,
+        form: UploadBody | None = None,
         epoch: int | None = None,
+        idempotency_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
         timeout_seconds: float | None = None,
     ) -> Any:  # noqa: ANN401  JSON
         """The JSON that a write answers (None for an empty body); the same idempotency key over all its tries."""
-        headers = {"Idempotency-Key": str(uuid.uuid4())}
+        headers = {**(headers or {}), "Idempotency-Key": idempotency_key or str(uuid.uuid4())}
         if epoch is not None:
             headers["X-Lease-Epoch"] = str(epoch)
         if json_body is not None:
             headers["Content-Type"] = "application/json"
-        files = None if file is None else {"file": ("artifact", file, "application/octet-stream")}
+        headers |= form.headers if form is not None else {}
         answer = self._call(
             method,
             path,
             headers=headers,
             params=params,
-            data=form if json_body is None else self._encoded(json_body, path),
-            files=files,
+            data=self._encoded(json_body, path) if json_body is not None else form.data() if form is not None else None,
             timeout_seconds=timeout_seconds,
         )
         return self._json(answer) if answer.content else None
@@ -179,6 +198,7 @@ class ServiceHttp:
         path: str,
         *,
         timeout_seconds: float | None = None,
+        target: RewoundFile | None = None,
         **options: Any,  # noqa: ANN401  what requests takes
     ) -> requests.Response:
         retrying = tenacity.Retrying(
@@ -188,9 +208,12 @@ class ServiceHttp:
             retry=tenacity.retry_if_exception_type(_RetryLaterError),
             reraise=True,
         )
-        timeout = (CONNECT_TIMEOUT_SECONDS, timeout_seconds or self._timeout_seconds)
+        wait_seconds = timeout_seconds or self._timeout_seconds
+        # urllib3 sends under the connect timeout too, and a service may let a large body wait for its disk.
+        connect_seconds = wait_seconds if isinstance(options.get("data"), UploadBody) else CONNECT_TIMEOUT_SECONDS
+        timeout = (connect_seconds, wait_seconds)
         try:
-            answer: requests.Response = retrying(self._try, method, path, timeout, options)
+            answer: requests.Response = retrying(self._try, method, path, timeout, target, options)
         except _RetryLaterError as later:
             raise later.error from later.__cause__
         return answer
@@ -204,11 +227,21 @@ class ServiceHttp:
         ceiling = min(_LONGEST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2**state.attempt_number)
         return random.uniform(0, ceiling)  # noqa: S311  jitter, no secret
 
-    def _try(self, method: str, path: str, timeout: tuple[float, float], options: dict[str, Any]) -> requests.Response:
+    def _try(
+        self,
+        method: str,
+        path: str,
+        timeout: tuple[float, float],
+        target: RewoundFile | None,
+        options: dict[str, Any],
+    ) -> requests.Response:
         url = f"{self.base_url}{path}"
         try:
             # A redirect is not followed: it could carry the token to another host, and turns a PUT into a GET.
             answer = self._session.request(method, url, timeout=timeout, allow_redirects=False, **options)
+            if target is not None and answer.ok:
+                with answer:
+                    target.take(answer.iter_content(_CHUNK_BYTES))
         except requests.ReadTimeout as error:
             text = f"{self._named()} did not answer {method} {path} within {timeout[1]:g} seconds."
             raise _RetryLaterError(ServiceConnectionError(text)) from error

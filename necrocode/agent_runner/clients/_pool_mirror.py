@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from necrocode.agent_runner._git import GitError, Repository
+from necrocode.agent_runner._git import REMOTE_HEAD, GitError, Repository
 from necrocode.agent_runner.clients._pool_fetch import SharedFetches
 from necrocode.agent_runner.clients._pool_files import locked_within, write_whole
 from necrocode.agent_runner.errors import RepositoryNotFoundError, RunnerTimeoutError, WorkspacePreparationError
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_REMOTE_HEAD = "refs/necrocode/remote-head"
 _COMMIT_ID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _NOT_THERE = re.compile(
     r"not found|does not exist|does not appear to be a git repository|repository '.*' not", re.IGNORECASE
@@ -61,8 +60,8 @@ class Mirror:
         """The commit that ``base_ref`` (None: the remote's HEAD) is at now, and how many fetches this caller made."""
         try:
             self._ensure(deadline)
-            fetches = self._fetch(("+refs/heads/*:refs/remotes/origin/*", f"+HEAD:{_REMOTE_HEAD}"), deadline)
-            base = self._commit(_REMOTE_HEAD if base_ref is None else f"refs/remotes/origin/{base_ref}")
+            fetches = self._fetch(("+refs/heads/*:refs/remotes/origin/*", f"+HEAD:{REMOTE_HEAD}"), deadline)
+            base = self._commit(REMOTE_HEAD if base_ref is None else f"refs/remotes/origin/{base_ref}")
             if base is None and base_ref is not None:
                 base, more = self._fetch_one(base_ref, deadline)
                 fetches += more
@@ -82,7 +81,7 @@ class Mirror:
 
     def known_head(self) -> str | None:
         """The commit that the remote's HEAD was at when it was last fetched."""
-        return self._commit(_REMOTE_HEAD) if self.path.is_dir() else None
+        return self._commit(REMOTE_HEAD) if self.path.is_dir() else None
 
     def _ensure(self, deadline: Deadline) -> None:
         if (self.path / "HEAD").exists():

@@ -10,7 +10,7 @@ from math import log
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from necrocode.agent_runner.models import TaskContext
 
@@ -38,6 +38,8 @@ class Context:
     paths: tuple[str, ...]
     paths_left_out: int
     pieces: tuple[Piece, ...]
+    missing: tuple[str, ...] = ()
+    """Files of ``related_files`` that the base commit does not have."""
 
 
 def estimate_tokens(text: str) -> int:
@@ -63,35 +65,28 @@ def select_context(
     def text_of(path: str) -> str | None:
         return _readable(path, sizes, read)
 
-    listed = _listing(task, sizes)
+    near = _by_path_words(task, sizes)
+    listed = sorted(near[:MAX_LISTED_PATHS])
     left = budget_tokens - sum(map(estimate_tokens, listed))
     pieces: list[Piece] = []
-    for path, why in _candidates(task, sizes, text_of):
+    for path, why in _candidates(task, near, text_of):
         text = text_of(path)
         cost = estimate_tokens(text) if text is not None else 0
         if text is not None and cost <= left:
             pieces.append(Piece(path, text, why))
             left -= cost
-    return Context(tuple(listed), len(sizes) - len(listed), tuple(pieces))
+    missing = tuple(path for path in task.related_files if path not in sizes)
+    return Context(tuple(listed), len(sizes) - len(listed), tuple(pieces), missing)
 
 
-def _listing(task: TaskContext, sizes: Mapping[str, int]) -> list[str]:
-    """The paths to list: all of a small repository, else those nearest to the task by their words."""
-    if len(sizes) <= MAX_LISTED_PATHS:
-        return sorted(sizes)
-    return sorted(_by_path_words(task, sizes)[:MAX_LISTED_PATHS])
-
-
-def _candidates(
-    task: TaskContext, sizes: Mapping[str, int], text_of: Callable[[str], str | None]
-) -> list[tuple[str, str]]:
-    """Paths in the order in which they should be shown, each once, with the reason."""
-    reasons: dict[str, str] = {path: "related_files" for path in task.related_files if path in sizes}
+def _candidates(task: TaskContext, near: Sequence[str], text_of: Callable[[str], str | None]) -> list[tuple[str, str]]:
+    """Paths in the order in which they should be shown, each once, with the reason; ``near`` has all of them."""
+    existing = set(near)
+    reasons: dict[str, str] = {path: "related_files" for path in task.related_files if path in existing}
     text = _task_text(task)
-    for path in sorted(sizes):
-        if _is_named(path, text):
-            reasons.setdefault(path, "named in the task")
-    for path in _by_text_words(task, sizes, text_of):
+    for path in sorted(path for path in near if _is_named(path, text)):
+        reasons.setdefault(path, "named in the task")
+    for path in _by_text_words(task, near[:MAX_CANDIDATES], text_of):
         reasons.setdefault(path, "shares words with the task")
     return list(reasons.items())
 
@@ -109,15 +104,26 @@ def _is_named(path: str, text: str) -> bool:
     return re.search(rf"(?<![\w-]){wanted}(?![\w-])", text) is not None
 
 
-def _by_path_words(task: TaskContext, sizes: Mapping[str, int]) -> list[str]:
+def _by_path_words(task: TaskContext, paths: Iterable[str]) -> list[str]:
+    """All paths, those that share the most words with the task first."""
     wanted = set(_words(_task_text(task)))
-    return sorted(sizes, key=lambda path: (-len(wanted.intersection(_words(path))), path.count("/"), path))
+
+    @cache
+    def wanted_words(part: str) -> frozenset[str]:  # a folder's name is in the path of each of its files
+        return frozenset(wanted.intersection(_words(part)))
+
+    def order(path: str) -> tuple[int, int, str]:
+        parts = path.split("/")
+        shared = frozenset[str]().union(*map(wanted_words, parts))
+        return -len(shared), len(parts), path
+
+    return sorted(paths, key=order)
 
 
-def _by_text_words(task: TaskContext, sizes: Mapping[str, int], text_of: Callable[[str], str | None]) -> list[str]:
+def _by_text_words(task: TaskContext, paths: Iterable[str], text_of: Callable[[str], str | None]) -> list[str]:
     """The files by BM25 (Robertson and Zaragoza 2009, k1 = 1.2, b = 0.75) over the words of path and text."""
     documents: dict[str, Counter[str]] = {}
-    for path in _by_path_words(task, sizes)[:MAX_CANDIDATES]:
+    for path in paths:
         if (text := text_of(path)) is not None:
             documents[path] = Counter(_words(path) * 3 + _words(text))
     if not documents:

@@ -17,14 +17,19 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from necrocode.agent_runner._text import is_writable, shown, writable
 from necrocode.agent_runner.errors import EmptyAnswerError, MalformedAnswerError
+from necrocode.agent_runner.generation.blocks import Block, Layout, read_layout
+from necrocode.agent_runner.generation.told_paths import may_be_path, path_on_line
 from necrocode.agent_runner.models import CodeChange, LLMResponse, ModelAnswer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 MAX_ANSWER_CHARACTERS = 8_000_000
 MAX_CHANGES = 10_000
+_LONGEST_EXPLANATION = 2000
+_LONGEST_NAMED = 200
 
 # OpenAI's strict mode wants every property required and no additional ones; "may be left out" is said by null.
 JSON_SCHEMA: dict[str, Any] = {
@@ -67,23 +72,13 @@ _OPERATIONS = {
 
 _JSON_FENCES = {"json", "jsonc", "json5", ""}
 _JSON_START = re.compile(r'\{\s*"(?:explanation|summary|changes|code_changes|files)"\s*:')
-_SHELL_FENCES = {"bash", "sh", "shell", "console", "zsh", "text", "txt", "output", "powershell"}
 _WHOLE_FENCE = re.compile(r"\A```[\w+-]*\n((?:(?!```).*\n)*?(?:(?!```).*[^\n])?)\n?```\s*\Z")
 _MARKDOWN = (".md", ".markdown", ".mdx", ".rst", ".txt")
 _NO_NEWLINE = "\\ No newline at end of file"
-_MOST_WORDS_AROUND_PATH = 8
 
-_FENCE = re.compile(r"^( {0,3})(`{3,}|~{3,})[ \t]*([^\n]*?)[ \t]*$")
 _THINKING = re.compile(r"\A\s*<think(?:ing)?>.*?</think(?:ing)?>\s*", re.DOTALL)
-_DIRECTIVE = re.compile(r"^(?:[-*] )?[`*]{0,3}(DELETE|RENAME)[:`*]{0,3}\s+(.+?)\s*$")
-_ARROW = re.compile(r"\s+(?:->|=>|→|TO|to)\s+")
-_LABEL = re.compile(
-    r"(?i)^(?:(?:create|modify|update|edit|new|add|replace|delete)(?: file| the file)?[:：]?\s+"
-    r"|(?:file|path|filename|file path|ファイル)(?:\s*[:：]\s*|\s+))(?=\S+$)"
-)
-_TOLD = re.compile(r"(?i)^(?:file|path|ファイル)(?:\*\*)?\s*[:：]\s*(.+)$")
-_PATH_WITH_SPACES = re.compile(r"^[^\s`*<>|\"'()（）]+(?: [^\s`*<>|\"'()（）]+)+\.\w{1,12}$")
-_PATH_SHAPE = re.compile(r"^[^\s`*<>|\"'()（）]+$")
+_DIRECTIVE = re.compile(r"^(?:[-*] )?[`*]{0,3}(DELETE|RENAME)[:`*]{0,3}\s+(.+)$")
+_ARROW = re.compile(r"(?<!\s)\s+(?:->|=>|→|TO|to)\s+")
 
 
 @dataclass(frozen=True)
@@ -103,12 +98,16 @@ def parse_answer(text: str) -> ParsedAnswer:
     """
     if len(text) > MAX_ANSWER_CHARACTERS:
         raise MalformedAnswerError(f"The answer has {len(text)} characters, more than {MAX_ANSWER_CHARACTERS}.")
+    if not is_writable(text):
+        raise MalformedAnswerError("The model's answer holds half a character (a lone surrogate).")
     body = _THINKING.sub("", text).lstrip("\ufeff")
-    if not body.strip():
+    stripped = body.strip()
+    if not stripped:
         raise EmptyAnswerError("The model's answer holds no text.")
-    if (found := _find_json(body)) is not None:
+    layout = None if stripped.startswith(("{", "[")) else read_layout(body)
+    if (found := _find_json(stripped, layout)) is not None:
         return _from_json(found)
-    changes, explanation = _read_files(body)
+    changes, explanation = _read_files(layout or read_layout(body))
     if not changes:
         raise MalformedAnswerError(
             "The model's answer holds no change: neither JSON with a list of changes, nor a fenced block with a file's"
@@ -141,14 +140,14 @@ def _limited(changes: Sequence[CodeChange]) -> tuple[CodeChange, ...]:
 # --- json ------------------------------------------------------------------------------------------------------------
 
 
-def _find_json(body: str) -> dict[str, Any] | None:
+def _find_json(stripped: str, layout: Layout | None) -> dict[str, Any] | None:
     """The JSON change set that the answer is, or holds alone in a fence, or carries between prose; None if none."""
-    stripped = body.strip()
-    candidates = [stripped] if stripped.startswith(("{", "[")) else []
-    if not candidates:
-        candidates += [block.content for block in _blocks(body) if block.language in _JSON_FENCES and not block.path]
-    if not candidates and (start := _JSON_START.search(stripped)):
-        candidates.append(stripped[start.start() :])
+    if layout is None:
+        candidates = [stripped]
+    else:
+        candidates = [one.content for one in layout.blocks if one.language in _JSON_FENCES and not one.path]
+        if not candidates and (start := _JSON_START.search(stripped)):
+            candidates.append(stripped[start.start() :])
     complaint = ""
     for candidate in candidates:
         try:
@@ -167,11 +166,11 @@ def _find_json(body: str) -> dict[str, Any] | None:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object; a key given twice is an error, for it would silently drop the first (RFC 8259, section 4)."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} is given twice in one object")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"the key {shown(name, _LONGEST_NAMED)!r} is given twice in one object")
+        found[name] = value
     return found
 
 
@@ -193,7 +192,7 @@ def _from_json(value: dict[str, Any]) -> ParsedAnswer:
         raise MalformedAnswerError("The model's answer holds an empty list of changes.")
     changes = [_change(item, number) for number, item in enumerate(items, 1)]
     explanation = _first(value, _EXPLANATION_KEYS)
-    return ParsedAnswer(_limited(changes), explanation if isinstance(explanation, str) else "", "json")
+    return ParsedAnswer(_limited(changes), writable(explanation) if isinstance(explanation, str) else "", "json")
 
 
 def _change(item: object, number: int) -> CodeChange:
@@ -202,26 +201,34 @@ def _change(item: object, number: int) -> CodeChange:
     path, content = _first(item, _PATH_KEYS), _first(item, _CONTENT_KEYS)
     new_path = _first(item, _NEW_PATH_KEYS)
     said = item.get("operation") or item.get("action") or item.get("type") or ("rename" if new_path else "modify")
-    operation = _OPERATIONS.get(str(said).casefold())
+    operation = _OPERATIONS.get(said.casefold()) if isinstance(said, str) else None
     if operation is None:
+        said = shown(said, _LONGEST_NAMED) if isinstance(said, str) else type(said).__name__
         raise MalformedAnswerError(f"Change {number} has the unknown operation {said!r}.")
     if not isinstance(path, str) or not path:
         raise MalformedAnswerError(f"Change {number} names no file_path.")
     if operation != "rename":
         new_path = None
-    if operation in {"create", "modify"} and not isinstance(content, str):
-        raise MalformedAnswerError(f"Change {number} ({operation} {path}) holds no content.")
-    if operation == "rename" and not isinstance(new_path, str):
-        raise MalformedAnswerError(f"Change {number} (rename {path}) names no new_path.")
-    if operation == "delete" or not isinstance(content, str) or (operation == "rename" and not content):
+    if operation == "delete" or (operation == "rename" and not (isinstance(content, str) and content)):
         content = None
-    if content is not None and not path.endswith(_MARKDOWN):
-        content = _without_fence(content)
-    if content is not None and "\0" in content:
-        raise MalformedAnswerError(f"Change {number} ({operation} {path}) holds a NUL character.")
-    return CodeChange.model_validate(
-        {"operation": operation, "file_path": path, "content": content, "new_path": new_path}
-    )
+    change = {"operation": operation, "file_path": path, "content": content, "new_path": new_path}
+    _check_texts(change, f"Change {number} ({operation} {shown(path, _LONGEST_NAMED)})")
+    if isinstance(content, str) and not path.endswith(_MARKDOWN):
+        change["content"] = _without_fence(content)
+    return CodeChange.model_validate(change)
+
+
+def _check_texts(change: dict[str, Any], what: str) -> None:
+    """Every text that the operation needs is there, and can be written to a file."""
+    content, new_path = change["content"], change["new_path"]
+    if change["operation"] in {"create", "modify"} and not isinstance(content, str):
+        raise MalformedAnswerError(f"{what} holds no content.")
+    if change["operation"] == "rename" and not isinstance(new_path, str):
+        raise MalformedAnswerError(f"{what} names no new_path.")
+    if "\0" in (content or ""):
+        raise MalformedAnswerError(f"{what} holds a NUL character.")
+    if not all(map(is_writable, (change["file_path"], content or "", new_path or ""))):
+        raise MalformedAnswerError(f"{what} holds half a character (a lone surrogate).")
 
 
 def _without_fence(content: str) -> str:
@@ -237,119 +244,20 @@ def _first(item: dict[str, Any], keys: Sequence[str]) -> Any:  # noqa: ANN401  w
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Block:
-    language: str
-    path: str
-    """The file it holds, by its info string or the line before it; empty where neither names one."""
-    content: str
-
-
-def _blocks(body: str) -> Iterator[_Block]:
-    """The fenced blocks of an answer, by CommonMark's rules (section 4.5)."""
-    lines = _lines(body)
-    position, before = 0, ""
-    while position < len(lines):
-        line = _bare(lines[position])
-        opening = _opening_fence(line)
-        position += 1
-        if opening is None:
-            before = line if line.strip() else before
-            continue
-        end = _closing_fence(lines, position, opening[2])
-        if end is None:
-            raise MalformedAnswerError("A fenced block in the model's answer is never closed: the answer looks cut.")
-        language, path = _info(opening[3])
-        path = path or _path_before_block(before, language)
-        first = _bare(lines[position]) if position < end else ""
-        if not path and _looks_like_path(first.strip()) and position + 1 < end and _opening_fence(lines[position + 1]):
-            before = first  # the fence was opened too early: around the path
-            position += 1
-            continue
-        yield _Block(language, path, "".join(lines[position:end]))
-        position, before = end + 1, ""
-
-
-def _lines(body: str) -> list[str]:
-    """Lines with their ends; ``str.splitlines`` would also split at form feeds and other characters inside a line."""
-    return re.findall(r"[^\n]*\n|[^\n]+", body)
-
-
-def _opening_fence(line: str) -> re.Match[str] | None:
-    found = _FENCE.match(line)
-    return None if found is None or (found[2][0] == "`" and "`" in found[3]) else found
-
-
-def _bare(line: str) -> str:
-    return line.rstrip("\r\n")
-
-
-def _closing_fence(lines: Sequence[str], start: int, fence: str) -> int | None:
-    """The line that closes a fence opened before ``start``.
-
-    Models forget that a fence in the file's own text needs a longer fence around it; a fence inside that opens a block
-    with an info string (as documentation has it) is therefore taken together with the next bare one.
-    """
-    first_bare: int | None = None
-    nested = False
-    for number in range(start, len(lines)):
-        found = _opening_fence(_bare(lines[number]))
-        if found is None or found[2][0] != fence[0] or len(found[2]) < len(fence):
-            continue
-        if found[3]:
-            nested = True
-        elif not nested:
-            return number
-        else:
-            first_bare = number if first_bare is None else first_bare
-            nested = False
-    return first_bare
-
-
-def _info(info: str) -> tuple[str, str]:
-    """(language, path) of an info string: ``python``, ``python src/a.py``, ``python:src/a.py``, ``src/a.py``."""
-    language, _, rest = info.partition(" ")
-    rest = re.sub(r"^(?:title|file|filename|path)\s*=\s*", "", rest.strip().strip("{}")).strip("\"'")
-    if rest:
-        return language.casefold(), rest if _looks_like_path(rest) else ""
-    head, colon, tail = language.partition(":")
-    if colon and _looks_like_path(tail):
-        return head.casefold(), tail
-    if "/" in language or re.search(r"\.\w+$", language):
-        return "", language
-    return language.casefold(), ""
-
-
-def _read_files(body: str) -> tuple[list[CodeChange], str]:
-    changes = [_whole_file(block) for block in _blocks(body) if block.path]
-    prose = _outside_blocks(body)
-    for line in prose:
+def _read_files(layout: Layout) -> tuple[list[CodeChange], str]:
+    changes = [_whole_file(block) for block in layout.blocks if block.path]
+    for line in layout.prose:
         changes += _directive(line)
-    explanation = " ".join(line.strip() for line in prose if line.strip() and not _path_on_line(line))
-    return _without_repeats(changes), explanation[:2000]
+    explanation = " ".join(line.strip() for line in layout.prose if line.strip() and not path_on_line(line))
+    return _without_repeats(changes), explanation[:_LONGEST_EXPLANATION]
 
 
-def _whole_file(block: _Block) -> CodeChange:
+def _whole_file(block: Block) -> CodeChange:
     """A block as a file; its last line may say, as git's diffs do, that the file ends without a line break."""
     content = block.content
     if exact := content.endswith(f"\n{_NO_NEWLINE}\n"):
         content = content.removesuffix(f"\n{_NO_NEWLINE}\n")
     return CodeChange(operation="modify", file_path=block.path, content=content, exact=exact)
-
-
-def _outside_blocks(body: str) -> list[str]:
-    lines = _lines(body)
-    kept: list[str] = []
-    position = 0
-    while position < len(lines):
-        line = _bare(lines[position])
-        opening = _opening_fence(line)
-        position += 1
-        if opening is None:
-            kept.append(line)
-        elif (end := _closing_fence(lines, position, opening[2])) is not None:
-            position = end + 1
-    return kept
 
 
 def _directive(line: str) -> list[CodeChange]:
@@ -358,62 +266,11 @@ def _directive(line: str) -> list[CodeChange]:
         return []
     if found[1] == "DELETE":
         path = found[2].strip("`*\"' ")
-        return [CodeChange(operation="delete", file_path=path)] if _may_be_path(path) else []
+        return [CodeChange(operation="delete", file_path=path)] if may_be_path(path) else []
     sides = [side.strip("`*\"' ") for side in _ARROW.split(found[2])]
-    if len(sides) != 2 or not all(map(_may_be_path, sides)):  # noqa: PLR2004  from and to
+    if len(sides) != 2 or not all(map(may_be_path, sides)):  # noqa: PLR2004  from and to
         return []
     return [CodeChange(operation="rename", file_path=sides[0], new_path=sides[1])]
-
-
-def _path_before_block(line: str, language: str) -> str:
-    """The path that the line before a block names; a shell session under a sentence about a file is not that file."""
-    path = _path_on_line(line)
-    if path is None or (language in _SHELL_FENCES and line.strip() != path and not path.endswith((".sh", ".txt"))):
-        return ""
-    return path
-
-
-def _path_on_line(line: str) -> str | None:
-    """The path that a line names, such as ``src/a.py``, ``**src/a.py**`` or ``### File: `src/a.py`:`` does."""
-    text = line.strip().lstrip("#>-*").strip()
-    told = _TOLD.match(text.strip("*_ "))
-    if told and _may_be_path(named := told[1].strip("*`\"' ").rstrip(":：")):
-        return named
-    quoted = re.search(r"`([^`\s]+)`", text)
-    if quoted and _looks_like_path(quoted[1]) and len(text.split()) <= _MOST_WORDS_AROUND_PATH:
-        return quoted[1]
-    text = text.strip("*_ ").rstrip(":：").strip("*`\"' ")
-    text = re.sub(r"^(?:\d+[.)]|//|#|--)\s+", "", text)
-    text = _LABEL.sub("", text).strip("*`\"' ").rstrip(":：")
-    return text if _looks_like_path(text) else None
-
-
-def _looks_like_path(text: str) -> bool:
-    """Whether a text reads as one file path and not as a word of prose."""
-    if not text or not _PATH_SHAPE.match(text) or text.endswith(("/", ".", ",", ";")):
-        return False
-    name = text.rsplit("/", 1)[-1]
-    return "/" in text or "." in name or name in _BARE_NAMES
-
-
-def _may_be_path(text: str) -> bool:
-    """Whether a text reads as a file path where it is called one: spaces and bare names may be in it."""
-    if _PATH_SHAPE.match(text):
-        return not text.endswith(("/", ".", ",", ";"))
-    return _PATH_WITH_SPACES.match(text) is not None
-
-
-_BARE_NAMES = {
-    "Makefile",
-    "Dockerfile",
-    "LICENSE",
-    "README",
-    "Rakefile",
-    "Gemfile",
-    "Procfile",
-    "Justfile",
-    "CHANGELOG",
-}
 
 
 def _without_repeats(changes: list[CodeChange]) -> list[CodeChange]:
@@ -422,6 +279,8 @@ def _without_repeats(changes: list[CodeChange]) -> list[CodeChange]:
     for change in changes:
         key = (change.operation, change.file_path)
         if key in by_path and by_path[key] != change:
-            raise MalformedAnswerError(f"The model's answer gives {change.file_path} twice, with different texts.")
+            raise MalformedAnswerError(
+                f"The model's answer gives {shown(change.file_path, _LONGEST_NAMED)} twice, with different texts."
+            )
         by_path[key] = change
     return list(by_path.values())

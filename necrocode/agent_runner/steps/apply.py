@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fnmatch import fnmatch
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._git import MODE_FILE, MODE_SUBMODULE, MODE_SYMLINK, MODE_TREE, FileChange
@@ -24,7 +24,7 @@ _BOM = b"\xef\xbb\xbf"
 _KIND_OF_MODE = {MODE_SYMLINK: "a symbolic link", MODE_SUBMODULE: "a submodule", MODE_TREE: "a directory"}
 # Files that decide what runs elsewhere; a change to one of them is applied, and the result says so.
 _TELLING_PATHS = (
-    ".gitmodules", ".gitattributes", "*/.gitattributes", ".github/*", ".gitlab-ci.yml", ".circleci/*", "Jenkinsfile",
+    ".gitmodules", ".gitattributes", ".github/*", ".gitlab-ci.yml", ".circleci/*", "jenkinsfile",
     "azure-pipelines.yml", ".pre-commit-config.yaml", ".ci/*", ".buildkite/*", ".travis.yml",
 )  # fmt: skip
 
@@ -70,16 +70,18 @@ def plan_changes(
     return effective
 
 
-def refuse_secrets(changes: Iterable[CodeChange], holds_secret: Callable[[str], bool]) -> None:
-    """Refuse a change set that would commit one of this runner's own secrets."""
+def refuse_secrets(changes: Iterable[FileChange], holds_secret: Callable[[str], bool]) -> None:
+    """Refuse planned changes that would commit one of this runner's own secrets, in a text or in a name."""
     for change in changes:
-        if holds_secret(change.content or "") or holds_secret(change.file_path):
+        if holds_secret((change.content or b"").decode(errors="replace")) or holds_secret(change.path):
             raise ChangeRejectedError("The answer would commit one of this runner's secrets; it was refused.")
 
 
 def telling_paths(paths: Iterable[str]) -> tuple[str, ...]:
-    """Those of the paths that decide what runs elsewhere: CI, submodules, attributes."""
-    return tuple(path for path in paths if any(fnmatch(path, pattern) for pattern in _TELLING_PATHS))
+    """Those of the paths that decide what runs elsewhere: CI, submodules, attributes; in any folder and any case."""
+    return tuple(
+        path for path in paths if any(fnmatchcase(f"/{path.casefold()}", f"*/{one}") for one in _TELLING_PATHS)
+    )
 
 
 def commit_changes(

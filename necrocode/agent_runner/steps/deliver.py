@@ -6,10 +6,12 @@ own committer: an earlier attempt. Anything else on it is somebody's work, and t
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from necrocode.agent_runner._git import GitError
+from necrocode.agent_runner._git import REMOTE_HEAD, GitError
 from necrocode.agent_runner.errors import PushError
 from necrocode.agent_runner.models import PushResult
 
@@ -19,7 +21,14 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.models import ImplementationResult
     from necrocode.agent_runner.workspace import Workspace
 
-_OTHER_TIP = ("stale info", "already exists", "fetch first", "non-fast-forward", "reference already exists")
+# Why git push refused a ref, by the lines of --porcelain: "!<tab>from:to<tab>[rejected] (stale info)". What a hook of
+# the remote prints is no such line.
+_OTHER_TIP = re.compile(
+    r"^!\t\S+\t\[(?:remote )?rejected\] \((?:stale info|already exists|fetch first|non-fast-forward|"
+    r"(?:cannot lock ref|failed to update ref|reference already exists).*)",
+    re.MULTILINE,
+)
+_MOST_PUSHES = 4
 
 
 def deliver(
@@ -35,13 +44,19 @@ def deliver(
     repository, commit = workspace.repository, implementation.commit
     remote = workspace.remote if push else None
     delivery = _Delivery(repository, workspace.objects, branch, implementation, committer_email, deadline)
+    stays_here = workspace.is_brought or remote is None
     try:
-        if workspace.is_brought or remote is None:
-            delivery.move_local_branch()
+        tip = delivery.local_tip() if stays_here else None
         if workspace.is_brought:
-            repository.run("checkout", "--quiet", branch, "--", deadline=deadline)
-        if remote is not None:
+            delivery.refuse_branch_of_another_worktree()
+            repository.check_out(commit, deadline=deadline)
+        workspace.check_hold()
+        if remote is not None:  # first of all: what was not pushed must not look delivered here
             delivery.push(remote)
+        if stays_here:
+            repository.move_ref(delivery.ref, commit, expected=tip, deadline=deadline)
+        if workspace.is_brought:
+            repository.run("symbolic-ref", "HEAD", delivery.ref, deadline=deadline)
     except GitError as error:
         raise PushError(
             f"Cannot deliver branch {branch} to {remote or workspace.path}: {error}", hint=_hint(error.output)
@@ -63,32 +78,52 @@ class _Delivery:
     def ref(self) -> str:
         return f"refs/heads/{self.branch}"
 
-    def move_local_branch(self) -> None:
+    def local_tip(self) -> str | None:
+        """Where the branch is now in this repository; ``PushError`` when it may not be moved from there."""
         tip = self.objects.resolve(self.ref)
         if tip is not None:
             self._check_replaceable(tip)
-        self.repository.move_ref(self.ref, self.implementation.commit, expected=tip, deadline=self.deadline)
+        return tip
+
+    def refuse_branch_of_another_worktree(self) -> None:
+        """``PushError`` when a linked worktree has the branch checked out: its files would be left behind."""
+        listing = self.repository.run("worktree", "list", "--porcelain", "-z", deadline=self.deadline)
+        for record in listing.decode(errors="surrogateescape").split("\0\0"):
+            place, *lines = record.split("\0")
+            path = Path(place.removeprefix("worktree "))
+            if f"branch {self.ref}" in lines and path.resolve() != self.repository.path.resolve():
+                raise PushError(
+                    f"Branch {self.branch} is checked out in {path}.",
+                    hint="Give the task another branch_name, or check something else out there.",
+                )
 
     def push(self, remote: str) -> None:
         """Push expecting no such branch; where there is one, look at it and push again expecting just that one."""
-        try:
-            self._push_expecting(remote, "")
-        except GitError as error:
-            if not any(words in error.output for words in _OTHER_TIP):
-                raise
-        else:
-            return
-        tip = self._remote_tip(remote)
-        self._check_replaceable(tip)
-        self._push_expecting(remote, tip)
+        expected = ""
+        for count in range(_MOST_PUSHES):
+            try:
+                self._push_expecting(remote, expected)
+            except GitError as error:
+                if count == _MOST_PUSHES - 1 or _OTHER_TIP.search(error.output) is None:
+                    raise
+            else:
+                return
+            expected = self._remote_tip(remote)
+            if expected:
+                self._check_replaceable(expected)
 
     def _remote_tip(self, remote: str) -> str:
-        """The commit that the branch is at over there, with its history fetched."""
+        """The commit that the branch is at over there, with its history fetched; empty where it is not there."""
         seen = f"refs/necrocode/seen/{self.implementation.commit}"
         options = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules")
-        self.repository.run(
-            "fetch", *options, "--", remote, f"+{self.ref}:{seen}", network=True, deadline=self.deadline
-        )
+        try:
+            self.repository.run(
+                "fetch", *options, "--", remote, f"+{self.ref}:{seen}", network=True, deadline=self.deadline
+            )
+        except GitError as error:
+            if "couldn't find remote ref" in error.output:
+                return ""
+            raise
         tip = self.objects.resolve(seen) or ""
         self.repository.run("update-ref", "-d", seen, deadline=self.deadline)
         return tip
@@ -100,8 +135,10 @@ class _Delivery:
         self.repository.run("push", *options, "--", remote, refspec, network=True, deadline=self.deadline)
 
     def _check_replaceable(self, tip: str) -> None:
-        base, commit = self.implementation.base_commit, self.implementation.commit
-        emails = self.repository.run("log", "--format=%ce", tip, "--not", base, commit, "--", deadline=self.deadline)
+        known = [self.implementation.base_commit, self.implementation.commit]
+        if (default_branch := self.objects.resolve(REMOTE_HEAD)) is not None:
+            known.append(default_branch)  # a later attempt may start from an older commit
+        emails = self.repository.run("log", "--format=%ce", tip, "--not", *known, "--", deadline=self.deadline)
         others = sorted(set(emails.decode(errors="replace").split("\n")) - {self.committer_email, ""})
         if others:
             raise PushError(
@@ -120,6 +157,8 @@ def _address(repository: Repository, remote: str | None) -> str:
 def _hint(output: str) -> str:
     if "checked out branch" in output:
         return "That branch is checked out there: use another branch_name, or a bare repository."
+    if "would be overwritten by checkout" in output:
+        return "Move those files away and run the task again: the runner never overwrites what git does not track."
     if "Authentication failed" in output or "could not read Username" in output or "403" in output:
         return "Is GIT_TOKEN set, and may it write to this repository?"
     return "The commit is kept; run the task again once this is mended."

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from necrocode.agent_runner._git import GitError
+from necrocode.agent_runner.errors import TestExecutionError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -27,10 +30,17 @@ def run_tests(
 
     Failing tests are a result. ``TestExecutionError`` when the commands could not be run at all.
     """
-    if workspace.is_brought:  # never --force in a checkout that is somebody's: untracked files there stay
-        workspace.repository.run("checkout", "--quiet", "--detach", implementation.commit, "--", deadline=deadline)
-    else:
-        workspace.repository.reset_hard(implementation.commit, deadline=deadline)
+    try:
+        if workspace.is_brought:
+            workspace.repository.check_out(implementation.commit, deadline=deadline)
+        else:
+            workspace.check_hold()
+            workspace.repository.reset_hard(implementation.commit, deadline=deadline)
+    except GitError as error:
+        raise TestExecutionError(
+            f"The changed files cannot be written into {workspace.path}: {error}",
+            hint=f"Mend that and run the task again; the commit is kept under {implementation.ref}.",
+        ) from error
     result = sandbox.run_tests(
         task.test_commands,
         workspace.path,
@@ -39,6 +49,7 @@ def run_tests(
         fail_fast=task.fail_fast,
         deadline=deadline,
     )
+    workspace.check_hold()  # another holder may have written to the slot meanwhile: then it was not this tree
     commands = tuple(
         one.model_copy(update={"command": redact(one.command), "output": redact(one.output)}) for one in result.commands
     )

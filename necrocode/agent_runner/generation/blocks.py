@@ -1,0 +1,145 @@
+"""Fenced blocks in an answer, by CommonMark's rules (section 4.5), and the prose around them.
+
+Every line is read once, and where a block ends is looked up and not searched for: an answer is somebody else's text,
+and one of many half-open fences would else take minutes.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from necrocode.agent_runner.errors import MalformedAnswerError
+from necrocode.agent_runner.generation.told_paths import looks_like_path, path_before_block
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})([^\n]*)")
+
+
+class Block(NamedTuple):
+    """One fenced block."""
+
+    language: str
+    path: str
+    """The file it holds, by its info string or the line before it; empty where neither names one."""
+    content: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """An answer, taken apart."""
+
+    blocks: tuple[Block, ...]
+    prose: tuple[str, ...]
+    """The lines outside of all blocks, without their ends."""
+
+
+def read_layout(body: str) -> Layout:
+    """The blocks of an answer and the lines around them; :class:`MalformedAnswerError` for one that is never closed."""
+    lines = re.findall(r"[^\n]*\n|[^\n]+", body)  # str.splitlines would also split at form feeds inside a line
+    fences = _Fences(lines)
+    blocks: list[Block] = []
+    prose: list[str] = []
+    position, before = 0, ""
+    while position < len(lines):
+        line = lines[position].rstrip("\r\n")
+        opening = fences.opening(position)
+        position += 1
+        if opening is None:
+            prose.append(line)
+            before = line if line.strip() else before
+            continue
+        end = fences.closing(position, opening)
+        if end is None:
+            raise MalformedAnswerError("A fenced block in the model's answer is never closed: the answer looks cut.")
+        language, path = _info(opening.info)
+        path = path or path_before_block(before, language)
+        first = lines[position].rstrip("\r\n")
+        if not path and looks_like_path(first.strip()) and position + 1 < end and fences.opening(position + 1):
+            before = first  # the fence was opened too early: around the path
+            position += 1
+            continue
+        blocks.append(Block(language, path, "".join(lines[position:end])))
+        position, before = end + 1, ""
+    return Layout(tuple(blocks), tuple(prose))
+
+
+class _Fence(NamedTuple):
+    """A line that may open or close a block."""
+
+    marks: str
+    info: str
+
+
+class _Fences:
+    """The fences of an answer, by line."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        self._by_line = {number: fence for number, line in enumerate(lines) if (fence := _fence(line)) is not None}
+        self._longest_first = sorted((-len(fence.marks), number) for number, fence in self._by_line.items())
+        self._ends: dict[str, _Ends] = {}
+
+    def opening(self, number: int) -> _Fence | None:
+        """The fence that a line opens a block with."""
+        return self._by_line.get(number)
+
+    def closing(self, start: int, opening: _Fence) -> int | None:
+        """The line at or after ``start`` that closes a block opened before it."""
+        marks = opening.marks
+        if marks not in self._ends:  # all fences together are looked at no more often than they have marks
+            long_enough = self._longest_first[: bisect_left(self._longest_first, (1 - len(marks), -1))]
+            numbers = sorted(number for _, number in long_enough if self._by_line[number].marks[0] == marks[0])
+            self._ends[marks] = _Ends(numbers, [not self._by_line[number].info for number in numbers])
+        return self._ends[marks].after(start)
+
+
+class _Ends:
+    """For each fence that is long enough: where a block ends for which it is the first one inside.
+
+    Models forget that a fence in the file's own text needs a longer fence around it; a fence inside that opens a block
+    with an info string (as documentation has it) is therefore taken together with the next bare one. So a block ends
+    at a bare fence that comes first, or directly after another bare one; where there is none such, at the first bare.
+    """
+
+    def __init__(self, numbers: Sequence[int], is_bare: Sequence[bool]) -> None:
+        self._numbers = numbers
+        self._ends: list[int | None] = [None] * len(numbers)
+        after_pair: int | None = None
+        first_bare: int | None = None
+        for index in range(len(numbers) - 1, -1, -1):
+            if is_bare[index]:
+                first_bare = numbers[index]
+                after_pair = numbers[index + 1] if is_bare[index + 1 : index + 2] == [True] else after_pair
+                self._ends[index] = numbers[index]
+            else:
+                self._ends[index] = first_bare if after_pair is None else after_pair
+
+    def after(self, start: int) -> int | None:
+        """The end of a block whose text begins at line ``start``."""
+        index = bisect_left(self._numbers, start)
+        return self._ends[index] if index < len(self._ends) else None
+
+
+def _fence(line: str) -> _Fence | None:
+    found = _FENCE.match(line)
+    if found is None or (found[1][0] == "`" and "`" in found[2]):
+        return None
+    return _Fence(found[1], found[2].strip(" \t\r"))
+
+
+def _info(info: str) -> tuple[str, str]:
+    """(language, path) of an info string: ``python``, ``python src/a.py``, ``python:src/a.py``, ``src/a.py``."""
+    language, _, rest = info.partition(" ")
+    rest = re.sub(r"^(?:title|file|filename|path)\s*=\s*", "", rest.strip().strip("{}")).strip("\"'")
+    if rest:
+        return language.casefold(), rest if looks_like_path(rest) else ""
+    head, colon, tail = language.partition(":")
+    if colon and looks_like_path(tail):
+        return head.casefold(), tail
+    if "/" in language or re.search(r"\.\w+$", language):
+        return "", language
+    return language.casefold(), ""
