@@ -24,12 +24,14 @@ from necrocode.agent_runner import (
     ConfigurationError,
     IdempotencyKeyReusedError,
     IllegalTransitionError,
+    PoolRecord,
     RateLimitError,
     RepoPoolClient,
     ServiceConnectionError,
     ServiceError,
     SlotAllocationError,
     SlotNotFoundError,
+    SlotRecord,
     StaleLeaseError,
     TaskContext,
     TaskNotFoundError,
@@ -214,14 +216,20 @@ def test_a_slot_of_another_client_is_released_by_force() -> None:
 
 @responses.activate
 def test_pool_look_ups() -> None:
-    responses.get(f"{POOL}/slots/s", json={"state": "available"})
-    responses.get(f"{POOL}/pools/status", json={"pools": []})
+    slot = {"slot_id": "s", "state": "available"}
+    responses.get(f"{POOL}/slots/s", json=slot)
+    responses.get(f"{POOL}/pools/status", json={"pools": [{"name": "p", "pool_size": 5, "slots": [slot], "more": 1}]})
     client = RepoPoolClient(POOL)
-    assert client.get_slot("s") == {"state": "available"}
-    assert client.pools_status() == {"pools": []}
-    responses.replace(responses.GET, f"{POOL}/pools/status", json=[])
-    with pytest.raises(ServiceError, match="something else than a JSON object"):
-        client.pools_status()
+    assert client.get_slot("s") == SlotRecord(slot_id="s", state="available")
+    assert client.pools_status() == (PoolRecord(name="p", pool_size=5, slots=(client.get_slot("s"),)),)
+    for answer, told in (
+        ([], "without a list of pools"),
+        ({"pools": 1}, "without a list"),
+        ({"pools": [1]}, "PoolRec"),
+    ):
+        responses.replace(responses.GET, f"{POOL}/pools/status", json=answer)
+        with pytest.raises(ServiceError, match=told):
+            client.pools_status()
 
 
 @responses.activate
