@@ -63,8 +63,9 @@ class Exchange:
                 self._held.pop().close()
 
     def start(self) -> None:
-        """Let the time run."""
-        self._watch.start()
+        """Let the time run; nothing where it runs already."""
+        if self._watch.ident is None:
+            self._watch.start()
 
     def hold(self, connection: socket.socket) -> None:
         """Hang up on this connection too when the time is over."""
