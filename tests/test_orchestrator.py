@@ -45,6 +45,7 @@ from tests.support.repositories import (
 GOOD_ANSWER = f"calc.py\n```python\n{FIXED_CALC}```\n"
 USELESS_ANSWER = "calc.py\n```python\ndef add(a, b):\n    return 0\n```\n"
 BRANCH = "feature/task-calc-1.1-mend-add"
+SECRET = "a-key-that-nobody-may-see"
 
 
 class Bench:
@@ -85,6 +86,10 @@ class Bench:
     def events(self) -> list[str]:
         with self.registry as registry:
             return [event.event_type for event in registry.list_events("1.1", spec_name="calc")]
+
+    def events_with_data(self) -> str:
+        with self.registry as registry:
+            return str(registry.list_events("1.1", spec_name="calc"))
 
     def branches(self) -> list[str]:
         return git(self.repository, "branch", "--format=%(refname:short)").split()
@@ -307,6 +312,40 @@ def test_a_slot_path_that_is_no_checkout_is_refused(bench: Bench, tmp_path: Path
         assert bench.status() == "failed"
 
 
+def test_a_brought_checkout_is_put_back_when_the_push_fails(bench: Bench, tmp_path: Path) -> None:
+    git(tmp_path, "clone", "--quiet", str(bench.repository), "clone")
+    git(tmp_path / "clone", "remote", "set-url", "origin", str(tmp_path / "gone"))
+    task = bench.task(repo_url=None, slot_path=tmp_path / "clone")
+    for _ in range(2):  # the second attempt finds everything as the first one did
+        result = bench.run(GOOD_ANSWER, task=task)
+        assert result.error_details is not None
+        assert result.error_details.type == "PushError"
+        assert git(tmp_path / "clone", "rev-parse", "--abbrev-ref", "HEAD") == "main"
+        assert git(tmp_path / "clone", "status", "--porcelain") == ""
+
+
+@pytest.mark.parametrize("commands", [[], ["true"]])
+def test_a_brought_checkout_may_be_on_the_branch_itself(bench: Bench, commands: list[str]) -> None:
+    task = bench.task(repo_url=None, slot_path=bench.repository, branch_name="main", test_commands=commands)
+    result = bench.run(GOOD_ANSWER, task=task)
+    assert (result.status, result.error) == ("done", None)
+    assert git(bench.repository, "rev-parse", "--abbrev-ref", "HEAD") == "main"
+    assert (bench.repository / "calc.py").read_text() == FIXED_CALC
+    assert git(bench.repository, "status", "--porcelain") == ""
+
+
+@pytest.mark.parametrize("commands", [[], ["false"]])
+def test_ignored_files_of_a_brought_checkout_are_kept(bench: Bench, commands: list[str]) -> None:
+    commit_files(bench.repository, {".gitignore": "new.txt\n"})
+    (bench.repository / "new.txt").write_text("mine")
+    task = bench.task(repo_url=None, slot_path=bench.repository, test_commands=commands)
+    result = bench.run("new.txt\n```\nthe model's\n```\n", task=task)
+    assert result.status == "failed"
+    assert "new.txt" in str(result.error)
+    assert (bench.repository / "new.txt").read_text() == "mine"
+    assert git(bench.repository, "rev-parse", "--abbrev-ref", "HEAD") == "main"
+
+
 @pytest.mark.parametrize("commands", [[], ["true"]])
 def test_an_untracked_file_in_the_way_is_named_and_kept(bench: Bench, commands: list[str]) -> None:
     (bench.repository / "new.txt").write_text("mine")
@@ -357,6 +396,93 @@ def test_related_files_that_are_not_there_are_warned_about(bench: Bench) -> None
     result = bench.run(GOOD_ANSWER, task=bench.task(related_files=["calc.py", "nothere.md"]))
     assert result.success
     assert result.warnings == ("The repository has no file nothere.md, which related_files names.",)
+
+
+def test_a_repository_with_a_name_that_is_no_text_can_be_worked_on(bench: Bench) -> None:
+    (bench.repository / os.fsdecode(b"caf\xe9.txt")).write_text("x")
+    commit_files(bench.repository, {})
+    result = bench.run(GOOD_ANSWER)
+    assert (result.status, result.reported) == ("done", True)
+
+
+def test_no_secret_is_committed_as_the_name_of_a_renamed_file(bench: Bench) -> None:
+    answer = json.dumps({"changes": [{"operation": "rename", "file_path": "calc.py", "new_path": f"{SECRET}.py"}]})
+    result = bench.run(answer, llm_config=LLMConfig(api_key=SECRET))
+    assert result.error_details is not None
+    assert result.error_details.type == "ChangeRejectedError"
+    assert SECRET not in result.model_dump_json()
+
+
+def test_a_model_that_echoes_the_key_is_masked_wherever_it_is_told(bench: Bench) -> None:
+    answer = ModelAnswer(text=f"I used {SECRET}.\n\n{GOOD_ANSWER}", model=f"model {SECRET}")
+    result = bench.run(answer, llm_config=LLMConfig(api_key=SECRET))
+    assert result.success
+    assert SECRET not in f"{result.model_dump_json()}{bench.progress}{bench.events_with_data()}"
+
+
+def test_a_key_of_the_environment_is_masked_as_it_is_sent(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", f"{SECRET}\n")
+    result = bench.run(f"calc.py\n```python\nKEY = '{SECRET}'\n```\n")
+    assert result.error_details is not None
+    assert result.error_details.type == "ChangeRejectedError"
+
+
+def test_a_defect_is_logged_without_secrets(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    def defect(_messages: Sequence[Message]) -> str:
+        raise KeyError(SECRET)
+
+    bench.run(defect, llm_config=LLMConfig(api_key=SECRET))
+    assert "KeyError" in caplog.text
+    assert SECRET not in caplog.text
+
+
+def test_a_diff_with_what_looks_like_a_secret_is_whole_and_told(bench: Bench) -> None:
+    result = bench.run(f"{GOOD_ANSWER}\nconf.py\n```python\nURL = 'https://me:hunter22@host'\n```\n")
+    assert result.success
+    assert any("looks like a secret" in warning for warning in result.warnings)
+
+
+# --- interruptions at the end
+
+
+def interrupted_once(function: Callable[..., Any], *, after: bool) -> Callable[..., Any]:
+    """The function, interrupted at its first call, after it has done its work or before."""
+    calls: list[None] = []
+
+    def call(*arguments: Any, **more: Any) -> Any:
+        calls.append(None)
+        if len(calls) == 1 and not after:
+            raise KeyboardInterrupt
+        answer = function(*arguments, **more)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return answer
+
+    return call
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("call", ["upload", "add_artifact"])
+def test_a_delivered_run_that_is_interrupted_at_its_end_is_reported_as_done(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, call: str, after: bool
+) -> None:
+    owner = LocalArtifactStore if call == "upload" else LocalTaskRegistry
+    monkeypatch.setattr(owner, call, interrupted_once(getattr(owner, call), after=after))
+    with pytest.raises(RunInterrupted) as caught:
+        bench.run(GOOD_ANSWER)
+    assert (caught.value.result.status, caught.value.result.reported) == ("done", True)
+    assert bench.status() == "done"
+    assert BRANCH in bench.branches()
+
+
+def test_a_run_that_is_interrupted_once_it_is_known_to_run_is_reported_as_cancelled(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = interrupted_once(LocalTaskRegistry.update_task_status, after=True)
+    monkeypatch.setattr(LocalTaskRegistry, "update_task_status", told)
+    with pytest.raises(RunInterrupted):
+        bench.run(GOOD_ANSWER)
+    assert bench.status() == "cancelled"
 
 
 # --- a run that does not

@@ -57,6 +57,9 @@ _CONFIG = {
     "core.protectNTFS": "true",
     "core.attributesFile": os.devnull,
     "core.quotePath": "false",
+    # A remote that has gone silent ends a transfer, even one whose starter has died.
+    "http.lowSpeedLimit": "1",
+    "http.lowSpeedTime": "120",
     "protocol.ext.allow": "never",
     "submodule.recurse": "false",
     "gc.auto": "0",
@@ -154,6 +157,8 @@ class Git:
             "GIT_CONFIG_NOSYSTEM": "1",
             "GIT_CONFIG_GLOBAL": str(self.home / "gitconfig"),
             "GIT_ATTR_NOSYSTEM": "1",
+            "GIT_NO_REPLACE_OBJECTS": "1",
+            "GIT_DEFAULT_REF_FORMAT": "files",
             "GIT_TERMINAL_PROMPT": "0",
             "GIT_ALLOW_PROTOCOL": "file:git:http:https:ssh",
             "GIT_CONFIG_COUNT": str(len(_CONFIG)),
@@ -162,13 +167,15 @@ class Git:
             environment |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
         if network:
             environment |= {name: os.environ[name] for name in _NETWORK_VARIABLES if name in os.environ}
-            environment["GIT_SSH_COMMAND"] = "ssh -oBatchMode=yes"
+            environment["GIT_SSH_COMMAND"] = "ssh -oBatchMode=yes -oServerAliveInterval=30 -oServerAliveCountMax=4"
             if self.token:
                 environment |= {"GIT_ASKPASS": str(self.home / "askpass"), "NECROCODE_GIT_TOKEN": self.token}
         return environment
 
-    def start(self, argv: Sequence[str], *, network: bool = False) -> subprocess.Popen[bytes]:
-        """Start git with pipes on all three streams, in a session of its own."""
+    def start(
+        self, argv: Sequence[str], *, network: bool = False, pass_fds: Sequence[int] = ()
+    ) -> subprocess.Popen[bytes]:
+        """Start git with pipes on all three streams, in a session of its own, with these files left open."""
         try:
             return subprocess.Popen(  # noqa: S603  the door itself
                 ["git", *argv],  # noqa: S607  found by PATH, as the user's own git is
@@ -177,6 +184,7 @@ class Git:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 start_new_session=True,
+                pass_fds=pass_fds,
             )
         except FileNotFoundError as error:
             raise WorkspacePreparationError("git was not found.", hint="Install git and put it on the PATH.") from error
@@ -188,11 +196,15 @@ class Git:
         stdin: bytes = b"",
         network: bool = False,
         deadline: Deadline | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> bytes:
-        """Standard output of a git command; :class:`GitError` when it fails."""
+        """Standard output of a git command; :class:`GitError` when it fails.
+
+        ``pass_fds``: locks that shall last until git has ended, should this process die before.
+        """
         verb = next((word for word in argv if not word.startswith(("-", "/"))), "git")
         timeout = DEFAULT_TIMEOUT_SECONDS if deadline is None else deadline.check(f"run git {verb}")
-        process = self.start(argv, network=network)
+        process = self.start(argv, network=network, pass_fds=pass_fds)
         try:
             output, errors = process.communicate(stdin, timeout=timeout)
         except subprocess.TimeoutExpired as error:
@@ -221,9 +233,16 @@ class Repository:
     def _where(self) -> list[str]:
         return [f"--git-dir={self.path}"] if self.bare else ["-C", str(self.path)]
 
-    def run(self, *argv: str, stdin: bytes = b"", network: bool = False, deadline: Deadline | None = None) -> bytes:
+    def run(
+        self,
+        *argv: str,
+        stdin: bytes = b"",
+        network: bool = False,
+        deadline: Deadline | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> bytes:
         """Standard output of a git command in this repository."""
-        return self.git.run([*self._where, *argv], stdin=stdin, network=network, deadline=deadline)
+        return self.git.run([*self._where, *argv], stdin=stdin, network=network, deadline=deadline, pass_fds=pass_fds)
 
     def objects(self) -> ObjectReader:
         """A reader of this repository's objects: one git process, started at the first read."""
@@ -287,6 +306,13 @@ class Repository:
     def reset_hard(self, commit: str, *, deadline: Deadline | None = None) -> None:
         """Move a detached HEAD, index and files to ``commit``."""
         self.run("reset", "--hard", "--quiet", commit, deadline=deadline)
+
+    def check_out(self, commit: str, *, deadline: Deadline | None = None) -> None:
+        """Move HEAD, detached, index and files to ``commit``; a file that git does not track, ignored or not, stays.
+
+        :class:`GitError` names the ones that are in the way; nothing has moved then.
+        """
+        self.run("checkout", "--quiet", "--no-overwrite-ignore", "--detach", commit, "--", deadline=deadline)
 
     def remove_untracked(self, *, deadline: Deadline | None = None) -> None:
         """Remove everything git does not track, ignored files and nested repositories included."""

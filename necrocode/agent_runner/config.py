@@ -16,6 +16,7 @@ from necrocode.agent_runner._strict import StrictModel, read_yaml_mapping
 from necrocode.agent_runner.errors import ConfigurationError
 
 DEFAULT_MODEL = "gpt-4.1"
+_EMBEDDED_URLS = ("sqlite:///", "postgresql://", "postgres://", "file:///", "s3://")
 _VARIABLES = {
     "TASK_REGISTRY_URL": "task_registry_url",
     "REPO_POOL_URL": "repo_pool_url",
@@ -88,7 +89,7 @@ class LLMConfig(StrictModel):
     @field_validator("api_key")
     @classmethod
     def _check_api_key(cls, value: SecretStr | None) -> SecretStr | None:
-        return _token(value)
+        return checked_token(value)
 
 
 class RunnerConfig(StrictModel):
@@ -100,11 +101,17 @@ class RunnerConfig(StrictModel):
     execution_mode: Literal["local-process"] = "local-process"
     """Where a run happens. ``local-process``: in this process."""
     task_registry_url: str | None = None
-    """``http(s)://`` a Task Registry service, ``sqlite:///path`` an embedded one. None: embedded in ``state_dir``."""
+    """``http(s)://`` a Task Registry service, ``sqlite:///path`` or ``postgresql://user@host/database`` a database.
+
+    None: SQLite in ``state_dir``.
+    """
     repo_pool_url: str | None = None
     """``http(s)://`` a Repo Pool Manager service, ``file:///path`` an embedded one. None: embedded in ``state_dir``."""
     artifact_store_url: str | None = None
-    """``http(s)://`` an Artifact Store service, ``file:///path`` a folder. None: embedded in ``state_dir``."""
+    """``http(s)://`` an Artifact Store service, ``file:///path`` a folder, ``s3://bucket/prefix`` a bucket.
+
+    None: embedded in ``state_dir``.
+    """
     llm_config: LLMConfig = Field(default_factory=LLMConfig, validation_alias="llm")
     """Which model to ask; ``llm`` in YAML."""
     llm_api_key_env_var: str = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
@@ -149,14 +156,14 @@ class RunnerConfig(StrictModel):
     @field_validator("task_registry_url", "repo_pool_url", "artifact_store_url")
     @classmethod
     def _check_url(cls, value: str | None) -> str | None:
-        if value is None or value.startswith(("sqlite:///", "file:///")):
+        if value is None or value.startswith(_EMBEDDED_URLS):
             return value
         return _http_url(value)
 
     @field_validator("git_token", "service_token")
     @classmethod
     def _check_token(cls, value: SecretStr | None) -> SecretStr | None:
-        return _token(value)
+        return checked_token(value)
 
     @field_validator("commit_message")
     @classmethod
@@ -244,9 +251,9 @@ def _mapping(llm: object) -> dict[str, Any]:
     return dict(llm)
 
 
-def _token(value: SecretStr | None) -> SecretStr | None:
+def checked_token(value: SecretStr | str | None) -> SecretStr | None:
     """A key or token that an HTTP header can hold; None for an empty one, as ``os.getenv(name, "")`` gives."""
-    text = value.get_secret_value().strip() if value is not None else ""
+    text = (value.get_secret_value() if isinstance(value, SecretStr) else value or "").strip()
     if not text.isascii() or not text.isprintable() or " " in text:
         raise ValueError("must be one word of printable ASCII")
     return SecretStr(text) if text else None

@@ -20,6 +20,7 @@
     ├── TestExecutionError                     the tests could not be started (failing tests are a result)
     ├── PushError                              the branch was not delivered
     ├── ArtifactUploadError                    an artifact was not stored
+    │   └── StorageFullError                   the disk is full, or the store's quota is used up
     ├── RunnerTimeoutError (TimeoutError)      the task's time is used up
     ├── AuthenticationError                    a key or token was refused
     ├── ServiceError                           a service or the model's endpoint answered with an error
@@ -30,6 +31,9 @@
     │   ├── IllegalTransitionError             the task's state does not allow this change
     │   ├── ArtifactNotFoundError              the store has no such artifact
     │   ├── SlotNotFoundError                  the pool has no such slot
+    │   ├── PoolNotFoundError                  there is no such pool
+    │   ├── PoolExistsError                    there is such a pool already, and it is another
+    │   ├── PoolInUseError                     the pool has slots that somebody holds
     │   ├── StaleLeaseError                    the lease was given to someone else
     │   └── IdempotencyKeyReusedError          one idempotency key came with two different requests
     └── InternalError                          a defect in this package
@@ -141,6 +145,10 @@ class ArtifactUploadError(RunnerError):
     """An artifact was not stored."""
 
 
+class StorageFullError(ArtifactUploadError):
+    """There is no room for the artifact: the disk is full, or the store's quota is used up. Nothing was stored."""
+
+
 class RunnerTimeoutError(RunnerError, TimeoutError):
     """The task's ``timeout_seconds`` are used up."""
 
@@ -181,6 +189,18 @@ class ArtifactNotFoundError(ServiceError):
 
 class SlotNotFoundError(ServiceError):
     """The repo pool has no such slot."""
+
+
+class PoolNotFoundError(ServiceError):
+    """There is no pool of that name."""
+
+
+class PoolExistsError(ServiceError):
+    """The name or the repository already has a pool, which is not the one that was asked for."""
+
+
+class PoolInUseError(ServiceError):
+    """Slots of the pool are held: it was left as it is."""
 
 
 class StaleLeaseError(ServiceError):

@@ -76,8 +76,8 @@ class RunnerOrchestrator:
     @staticmethod
     def _run_steps(run: TaskRun) -> None:
         """The steps, in order, and the one way out: whatever happens, outputs are stored and the end is reported."""
-        run.prepare()
         try:
+            run.prepare()
             with run.allocate() as workspace:
                 response = run.generate(workspace)
                 run.apply(workspace, response)
@@ -87,10 +87,4 @@ class RunnerOrchestrator:
             run.record.stop(error)
             raise
         finally:
-            try:
-                run.upload()
-            except BaseException as error:
-                run.record.stop(error)
-                raise
-            finally:
-                run.report()
+            run.finish()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import traceback
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -145,7 +146,8 @@ class RunRecord:
             return
         self._failure = self._failure or error
         if not isinstance(error, RunnerError):
-            logger.error("unexpected error", exc_info=error)
+            trace = "".join(traceback.format_exception(error))
+            logger.error("unexpected error\n%s", self.redact(trace))
             error = InternalError(
                 f"Unexpected {type(error).__name__}: {error}",
                 hint="This is a defect of necrocode, or of an object that was passed to it: please report it.",
@@ -173,7 +175,9 @@ class RunRecord:
             self.warn(details.message)
 
     def cancel(self) -> None:
-        """The run was interrupted."""
+        """The run was interrupted; a delivered one stays delivered."""
+        if self.status == "done":
+            return
         self.status = "cancelled"
         self.error = self.error or ErrorDetails(type="RunInterrupted", message="The run was interrupted.")
 

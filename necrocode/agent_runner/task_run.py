@@ -109,9 +109,9 @@ class TaskRun:
         """The change set as a commit; it is on the record from here on, whatever follows."""
         record, redactor = self.record, self._services.redactor
         with record.step("apply"):
-            refuse_secrets(response.code_changes, redactor.holds_secret)
             base_tree = workspace.objects.tree_of(workspace.base_commit)
             changes = plan_changes(response.code_changes, workspace.objects, base_tree, Limits.of(self._config))
+            refuse_secrets(changes, redactor.holds_secret)
             record.implementation = commit_changes(
                 workspace,
                 changes,
@@ -124,6 +124,8 @@ class TaskRun:
             commit = record.implementation.commit
             self._diff = workspace.repository.diff(workspace.base_commit, commit, deadline=self._deadline)
             record.detail = f"{len(changes)} file{'s' if len(changes) != 1 else ''} in {commit[:12]}"
+        if redactor.text(shown := self._diff.decode(errors="replace")) != shown:
+            record.warn("The diff holds text that looks like a secret; it is stored as it is, to be whole.")
         for path in telling_paths(record.implementation.files):
             record.warn(f"The change touches {path}, which decides what runs elsewhere: look at it before merging.")
         self._reporter.event("implementation_completed", {"commit": commit, "files": list(record.implementation.files)})
@@ -167,24 +169,47 @@ class TaskRun:
         record.status = "done"
         self._reporter.event("branch_delivered", {"branch": record.push.branch, "commit": record.push.commit})
 
-    def upload(self) -> None:
+    def finish(self) -> None:
+        """Store what there is and report the end, where the registry has heard of a beginning.
+
+        An interruption meanwhile is kept until the report is through; a second one ends at once.
+        """
+        if not self._reporter.has_started:
+            return
+        try:
+            self._upload()
+        except BaseException as error:
+            self.record.stop(error)
+            raise
+        finally:
+            self._report_whatever_happens()
+
+    def _report_whatever_happens(self) -> None:
+        try:
+            self._report()
+        except KeyboardInterrupt:
+            self.record.cancel()
+            self._report()  # it goes on with what has not been sent
+            raise
+
+    def _upload(self) -> None:
         """Whatever there is, stored."""
         record = self.record
         outputs: list[tuple[str, bytes]] = []
         if self._diff:
             outputs.append(("diff", self._diff))
         if record.tests is not None:
-            outputs.append(("test", record.tests.model_dump_json(indent=1).encode()))
+            outputs.append(("test", _encoded(record.tests.model_dump_json(indent=1))))
         if self._transcript.messages:
             transcript = self._services.redactor.data(self._transcript.to_data())
-            outputs.append(("transcript", json.dumps(transcript, ensure_ascii=False, indent=1).encode()))
+            outputs.append(("transcript", _encoded(json.dumps(transcript, ensure_ascii=False, indent=1))))
         place = {"task_id": self._task.task_id, "spec_name": self._task.spec_name, "run_id": record.run_id}
         with record.step("upload"):
-            outputs.append(("log", record.log_text().encode()))
+            outputs.append(("log", _encoded(record.log_text())))
             record.artifacts = upload(self._services.artifact_store, outputs, place, on_trouble=record.warn)
             record.detail = f"{len(record.artifacts)} of {len(outputs)} artifacts"
 
-    def report(self) -> None:
+    def _report(self) -> None:
         """The end of the story, told to the registry."""
         record = self.record
         summary = {
@@ -215,6 +240,11 @@ class TaskRun:
     def _author(self) -> Author:
         config = self._config
         return Author(config.commit_author_name, config.commit_author_email, int(self.record.clock.now().timestamp()))
+
+
+def _encoded(text: str) -> bytes:
+    """UTF-8, whatever a file name or a model has put into the text."""
+    return text.encode(errors="backslashreplace")
 
 
 def _masked(task: TaskContext, redactor: Redactor) -> TaskContext:

@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from necrocode.agent_runner._git import Git
 from necrocode.agent_runner._redact import Redactor
+from necrocode.agent_runner.config import checked_token
 from necrocode.agent_runner.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -61,12 +62,24 @@ def build_services(
         llm=llm or _llm(llm_config, clock),
         sandbox=sandbox or PlainSandbox(config.state_dir / "layers", max_output_bytes=config.max_output_bytes),
         git=git,
-        redactor=Redactor(tuple(secret for secret in (git_token, service_token, api_key) if secret)),
+        redactor=Redactor(tuple(secret for secret in (git_token, service_token, api_key, _password(config)) if secret)),
     )
 
 
+def _password(config: RunnerConfig) -> str | None:
+    """The one in the registry's database URL, where there is one."""
+    password = urlsplit(config.task_registry_url or "").password
+    return unquote(password) if password else None
+
+
 def _secret(configured: SecretStr | None, variable: str) -> str | None:
-    return configured.get_secret_value() if configured is not None else os.environ.get(variable) or None
+    if configured is not None:
+        return configured.get_secret_value()
+    try:
+        token = checked_token(os.environ.get(variable))
+    except ValueError as error:
+        raise ConfigurationError(f"{variable} {error}.") from None
+    return None if token is None else token.get_secret_value()
 
 
 def _with_key(config: RunnerConfig) -> LLMConfig:
@@ -87,8 +100,12 @@ def _task_registry(config: RunnerConfig, clock: Clock, token: str | None) -> Tas
             network_retry_count=config.network_retry_count,
             timeout_seconds=config.request_timeout_seconds,
         )
-    if url is not None and not url.startswith("sqlite:"):
-        raise ConfigurationError(f"task_registry_url {url!r} must be http(s)://host:port or sqlite:///path.")
+    if url is not None and not url.startswith(("sqlite:", "postgresql:", "postgres:")):
+        scheme = url.partition("://")[0]  # the rest may hold a password
+        raise ConfigurationError(
+            f"task_registry_url has the scheme {scheme!r}; it must be http(s)://host:port, sqlite:///path or"
+            " postgresql://user@host/database."
+        )
     from necrocode.agent_runner.clients.task_registry_local import LocalTaskRegistry  # noqa: PLC0415
 
     return LocalTaskRegistry(url or f"sqlite:///{config.state_dir / 'registry.db'}", clock=clock)
@@ -122,16 +139,29 @@ def _artifact_store(config: RunnerConfig, clock: Clock, token: str | None) -> Ar
             network_retry_count=config.network_retry_count,
             timeout_seconds=config.request_timeout_seconds,
         )
+    if url is not None and url.startswith("s3://"):
+        from necrocode.agent_runner.clients.artifact_store_s3 import S3ArtifactStore  # noqa: PLC0415
+
+        return S3ArtifactStore(
+            url,
+            network_retry_count=config.network_retry_count,
+            timeout_seconds=config.request_timeout_seconds,
+            spool_dir=config.state_dir / "spool",
+            clock=clock,
+        )
     from necrocode.agent_runner.clients.artifact_store_local import LocalArtifactStore  # noqa: PLC0415
 
-    return LocalArtifactStore(_folder("artifact_store_url", url, config.state_dir / "artifacts"), clock=clock)
+    return LocalArtifactStore(
+        _folder("artifact_store_url", url, config.state_dir / "artifacts", ", file:///folder or s3://bucket/prefix"),
+        clock=clock,
+    )
 
 
-def _folder(setting: str, url: str | None, default: Path) -> Path:
+def _folder(setting: str, url: str | None, default: Path, others: str = " or file:///folder") -> Path:
     if url is None:
         return default
     if not url.startswith("file:///"):
-        raise ConfigurationError(f"{setting} {url!r} must be http(s)://host:port or file:///folder.")
+        raise ConfigurationError(f"{setting} {url!r} must be http(s)://host:port{others}.")
     return Path(unquote(urlsplit(url).path))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from necrocode.services._edge import OPEN_PATHS, Edge
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_BODY_BYTES = 8_000_000
 
@@ -70,8 +73,14 @@ def create_app(service: Service, *, token: str | None = None, rate_limit_per_sec
     """
 
     @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        await service.start()
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        try:
+            await service.start()
+        except Exception as error:
+            app.state.start_error = error
+            if not isinstance(error, RunnerError):
+                logger.exception("the %s service cannot start", service.name)
+            raise
         try:
             yield
         finally:

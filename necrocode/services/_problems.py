@@ -28,6 +28,9 @@ MEDIA_TYPE = "application/problem+json"
 _KINDS: tuple[tuple[type[errors.RunnerError], int, str], ...] = (
     (errors.TaskNotFoundError, 404, "task-not-found"),
     (errors.SlotNotFoundError, 404, "slot-not-found"),
+    (errors.PoolNotFoundError, 404, "pool-not-found"),
+    (errors.PoolExistsError, 409, "pool-exists"),
+    (errors.PoolInUseError, 409, "pool-in-use"),
     (errors.ArtifactNotFoundError, 404, "artifact-not-found"),
     (errors.AmbiguousTaskError, 409, "ambiguous-task"),
     (errors.IllegalTransitionError, 409, "illegal-transition"),
@@ -38,6 +41,7 @@ _KINDS: tuple[tuple[type[errors.RunnerError], int, str], ...] = (
     (errors.WorkspacePreparationError, 500, "workspace-preparation-failed"),
     (errors.TaskContextValidationError, 422, "invalid-task"),
     (errors.ConfigurationError, 422, "invalid-request"),
+    (errors.StorageFullError, 507, "storage-full"),
     (errors.ArtifactUploadError, 500, "artifact-not-stored"),
     (errors.ServiceConnectionError, 503, "store-unavailable"),
     (errors.RunnerTimeoutError, 503, "timed-out"),

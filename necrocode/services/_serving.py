@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from necrocode.agent_runner.errors import ConfigurationError, ServiceConnectionError
+from necrocode.agent_runner.errors import ConfigurationError, RunnerError, ServiceConnectionError
+from necrocode.services._app import create_app
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +34,6 @@ class Serving:
     """One service and where it listens. ``port`` 0: any free one."""
 
     service: Service
-    app: FastAPI
     host: str
     port: int
 
@@ -48,7 +48,13 @@ def refuse_open_door(host: str, token: str | None, *, allow_anonymous: bool) -> 
         )
 
 
-def serve(servings: Sequence[Serving], *, on_ready: Callable[[Service, str], None]) -> int:
+def serve(
+    servings: Sequence[Serving],
+    *,
+    token: str | None = None,
+    rate_limit_per_second: float = 0,
+    on_ready: Callable[[Service, str], None],
+) -> int:
     """Serve until Ctrl-C or SIGTERM; the signal's number. ``on_ready`` is told each service's URL once it listens.
 
     The end is orderly: no new connections, requests under way get ten seconds, endless streams are ended at once.
@@ -56,13 +62,17 @@ def serve(servings: Sequence[Serving], *, on_ready: Callable[[Service, str], Non
     """
     with ExitStack() as stack:
         sockets = [stack.enter_context(_listening(one.host, one.port)) for one in servings]
-        return asyncio.run(_serve(servings, sockets, on_ready))
+        apps = [create_app(one.service, token=token, rate_limit_per_second=rate_limit_per_second) for one in servings]
+        return asyncio.run(_serve(servings, apps, sockets, on_ready))
 
 
 async def _serve(
-    servings: Sequence[Serving], sockets: Sequence[socket.socket], on_ready: Callable[[Service, str], None]
+    servings: Sequence[Serving],
+    apps: Sequence[FastAPI],
+    sockets: Sequence[socket.socket],
+    on_ready: Callable[[Service, str], None],
 ) -> int:
-    servers = [_Server(_config(one), one.service) for one in servings]
+    servers = [_Server(app, one.service) for one, app in zip(servings, apps, strict=True)]
     stopped_by: list[int] = []
     with _signals(servers, stopped_by):
         tasks = [asyncio.create_task(server.serve_on(sock)) for server, sock in zip(servers, sockets, strict=True)]
@@ -78,9 +88,9 @@ async def _serve(
     return stopped_by[0] if stopped_by else 0
 
 
-def _config(one: Serving) -> uvicorn.Config:
+def _config(app: FastAPI) -> uvicorn.Config:
     return uvicorn.Config(
-        one.app,
+        app,
         log_config=None,
         access_log=False,  # the edge writes its own, with what a machine wants to read
         lifespan="on",
@@ -92,17 +102,23 @@ def _config(one: Serving) -> uvicorn.Config:
 class _Server(uvicorn.Server):
     """uvicorn beside others in one process: the signals are ours."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
-        super().__init__(config)
+    def __init__(self, app: FastAPI, service: Service) -> None:
+        super().__init__(_config(app))
+        self._app = app
         self._service = service
         self._begun = asyncio.Event()
 
     async def serve_on(self, sock: socket.socket) -> None:
         try:
             await self._serve([sock])
+        except SystemExit:  # uvicorn's way to say that the application did not start
+            self.started = False
         finally:
             self._begun.set()
         if not self.started:
+            error = getattr(self._app.state, "start_error", None)
+            if isinstance(error, RunnerError):
+                raise error
             raise ServiceConnectionError(f"The {self._service.name} service did not start; the log says why.")
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -173,13 +189,28 @@ def _is_loopback(host: str) -> bool:
     return all(ipaddress.ip_address(address).is_loopback for address in found)
 
 
-def log_to_stderr(*, access_log: bool) -> None:
-    """Everything that the services log, as lines on standard error; access lines are JSON objects."""
+@contextmanager
+def logging_to_stderr(*, access_log: bool) -> Iterator[None]:
+    """Whatever the services log, as lines on standard error; access lines are JSON objects."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    edge = logging.getLogger("necrocode.services.access")
+    handler.setFormatter(_LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root, edge, server = (logging.getLogger(name) for name in (None, "necrocode.services.access", "uvicorn"))
+    before = [(logger, logger.level) for logger in (root, edge, server)]
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
     edge.setLevel(logging.INFO if access_log else logging.WARNING)
-    edge.propagate = False
-    edge.addHandler(handler)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    server.setLevel(logging.CRITICAL)  # what goes wrong is told by the edge and by serve()
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        for logger, level in before:
+            logger.setLevel(level)
+
+
+class _LineFormatter(logging.Formatter):
+    """Access lines stand alone: a prefix would make them no JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as a line."""
+        return record.getMessage() if record.name == "necrocode.services.access" else super().format(record)

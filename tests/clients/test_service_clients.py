@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import logging
 import socket
 import threading
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -22,6 +27,7 @@ from necrocode.agent_runner import (
     ArtifactUploadError,
     AuthenticationError,
     ConfigurationError,
+    IdempotencyKeyReusedError,
     IllegalTransitionError,
     RateLimitError,
     RepoPoolClient,
@@ -34,6 +40,7 @@ from necrocode.agent_runner import (
     TaskNotFoundError,
     TaskRegistryClient,
 )
+from necrocode.agent_runner.clients import _http
 from necrocode.agent_runner.clients._http import ServiceHttp
 from tests.support.clocks import FakeClock
 from tests.support.http_server import Answer, serving
@@ -292,7 +299,7 @@ def test_an_artifact_is_downloaded_by_its_id() -> None:
         (problem(409, "about:blank"), IllegalTransitionError),
         (problem(401, "unauthorized"), AuthenticationError),
         (problem(403, "forbidden"), AuthenticationError),
-        (problem(422, "idempotency-key-reused"), ServiceError),
+        (problem(422, "idempotency-key-reused"), IdempotencyKeyReusedError),
         ({"status": 400, "json": ["odd"]}, ServiceError),
         ({"status": 400, "body": b"\xff\xfe"}, ServiceError),
         ({"status": 302, "headers": {"Location": "http://elsewhere/"}}, ServiceError),
@@ -495,3 +502,111 @@ def test_connections_are_reused() -> None:
         client.update_task_status("1", "done")
         client.update_task_status("1", "done")
         assert len(client._http._session.adapters["http://"].poolmanager.pools) == 1  # type: ignore[attr-defined]
+
+
+# --- hostile answers
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["²", "9" * 5000, "Mon, 99999999999999999999 Jan 2001 00:00:00 GMT", "Mon, 01 Jan 99999 00:00:00 GMT",
+     "Mon, 01 Jan 2001 00:00:00 -99999999999999", "Mon, 01 Jan 0001 00:00:00 +2359", "1 1 1 1 1", "-5", "nan"],
+)  # fmt: skip
+def test_an_odd_retry_after_costs_a_pause_and_no_more(header: str, clock: FakeClock) -> None:
+    with serving([Answer(429, headers={"Retry-After": header}), Answer(200, {})]) as server:
+        TaskRegistryClient(server.url, clock=clock).update_task_status("1", "done")
+    assert 0 <= clock.sleeps[0] <= 60
+
+
+@pytest.mark.parametrize("status", [200, 400])
+@pytest.mark.parametrize(
+    "body", [b"[" * 100_000, b'{"detail":' * 100_000, b"\xff" * 1000, b'{"a":' + b"9" * 6000 + b"}"]
+)
+def test_json_that_cannot_be_read_is_a_service_error(status: int, body: bytes, clock: FakeClock) -> None:
+    with serving([Answer(status, body)]) as server, pytest.raises(ServiceError) as caught:
+        TaskRegistryClient(server.url, clock=clock).get_task("1")
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_problem_is_told_without_escapes_and_half_characters(clock: FakeClock) -> None:
+    detail = "\x1b[31m\u202ered\ud800" + "x" * 10_000
+    with serving([Answer(409, {"detail": detail})]) as server, pytest.raises(ServiceError) as caught:
+        TaskRegistryClient(server.url, clock=clock).update_task_status("1", "done")
+    assert "\\x1b[31m\\u202ered\\ud800" in str(caught.value)
+    assert len(str(caught.value).encode()) < 1000
+
+
+@pytest.mark.parametrize("name", ["slot_id", "slot_path", "lease_token", "repo_url", "base_commit"])
+@pytest.mark.parametrize("value", ["/a\0b", "/\ud800"])
+def test_an_allocation_that_no_system_call_takes_is_a_service_error(name: str, value: str, clock: FakeClock) -> None:
+    answer = {"slot_id": "s", "slot_path": "/x"} | {name: value}
+    with serving([Answer(201, answer)]) as server, pytest.raises(ServiceError, match="allocation"):
+        RepoPoolClient(server.url, clock=clock).allocate_slot("r", "me")
+
+
+@pytest.mark.parametrize("status", [200, 500])
+@pytest.mark.parametrize("encoding", ["", "gzip", "deflate"])
+def test_an_answer_that_is_too_large_is_given_up_at_the_limit(
+    encoding: str, status: int, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_http, "MAX_ANSWER_BYTES", 1_000_000)
+    body = {"gzip": gzip.compress, "deflate": zlib.compress}.get(encoding, bytes)(b" " * 5_000_000)
+    with serving([Answer(status, body, headers={"Content-Encoding": encoding})]) as server:
+        with pytest.raises(ServiceError, match="too large"):
+            TaskRegistryClient(server.url, clock=clock).get_task("1")
+        assert len(server.requests) == 1
+
+
+def test_answers_are_read_inflated(clock: FakeClock) -> None:
+    body = gzip.compress(json.dumps({"task_id": "1", "spec_name": "s", "status": "ready", "title": "日本"}).encode())
+    with serving([Answer(200, body, headers={"Content-Encoding": "gzip"})]) as server:
+        assert TaskRegistryClient(server.url, clock=clock).get_task("1").title == "日本"
+
+
+@contextmanager
+def dripping(beginning: bytes, drop: bytes) -> Iterator[str]:
+    """A service whose answer begins with these bytes and then goes on, a little at a time, for 5 seconds."""
+
+    def answer(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\n" + beginning)
+            for _ in range(100):
+                try:
+                    connection.sendall(drop)
+                except OSError:
+                    return
+                time.sleep(0.05)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer, args=[listener])
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("beginning", "drop"),
+    [(b"Content-Length: 1000\r\n\r\n", b" "), (b"\r\n", b" "), (b"X-Slow: ", b"a"), (b"", b"X: y\r\n"),
+     (b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n")],
+)  # fmt: skip
+def test_an_answer_that_drips_is_hung_up_on_when_its_time_is_over(
+    beginning: bytes, drop: bytes, clock: FakeClock
+) -> None:
+    started = time.monotonic()
+    with dripping(beginning, drop) as url:
+        client = TaskRegistryClient(url, clock=clock, network_retry_count=0, timeout_seconds=0.2)
+        with pytest.raises(ServiceConnectionError, match=r"did not answer .* within 0\.2 seconds"):
+            client.get_task("1")
+        assert time.monotonic() - started < 3
+
+
+def test_the_time_of_an_answer_counts_on_a_connection_that_is_used_again(clock: FakeClock) -> None:
+    release = threading.Event()
+    with serving([Answer(200, {}), Answer(200, {}, wait=release)]) as server:
+        client = TaskRegistryClient(server.url, clock=clock, network_retry_count=0, timeout_seconds=0.3)
+        client.update_task_status("1", "done")
+        with pytest.raises(ServiceConnectionError, match=r"within 0\.3 seconds"):
+            client.update_task_status("1", "done")
+        release.set()

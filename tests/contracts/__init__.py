@@ -5,6 +5,6 @@ import pytest
 pytest.register_assert_rewrite(
     *(
         f"{__name__}.{protocol}_contract"
-        for protocol in ("task_registry", "repo_pool", "artifact_store", "language_model", "sandbox")
+        for protocol in ("task_registry", "task_queue", "repo_pool", "artifact_store", "language_model", "sandbox")
     )
 )

@@ -10,9 +10,13 @@ import pytest
 from necrocode.agent_runner import LocalRepoPool, RepoPoolClient, SlotAllocationError
 from necrocode.agent_runner._clock import Clock
 from necrocode.agent_runner._git import Git
+from necrocode.services._app import create_app
+from necrocode.services.repo_pool import repo_pool_service
 from tests.contracts.lost_answers import lose_answers
 from tests.contracts.repo_pool_contract import SLOTS, OpenPool, RepoPoolContract
+from tests.contracts.repo_pools_contract import RepoPoolsContract
 from tests.support.clocks import FakeClock
+from tests.support.served import served
 from tests.support.wire_service import PoolService
 
 TOKEN = "a-token-for-tests"
@@ -26,7 +30,7 @@ def open_embedded(tmp_path: Path) -> OpenPool:
     return open_pool
 
 
-class TestLocalRepoPool(RepoPoolContract):
+class TestLocalRepoPool(RepoPoolsContract):
     @pytest.fixture
     def open_pool(self, open_embedded: OpenPool) -> OpenPool:
         return open_embedded
@@ -37,7 +41,9 @@ class TestLocalRepoPool(RepoPoolContract):
         return LocalRepoPool(tmp_path / "file" / "pool", Git(tmp_path / "git"))
 
 
-class TestRepoPoolClient(RepoPoolContract):
+class TestRepoPoolClientOfAnotherService(RepoPoolContract):
+    """One that has nothing but what runners need."""
+
     @pytest.fixture
     def open_pool(self, open_embedded: OpenPool) -> Iterator[OpenPool]:
         with ExitStack() as stack:
@@ -67,3 +73,30 @@ class TestRepoPoolClient(RepoPoolContract):
         lose_answers(pool)
         pool.release_slot(slots[0].slot_id)
         assert pool.allocate_slot(str(repository), "you").slot_id == slots[0].slot_id
+
+
+class TestRepoPoolClient(RepoPoolsContract):
+    @pytest.fixture
+    def open_pool(self, open_embedded: OpenPool) -> Iterator[OpenPool]:
+        with ExitStack() as stack:
+
+            def open_pool(clock: Clock, pool_size: int) -> RepoPoolClient:
+                service = repo_pool_service(open_embedded(clock, pool_size), clock=clock)
+                url = stack.enter_context(served(create_app(service, token=TOKEN)))
+                return stack.enter_context(RepoPoolClient(url, token=TOKEN, clock=FakeClock()))
+
+            yield open_pool
+
+    @pytest.fixture
+    def unusable(self, tmp_path: Path) -> Iterator[RepoPoolClient]:
+        (tmp_path / "file").write_text("")
+        pool = LocalRepoPool(tmp_path / "file" / "pool", Git(tmp_path / "git"))
+        with served(create_app(repo_pool_service(pool))) as url, RepoPoolClient(url, clock=FakeClock()) as client:
+            yield client
+
+    def test_an_allocation_whose_answer_is_lost_takes_one_slot(self, pool: RepoPoolClient, repository: Path) -> None:
+        lose_answers(pool, 2)
+        slots = [pool.allocate_slot(str(repository), "me") for _ in range(SLOTS)]
+        assert len({slot.slot_id for slot in slots}) == SLOTS
+        with pytest.raises(SlotAllocationError):
+            pool.allocate_slot(str(repository), "me")

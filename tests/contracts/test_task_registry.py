@@ -6,59 +6,69 @@ from pathlib import Path
 
 import pytest
 
-from necrocode.agent_runner import AuthenticationError, LocalTaskRegistry, ServiceError, TaskRegistryClient
+from necrocode.agent_runner import (
+    AuthenticationError,
+    LocalTaskRegistry,
+    ServiceError,
+    TaskRegistryClient,
+)
+from necrocode.services._app import create_app
+from necrocode.services.task_registry import task_registry_service
 from tests.contracts.lost_answers import lose_answers
+from tests.contracts.task_queue_contract import TaskQueueContract
 from tests.contracts.task_registry_contract import TaskRegistryContract, task
 from tests.support.clocks import FakeClock
-from tests.support.wire_service import RegistryService
+from tests.support.postgres import empty_database
+from tests.support.served import served
 
 TOKEN = "a-token-for-tests"
 
 
-@pytest.fixture
-def embedded(tmp_path: Path) -> Iterator[LocalTaskRegistry]:
-    with LocalTaskRegistry(f"sqlite:///{tmp_path / 'state' / 'registry.db'}") as registry:
-        yield registry
-
-
-@pytest.fixture
-def service(embedded: LocalTaskRegistry) -> Iterator[RegistryService]:
-    with RegistryService(embedded, token=TOKEN) as running:
-        yield running
-
-
-@pytest.fixture
-def client(service: RegistryService) -> Iterator[TaskRegistryClient]:
-    with TaskRegistryClient(service.url, token=TOKEN, clock=FakeClock()) as connected:
-        yield connected
-
-
-class TestLocalTaskRegistry(TaskRegistryContract):
+class _OnSqlite:
     @pytest.fixture
-    def registry(self, embedded: LocalTaskRegistry) -> LocalTaskRegistry:
-        return embedded
+    def url(self, tmp_path: Path) -> str:
+        return f"sqlite:///{tmp_path / 'state' / 'registry.db'}"
 
-    @pytest.fixture
-    def records(self, tmp_path: Path) -> Iterator[LocalTaskRegistry]:
-        """A second one on the same file: what it sees is on disk."""
-        with LocalTaskRegistry(f"sqlite:///{tmp_path / 'state' / 'registry.db'}") as other:
-            yield other
 
+class _OnPostgres:
     @pytest.fixture
-    def unreachable(self, tmp_path: Path) -> Iterator[LocalTaskRegistry]:
-        (tmp_path / "file").write_text("")
-        with LocalTaskRegistry(f"sqlite:///{tmp_path / 'file' / 'registry.db'}") as registry:
+    def url(self) -> Iterator[str]:
+        with empty_database() as url:
+            yield url
+
+
+class _Embedded:
+    @pytest.fixture
+    def registry(self, url: str, clock: FakeClock) -> Iterator[LocalTaskRegistry]:
+        with LocalTaskRegistry(url, clock=clock) as registry:
             yield registry
 
-
-class TestTaskRegistryClient(TaskRegistryContract):
     @pytest.fixture
-    def registry(self, client: TaskRegistryClient) -> TaskRegistryClient:
-        return client
+    def records(self, url: str) -> Iterator[LocalTaskRegistry]:
+        """A second one on the same database: what it sees is on disk."""
+        with LocalTaskRegistry(url) as other:
+            yield other
+
+
+class _OverHttp:
+    @pytest.fixture
+    def embedded(self, url: str, clock: FakeClock) -> Iterator[LocalTaskRegistry]:
+        with LocalTaskRegistry(url, clock=clock) as registry:
+            yield registry
 
     @pytest.fixture
-    def records(self, client: TaskRegistryClient) -> TaskRegistryClient:
-        return client
+    def service_url(self, embedded: LocalTaskRegistry) -> Iterator[str]:
+        with served(create_app(task_registry_service(embedded), token=TOKEN)) as url:
+            yield url
+
+    @pytest.fixture
+    def registry(self, service_url: str) -> Iterator[TaskRegistryClient]:
+        with TaskRegistryClient(service_url, token=TOKEN, clock=FakeClock()) as client:
+            yield client
+
+    @pytest.fixture
+    def records(self, registry: TaskRegistryClient) -> TaskRegistryClient:
+        return registry
 
     @pytest.fixture
     def unreachable(self) -> Iterator[TaskRegistryClient]:
@@ -69,30 +79,59 @@ class TestTaskRegistryClient(TaskRegistryContract):
                 yield nobody_there
 
     def test_a_report_whose_answer_is_lost_has_one_effect(
-        self, client: TaskRegistryClient, embedded: LocalTaskRegistry
+        self, registry: TaskRegistryClient, embedded: LocalTaskRegistry
     ) -> None:
-        client.register_task(task())
-        lose_answers(client, 2)
-        client.add_event("1.1", "e")
-        lose_answers(client)
-        client.add_artifact("1.1", "log", "u")
-        lose_answers(client)
-        client.update_task_status("1.1", "running")
-        lose_answers(client)
-        client.update_task_status("1.1", "done")
+        registry.register_task(task())
+        lose_answers(registry, 2)
+        registry.add_event("1.1", "e")
+        lose_answers(registry)
+        registry.add_artifact("1.1", "log", "u")
+        lose_answers(registry)
+        registry.update_task_status("1.1", "running")
+        lose_answers(registry)
+        registry.update_task_status("1.1", "done")
         assert len(embedded.list_events("1.1")) == 1
         assert len(embedded.list_artifacts("1.1")) == 1
         assert (embedded.get_task("1.1").status, embedded.get_task("1.1").attempt) == ("done", 1)
 
-    def test_a_key_is_good_for_one_request(self, client: TaskRegistryClient, monkeypatch: pytest.MonkeyPatch) -> None:
-        client.register_task(task())
-        monkeypatch.setattr("necrocode.agent_runner.clients._http.uuid.uuid4", lambda: "the-same")
-        client.add_event("1.1", "one")
-        with pytest.raises(ServiceError) as caught:
-            client.add_event("1.1", "two")
-        assert caught.value.status_code == 422
-        assert [event.event_type for event in client.list_events("1.1")] == ["one"]
+    def test_a_claim_whose_answer_is_lost_is_the_same_claim(self, registry: TaskRegistryClient) -> None:
+        registry.register_task(task())
+        registry.register_task(task("1.2"))
+        lose_answers(registry)
+        claimed = registry.claim_task("r", lease_seconds=60)
+        assert claimed is not None
+        assert (claimed.task_id, claimed.attempt, claimed.lease.epoch) == ("1.1", 1, 1)
+        assert registry.get_task("1.2").status == "ready"
 
-    def test_the_token_is_needed(self, service: RegistryService) -> None:
-        with TaskRegistryClient(service.url, clock=FakeClock()) as stranger, pytest.raises(AuthenticationError):
+    def test_the_token_is_needed(self, service_url: str) -> None:
+        with TaskRegistryClient(service_url, clock=FakeClock()) as stranger, pytest.raises(AuthenticationError):
             stranger.add_event("1.1", "e")
+
+    def test_a_service_with_the_plain_calls_alone_says_what_it_cannot(self, registry: TaskRegistryClient) -> None:
+        registry._http._capabilities = frozenset()
+        registry.register_task(task())
+        with pytest.raises(ServiceError, match="cannot 'claims'"):
+            registry.claim_task("r", lease_seconds=1)
+
+
+class TestSqliteRegistry(_OnSqlite, _Embedded, TaskRegistryContract, TaskQueueContract):
+    @pytest.fixture
+    def unreachable(self, tmp_path: Path) -> Iterator[LocalTaskRegistry]:
+        (tmp_path / "file").write_text("")
+        with LocalTaskRegistry(f"sqlite:///{tmp_path / 'file' / 'registry.db'}") as registry:
+            yield registry
+
+
+class TestPostgresRegistry(_OnPostgres, _Embedded, TaskRegistryContract, TaskQueueContract):
+    @pytest.fixture
+    def unreachable(self, tmp_path: Path) -> Iterator[LocalTaskRegistry]:
+        with LocalTaskRegistry(f"postgresql://nobody@/none?host={tmp_path}") as registry:
+            yield registry
+
+
+class TestSqliteRegistryOverHttp(_OnSqlite, _OverHttp, TaskRegistryContract, TaskQueueContract):
+    pass
+
+
+class TestPostgresRegistryOverHttp(_OnPostgres, _OverHttp, TaskRegistryContract, TaskQueueContract):
+    pass

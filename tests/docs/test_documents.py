@@ -33,6 +33,7 @@ from necrocode.agent_runner import (
 from necrocode.agent_runner.clients import _http
 from necrocode.agent_runner.generation.edit_formats import read_answer
 from necrocode.agent_runner.playbook import Playbook
+from necrocode.cli import registry as cli_registry
 from necrocode.cli import run as cli_run
 from tests.docs.markdown import DOCUMENTS, Block, Document, unquoted
 from tests.docs.snippets import (
@@ -150,7 +151,18 @@ def test_the_configuration_program_reads_the_example_file(services: Loopback, mo
 def test_every_python_block_of_the_documents_is_run_somewhere() -> None:
     """MIGRATION's are run with the guide's (test_guide_snippets.py), the others above."""
     with_python = {path.name for path in DOCUMENTS if Document(path).python()}
-    assert with_python - {"README.md", "README.ja.md", "configuration.md"} <= {"MIGRATION.md", "MIGRATION.ja.md"}
+    assert with_python - {"README.md", "README.ja.md", "configuration.md", "artifact-store.md"} <= {
+        "MIGRATION.md",
+        "MIGRATION.ja.md",
+    }
+
+
+def test_the_artifact_stores_program_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("core.dump").write_bytes(b"core" * 1000)
+    (block,) = Document(ROOT / "docs" / "artifact-store.md").python()
+    exec(compile(block.text, str(block), "exec"), {})  # noqa: S102  our own document
+    assert Path("copy.dump").read_bytes() == b"core" * 1000
 
 
 def test_the_answers_shown_for_each_format_are_read() -> None:
@@ -310,15 +322,23 @@ def test_every_error_and_every_class_that_is_named_exists(path: Path) -> None:
     assert classes - old <= {*agent_runner.__all__, *known, "TestsFailed"}
 
 
+def options_of(parser: argparse.ArgumentParser) -> set[str]:
+    """The options of a command and of all commands below it."""
+    below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    names = set(parser._option_string_actions)
+    return names.union(*(options_of(child) for action in below for child in action.choices.values()))
+
+
 @every_document
 def test_every_option_target_and_variable_that_is_named_exists(path: Path) -> None:
     parser = argparse.ArgumentParser()
     commands = parser.add_subparsers()
     cli_run.add_parser(commands, epilog="")
-    options = commands.choices["run"]._option_string_actions
+    cli_registry.add_parser(commands)
+    options = options_of(parser)
     for code in Document(path).inline_code:
         if code.startswith(("--", "necrocode ")):
-            assert set(re.findall(r"--[a-z-]+", code)) <= set(options), code
+            assert set(re.findall(r"--[a-z-]+", code)) <= options, code
         elif code.startswith("make "):
             check_command(code)
         elif re.fullmatch(r"(NECROCODE|OPENAI|GIT)_[A-Z_]+", code):

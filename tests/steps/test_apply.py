@@ -198,10 +198,10 @@ def test_a_hostile_path_is_refused(base: Base, path: str) -> None:
 
 def test_a_change_set_that_would_commit_a_secret_is_refused() -> None:
     with pytest.raises(ChangeRejectedError, match="secret"):
-        refuse_secrets([write("a.py", "key = 'hush-hush'")], lambda text: "hush" in text)
+        refuse_secrets([FileChange("a.py", content=b"key = 'hush-hush'")], lambda text: "hush" in text)
     with pytest.raises(ChangeRejectedError, match="secret"):
-        refuse_secrets([delete("hush")], lambda text: "hush" in text)
-    refuse_secrets([write("a.py", "nothing")], lambda text: "hush" in text)
+        refuse_secrets([FileChange("hush.py", oid="0" * 40)], lambda text: "hush" in text)
+    refuse_secrets([FileChange("a.py", content=b"nothing \xff")], lambda text: "hush" in text)
 
 
 def test_paths_that_decide_what_runs_elsewhere_are_told() -> None:

@@ -7,7 +7,7 @@ import pytest
 from necrocode.agent_runner import ImplementationResult, PushError, PushResult
 from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner._git import Author, FileChange, Git, Repository
-from necrocode.agent_runner.steps.deliver import deliver
+from necrocode.agent_runner.steps.deliver import _Delivery, deliver
 from necrocode.agent_runner.workspace import Workspace
 from tests.support.repositories import commit_files, git, make_repository
 
@@ -70,6 +70,43 @@ def test_a_later_attempt_replaces_an_earlier_one(bench: Bench) -> None:
     assert bench.tip() == second.commit
 
 
+def test_a_branch_that_another_worktree_has_checked_out_is_left_alone(bench: Bench, tmp_path: Path) -> None:
+    git(bench.repository.path, "worktree", "add", "--quiet", "-b", BRANCH, str(tmp_path / "other"))
+    before = bench.tip(bench.repository.path)
+    with pytest.raises(PushError, match=r"is checked out in .*other"):
+        bench.deliver(bench.commit(), push=False, brought=True)
+    assert bench.tip(bench.repository.path) == before
+    assert git(tmp_path / "other", "status", "--porcelain") == ""
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_branch_that_others_move_meanwhile_is_looked_at_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    looked = _Delivery._remote_tip
+    waiting = [bench.commit(f"other {number}") for number in range(times)]
+
+    def overtaken(self: _Delivery, remote: str) -> str:
+        tip = looked(self, remote)
+        if waiting:
+            git(bench.repository.path, "push", "--quiet", "--force", "origin", f"{waiting.pop().commit}:{self.ref}")
+        return tip
+
+    bench.deliver(bench.commit("first"))
+    monkeypatch.setattr(_Delivery, "_remote_tip", overtaken)
+    last = bench.commit("last")
+    bench.deliver(last)
+    assert bench.tip() == last.commit
+
+
+def test_a_hook_that_speaks_like_git_is_not_mistaken_for_it(bench: Bench) -> None:
+    hook = bench.remote / ".git" / "hooks" / "pre-receive"
+    hook.write_text("#!/bin/sh\necho 'the branch already exists (stale info)' >&2\nexit 1\n")
+    hook.chmod(0o755)
+    with pytest.raises(PushError, match="pre-receive hook declined"):
+        bench.deliver(bench.commit())
+
+
 def test_a_later_attempt_may_start_from_an_older_commit(bench: Bench) -> None:
     older = bench.base
     bench.base = commit_files(bench.remote, {"b": "by somebody else"})
@@ -81,11 +118,10 @@ def test_a_later_attempt_may_start_from_an_older_commit(bench: Bench) -> None:
     assert bench.tip() == second.commit
 
 
-def test_a_brought_checkout_is_left_where_it_was_when_the_push_fails(bench: Bench, tmp_path: Path) -> None:
+def test_what_was_not_pushed_does_not_look_delivered_in_a_brought_checkout(bench: Bench, tmp_path: Path) -> None:
     bench.remote = tmp_path / "gone"
     with pytest.raises(PushError):
         bench.deliver(bench.commit(), brought=True)
-    assert git(bench.repository.path, "rev-parse", "--abbrev-ref", "HEAD") == "main"
     assert git(bench.repository.path, "branch", "--list", BRANCH) == ""
 
 

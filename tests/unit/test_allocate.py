@@ -195,17 +195,54 @@ def test_a_renewal_that_fails_for_now_is_told_and_tried_again(bench: Bench) -> N
 
 
 def test_a_lease_that_is_lost_is_told_once_and_no_longer_asked_for(bench: Bench) -> None:
-    bench.pool.renewal_errors = [StaleLeaseError("given to another")] * 5
-    with bench.lease(lease_seconds=0.03):
+    with bench.lease(lease_seconds=0.03) as workspace:
         bench.pool.wait_for_renewals(1)
+        bench.pool.renewal_errors = [StaleLeaseError("given to another")] * 5
         (beating,) = [thread for thread in threading.enumerate() if thread.name == "necrocode-heartbeat-slot-1"] or [
             None
         ]
         if beating is not None:
             beating.join(WAIT_SECONDS)
             assert not beating.is_alive()
+        with pytest.raises(StaleLeaseError, match="may be another runner's"):
+            workspace.check_hold()
     assert bench.trouble == ["The lease on slot slot-1 was not renewed: given to another"]
-    assert len(bench.pool.renewed) == 1
+
+
+def test_no_work_begins_on_a_slot_that_is_lost_already(bench: Bench) -> None:
+    bench.pool.renewal_errors = [StaleLeaseError("given to another")]
+    with pytest.raises(StaleLeaseError), bench.lease():
+        pass
+    assert bench.pool.released == [("slot-1", "token")]
+
+
+def test_a_runner_that_was_asleep_longer_than_its_lease_knows_it_at_once(bench: Bench) -> None:
+    clock = FakeClock()
+    with bench.lease(lease_seconds=60, deadline=Deadline(600, clock)) as workspace:
+        clock.sleep(59)
+        workspace.check_hold()
+        clock.sleep(1)
+        with pytest.raises(StaleLeaseError):
+            workspace.check_hold()
+
+
+def test_a_renewal_that_is_never_answered_does_not_keep_the_run_from_ending(bench: Bench) -> None:
+    release = threading.Event()
+
+    class Silent(Pool):
+        def renew_lease(self, *_arguments: Any, **_more: Any) -> None:
+            super().renew_lease("slot-1", "token")
+            if len(self.renewed) > 1:
+                release.wait(WAIT_SECONDS)
+
+    pool = Silent(bench.repository)
+    with bench.lease(pool, lease_seconds=0.03):
+        pool.wait_for_renewals(2)
+    assert pool.released == [("slot-1", "token")]
+    release.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("necrocode-heartbeat"):
+            thread.join(WAIT_SECONDS)
 
 
 def test_a_pool_without_leases_gets_no_heartbeat(bench: Bench) -> None:

@@ -22,6 +22,7 @@ from necrocode.agent_runner import (
 )
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock
 from necrocode.agent_runner._git import Git
+from necrocode.agent_runner.clients._pool_checkout import SlotCheckout
 from tests.contracts.threads import at_once
 from tests.support.clocks import FakeClock
 from tests.support.repositories import commit_files, git, make_repository
@@ -33,7 +34,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from necrocode.agent_runner import LocalRepoPool
 from necrocode.agent_runner._git import Git
-from necrocode.agent_runner.clients import repo_pool_local
+from necrocode.agent_runner.clients import _pool_checkout, _pool_files, _pool_mirror, _pool_place
 from tests.support.clocks import FakeClock
 
 place, repository = Path(sys.argv[1]), sys.argv[2]
@@ -71,7 +72,7 @@ class Bench:
 
     @property
     def folder(self) -> Path:
-        (folder,) = (self.place / "pool").iterdir()
+        (folder,) = (self.place / "pool").glob("[!.]*")
         return folder
 
     def assert_usable(self, slot: SlotAllocation) -> None:
@@ -85,7 +86,7 @@ def bench(tmp_path: Path, repository: Path) -> Bench:
 
 
 def record(slots: Any) -> dict[str, Any]:
-    return {slot["slot_id"]: slot for slot in json.loads(slots.read_text())}
+    return {slot["slot_id"]: slot for slot in json.loads(slots.read_text())["slots"]}
 
 
 # --- many at once
@@ -209,11 +210,11 @@ die()
 @pytest.mark.parametrize(
     "deadly",
     [
-        "repo_pool_local._Pool.make_ready = die",
-        "repo_pool_local._Pool._reset = staticmethod(die)",
-        "repo_pool_local._Pool._add_worktree = die",
+        "_pool_place.PoolPlace.make_ready = die",
+        "_pool_checkout.SlotCheckout._run = die",
+        "_pool_mirror.Mirror.add_worktree = die",
         "Path.replace = lambda *_: None if _[0].name != 'pool.tmp' else die()",
-        "repo_pool_local._Pool._fetch = die",
+        "_pool_mirror.Mirror._fetch = die",
         "Path.rename = die",
     ],
     ids=["before it is ready", "before the reset", "before the worktree", "writing the list", "fetching", "mirroring"],
@@ -227,7 +228,7 @@ def test_a_death_while_a_slot_is_made_harms_nobody(bench: Bench, deadly: str) ->
 def test_a_death_with_the_lock_in_hand_gives_the_lock_back(bench: Bench) -> None:
     slot = bench.pool(1).allocate_slot(str(bench.repository), "me")
     bench.killed(f"""
-with repo_pool_local._locked(place / "pool" / {bench.folder.name!r} / "pool.lock"):
+with _pool_files.locked(place / "pool" / {bench.folder.name!r} / "pool.lock"):
     die()
 """)
     bench.pool(1).renew_lease(slot.slot_id, slot.lease_token or "")
@@ -315,14 +316,15 @@ def test_a_damaged_mirror_is_told_with_what_to_do(bench: Bench) -> None:
     bench.assert_usable(bench.pool().allocate_slot(str(bench.repository), "me"))
 
 
-def test_a_slot_that_cannot_be_made_is_free_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slot_that_cannot_be_made_is_tried_again_by_the_next(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = bench.pool(1)
     with monkeypatch.context() as broken:
-        broken.setattr(
-            "necrocode.agent_runner._git.Repository.reset_hard", lambda *_: (_ for _ in ()).throw(OSError(28))
-        )
-        with pytest.raises(WorkspacePreparationError, match="cannot be made ready"):
+        broken.setattr(SlotCheckout, "make_ready", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+        with pytest.raises(WorkspacePreparationError, match=r"cannot be made ready: .*No space left"):
             pool.allocate_slot(str(bench.repository), "me")
+    (record,) = pool.pools_status()
+    assert (record.slots[0].state, record.slots[0].holder) == ("quarantined", None)
+    assert "No space left" in (record.slots[0].trouble or "")
     bench.assert_usable(pool.allocate_slot(str(bench.repository), "me"))
 
 

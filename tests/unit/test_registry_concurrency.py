@@ -23,7 +23,7 @@ from necrocode.agent_runner import (
     TaskContext,
     TaskNotFoundError,
 )
-from necrocode.agent_runner.clients import task_registry_local
+from necrocode.agent_runner.clients import _registry_store
 from tests.contracts.threads import at_once
 from tests.support.clocks import FakeClock
 
@@ -186,7 +186,7 @@ def test_what_was_told_before_a_death_is_kept_and_what_was_half_told_is_not(
 registry.register_task(task())
 registry.update_task_status("1", "running", {"kept": True})
 registry.add_event("1", "kept")
-with registry._transaction() as connection:
+with registry.store.connection() as connection:
     connection.exec_driver_sql("UPDATE tasks SET status = 'done'")
     connection.exec_driver_sql("DELETE FROM events")
     die()
@@ -201,8 +201,8 @@ with registry._transaction() as connection:
 
 def test_a_death_while_the_tables_are_made_harms_nobody(bench: Bench, registry: LocalTaskRegistry) -> None:
     script = """
-from necrocode.agent_runner.clients import task_registry_local
-task_registry_local.sa.event.listen(task_registry_local._events, "before_create", die)
+from necrocode.agent_runner.clients import registry_schema
+registry_schema.sa.event.listen(registry_schema.events, "before_create", die)
 registry.register_task(task())
 """
     bench.finished(bench.start(script), code=-signal.SIGKILL)
@@ -214,7 +214,7 @@ def test_a_registry_that_stays_locked_is_a_service_error(
     bench: Bench, registry: LocalTaskRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry.register_task(task())
-    monkeypatch.setattr(task_registry_local, "_BUSY_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(_registry_store, "_BUSY_TIMEOUT_SECONDS", 0.05)
     with closing(sqlite3.connect(bench.file, isolation_level=None)) as holder, LocalTaskRegistry(bench.url) as other:
         holder.execute("BEGIN IMMEDIATE")
         with pytest.raises(ServiceError, match="locked") as caught:
@@ -229,7 +229,7 @@ def test_a_registry_that_stays_locked_is_a_service_error(
 # --- a registry of one's own
 
 
-@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite:/a.db", "postgresql://host/db", "/a.db", ""])
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite:/a.db", "mysql://host/db", "/a.db", ""])
 def test_a_wrong_url_is_refused_at_once(url: str) -> None:
     with pytest.raises(ConfigurationError, match="must be sqlite:///path"):
         LocalTaskRegistry(url)

@@ -46,6 +46,7 @@ class Exchange:
         self._lock = threading.Lock()
         self._held: list[socket.socket] = []
         self._token: Token[Exchange | None] | None = None
+        self._is_left = False
         self.is_over = False
 
     def __enter__(self) -> Self:
@@ -59,6 +60,7 @@ class Exchange:
             _current.reset(self._token)
         self._watch.cancel()
         with self._lock:
+            self._is_left = True
             while self._held:
                 self._held.pop().close()
 
@@ -79,7 +81,7 @@ class Exchange:
 
     def _end(self) -> None:
         with self._lock:
-            self.is_over = True
+            self.is_over = not self._is_left
             for handle in self._held:
                 _hang_up(handle)
 

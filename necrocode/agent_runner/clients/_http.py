@@ -8,7 +8,6 @@ its tries, so that a write whose answer was lost is not done twice.
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import random
@@ -21,8 +20,10 @@ import tenacity
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock
 from necrocode.agent_runner._redact import Redactor
 from necrocode.agent_runner._text import shown
-from necrocode.agent_runner.clients._exchange import ACCEPTED_ENCODINGS, Exchange
+from necrocode.agent_runner.clients._exchange import ACCEPTED_ENCODINGS, AnswerTooLargeError, Exchange
 from necrocode.agent_runner.clients._retry_after import retry_after_seconds
+from necrocode.agent_runner.clients._service_answers import LONGEST_DETAIL, beginning, read_problem, read_whole
+from necrocode.agent_runner.clients._upload_body import RewoundFile, UploadBody
 from necrocode.agent_runner.clients._watched import WatchedAdapter
 from necrocode.agent_runner.errors import (
     AmbiguousTaskError,
@@ -30,6 +31,9 @@ from necrocode.agent_runner.errors import (
     ConfigurationError,
     IdempotencyKeyReusedError,
     IllegalTransitionError,
+    PoolExistsError,
+    PoolInUseError,
+    PoolNotFoundError,
     RateLimitError,
     RepositoryNotFoundError,
     RunnerError,
@@ -37,11 +41,13 @@ from necrocode.agent_runner.errors import (
     ServiceError,
     SlotAllocationError,
     StaleLeaseError,
+    StorageFullError,
+    TaskContextValidationError,
     WorkspacePreparationError,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from types import TracebackType
 
 logger = logging.getLogger(__name__)
@@ -54,18 +60,22 @@ MAX_RETRY_AFTER_SECONDS = 60.0
 _FIRST_BACKOFF_SECONDS = 0.2
 _LONGEST_BACKOFF_SECONDS = 10.0
 _RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
-_LONGEST_DETAIL = 500
 MAX_ANSWER_BYTES = 64_000_000
 """The largest answer that is read into memory, inflated."""
-_PIECE_BYTES = 1 << 16
+_CHUNK_BYTES = 1 << 20
 _ERROR_BY_SLUG: dict[str, type[RunnerError]] = {
     "stale-lease": StaleLeaseError,
+    "pool-not-found": PoolNotFoundError,
+    "pool-exists": PoolExistsError,
+    "pool-in-use": PoolInUseError,
     "ambiguous-task": AmbiguousTaskError,
     "no-available-slots": SlotAllocationError,
-    "idempotency-key-reused": IdempotencyKeyReusedError,
     "illegal-transition": IllegalTransitionError,
+    "idempotency-key-reused": IdempotencyKeyReusedError,
+    "invalid-task": TaskContextValidationError,
     "repository-not-found": RepositoryNotFoundError,
     "workspace-preparation-failed": WorkspacePreparationError,
+    "storage-full": StorageFullError,
 }
 
 
@@ -113,13 +123,26 @@ class ServiceHttp:
         """Close the pooled connections; a later call opens new ones."""
         self._session.close()
 
-    def get(self, path: str, *, params: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401  JSON
+    def get(self, path: str, *, params: Mapping[str, Any] | None = None, timeout_seconds: float | None = None) -> Any:  # noqa: ANN401  JSON
         """The JSON that a GET answers."""
-        return self._json(self._call("GET", path, params=params))
+        return self._json(self._call("GET", path, params=params, timeout_seconds=timeout_seconds))
 
-    def get_bytes(self, path: str) -> bytes:
-        """The body that a GET answers."""
-        return self._call("GET", path).content
+    def get_into(self, path: str, target: RewoundFile, *, params: Mapping[str, Any] | None = None) -> Mapping[str, str]:
+        """Write the body that a GET answers to a file, piece by piece; the answer's headers.
+
+        A body that breaks off is asked for again, from its start.
+        """
+        return self._call("GET", path, params=params, target=target, stream=True).headers
+
+    def lines(self, path: str, *, params: Mapping[str, Any] | None, headers: Mapping[str, str]) -> Iterator[str]:
+        """The lines of an endless answer, until the service ends it or the connection breaks."""
+        answer = self._call("GET", path, params=params, headers=headers, stream=True)
+        with answer:
+            try:
+                for line in answer.iter_lines(chunk_size=None):
+                    yield line.decode()
+            except requests.RequestException:
+                return  # the caller knows where it was, and asks again
 
     def write(
         self,
@@ -128,25 +151,25 @@ class ServiceHttp:
         *,
         json_body: Mapping[str, Any] | None = None,
         params: Mapping[str, Any] | None = None,
-        form: Mapping[str, Any] | None = None,
-        file: bytes | None = None,
+        form: UploadBody | None = None,
         epoch: int | None = None,
+        idempotency_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
         timeout_seconds: float | None = None,
     ) -> Any:  # noqa: ANN401  JSON
         """The JSON that a write answers (None for an empty body); the same idempotency key over all its tries."""
-        headers = {"Idempotency-Key": str(uuid.uuid4())}
+        headers = {**(headers or {}), "Idempotency-Key": idempotency_key or str(uuid.uuid4())}
         if epoch is not None:
             headers["X-Lease-Epoch"] = str(epoch)
         if json_body is not None:
             headers["Content-Type"] = "application/json"
-        files = None if file is None else {"file": ("artifact", file, "application/octet-stream")}
+        headers |= form.headers if form is not None else {}
         answer = self._call(
             method,
             path,
             headers=headers,
             params=params,
-            data=form if json_body is None else self._encoded(json_body, path),
-            files=files,
+            data=self._encoded(json_body, path) if json_body is not None else form.data() if form is not None else None,
             timeout_seconds=timeout_seconds,
         )
         return self._json(answer) if answer.content else None
@@ -181,6 +204,7 @@ class ServiceHttp:
         path: str,
         *,
         timeout_seconds: float | None = None,
+        target: RewoundFile | None = None,
         **options: Any,  # noqa: ANN401  what requests takes
     ) -> requests.Response:
         retrying = tenacity.Retrying(
@@ -190,9 +214,12 @@ class ServiceHttp:
             retry=tenacity.retry_if_exception_type(_RetryLaterError),
             reraise=True,
         )
-        timeout = (CONNECT_TIMEOUT_SECONDS, timeout_seconds or self._timeout_seconds)
+        wait_seconds = timeout_seconds or self._timeout_seconds
+        # urllib3 sends under the connect timeout too, and a service may let a large body wait for its disk.
+        connect_seconds = wait_seconds if isinstance(options.get("data"), UploadBody) else CONNECT_TIMEOUT_SECONDS
+        timeout = (connect_seconds, wait_seconds)
         try:
-            answer: requests.Response = retrying(self._try, method, path, timeout, options)
+            answer: requests.Response = retrying(self._try, method, path, timeout, target, options)
         except _RetryLaterError as later:
             raise later.error from later.__cause__
         return answer
@@ -206,9 +233,16 @@ class ServiceHttp:
         ceiling = min(_LONGEST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2**state.attempt_number)
         return random.uniform(0, ceiling)  # noqa: S311  jitter, no secret
 
-    def _try(self, method: str, path: str, timeout: tuple[float, float], options: dict[str, Any]) -> requests.Response:
+    def _try(
+        self,
+        method: str,
+        path: str,
+        timeout: tuple[float, float],
+        target: RewoundFile | None,
+        options: dict[str, Any],
+    ) -> requests.Response:
         url = f"{self.base_url}{path}"
-        is_download = bool(options.get("stream"))
+        is_streamed = options.get("stream", False)
         exchange = Exchange(timeout[1])
         try:
             with exchange:
@@ -216,8 +250,13 @@ class ServiceHttp:
                 answer = self._session.request(
                     method, url, timeout=timeout, allow_redirects=False, **options | {"stream": True}
                 )
-                if not (is_download and answer.ok):
-                    answer = self._read_whole(answer, method, path)
+                if not (is_streamed and answer.ok):
+                    answer = read_whole(answer, limit_bytes=MAX_ANSWER_BYTES)
+            if target is not None and answer.ok:  # as long as bytes keep coming: a large artifact takes its time
+                with answer:
+                    target.take(answer.iter_content(_CHUNK_BYTES))
+        except AnswerTooLargeError as error:
+            raise ServiceError(f"{self._named()} sent too large an answer to {method} {path}: {error}.") from error
         except requests.RequestException as error:  # a refused connection, a cut answer, or no HTTP at all
             raise _RetryLaterError(self._broken(error, method, path, timeout[1], exchange)) from error
         if exchange.is_over:  # a body without a length looks whole when it is cut
@@ -225,22 +264,6 @@ class ServiceHttp:
         if answer.status_code < requests.codes.multiple_choices:
             return answer
         raise self._refusal(answer, method, path)
-
-    def _read_whole(self, answer: requests.Response, method: str, path: str) -> requests.Response:
-        """The answer with its body in memory; ``ServiceError`` for one that does not belong there."""
-        body = bytearray()
-        with answer:
-            for piece in answer.iter_content(_PIECE_BYTES):
-                body += piece
-                if len(body) > MAX_ANSWER_BYTES:
-                    text = (
-                        f"{self._named()} sent too large an answer to {method} {path}: over {MAX_ANSWER_BYTES} bytes."
-                    )
-                    raise ServiceError(text, status_code=answer.status_code)
-        whole = requests.Response()
-        whole.status_code, whole.reason, whole.headers = answer.status_code, answer.reason, answer.headers
-        whole.raw = io.BytesIO(body)
-        return whole
 
     def _broken(
         self, error: requests.RequestException, method: str, path: str, limit_seconds: float, exchange: Exchange
@@ -257,7 +280,7 @@ class ServiceHttp:
         return ServiceConnectionError(text)
 
     def _refusal(self, answer: requests.Response, method: str, path: str) -> Exception:
-        problem = _problem(answer)
+        problem = read_problem(answer)
         error = self._error(answer, problem, method, path)
         if answer.status_code not in _RETRIED_STATUSES or isinstance(error, SlotAllocationError):
             return error  # the pool has waited for a slot itself: asking again at once would only wait twice
@@ -267,7 +290,7 @@ class ServiceHttp:
     def _error(self, answer: requests.Response, problem: dict[str, Any], method: str, path: str) -> RunnerError:
         status = answer.status_code
         detail = self._redactor.text(str(problem.get("detail") or problem.get("title") or answer.reason or ""))
-        said = shown(" ".join(detail.split()), _LONGEST_DETAIL)
+        said = shown(" ".join(detail.split()), LONGEST_DETAIL)
         text = f"{self._named()} answered {status} to {method} {path}: {said or 'no reason given'}"
         if status in {requests.codes.unauthorized, requests.codes.forbidden}:
             hint = "Check the service token (service_token, or NECROCODE_SERVICE_TOKEN)."
@@ -311,7 +334,7 @@ class ServiceHttp:
         except (ValueError, RecursionError) as error:
             raise ServiceError(
                 f"{self._named()} answered {answer.status_code} with something else than JSON:"
-                f" {_beginning(answer, 80)!r}. Is this the right URL?",
+                f" {beginning(answer, 80)!r}. Is this the right URL?",
                 status_code=answer.status_code,
             ) from error
 
@@ -348,18 +371,3 @@ class ServiceClient:
     def health(self) -> dict[str, Any]:
         """What the service says of itself: ``status``, ``service``, ``version``, ``capabilities``."""
         return self._http.health()
-
-
-def _problem(answer: requests.Response) -> dict[str, Any]:
-    """The RFC 9457 problem in an answer; for any other body its first text."""
-    try:
-        value = json.loads(answer.content[:1_000_000])
-    except (ValueError, RecursionError):
-        is_html = "html" in answer.headers.get("Content-Type", "")
-        return {} if is_html else {"detail": _beginning(answer, _LONGEST_DETAIL)}
-    return value if isinstance(value, dict) else {"detail": str(value)}
-
-
-def _beginning(answer: requests.Response, length: int) -> str:
-    """How a body begins, as UTF-8: finding out its encoding would mean to go through all of it."""
-    return answer.content[: length * 4].decode(errors="replace")[:length]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock
@@ -13,7 +13,14 @@ from necrocode.agent_runner.clients._http import (
     ServiceHttp,
 )
 from necrocode.agent_runner.errors import ServiceError, SlotNotFoundError
-from necrocode.agent_runner.records import SlotAllocation
+from necrocode.agent_runner.records import PoolRecord, SlotAllocation, SlotRecord
+
+if TYPE_CHECKING:
+    from necrocode.agent_runner._strict import Value
+
+Record = TypeVar("Record", bound="Value")
+_LONG_SECONDS = 900.0  # a service that fetches, or makes slots ready, before it answers
+_DEFAULT_POOL_SIZE = 5
 
 
 class RepoPoolClient(ServiceClient):
@@ -86,16 +93,49 @@ class RepoPoolClient(ServiceClient):
         self._http.write("POST", f"/slots/{quote(slot_id, safe='')}/release", json_body=body)
         self._tokens.pop(slot_id, None)
 
-    def get_slot(self, slot_id: str) -> dict[str, Any]:
-        """The slot's state, holder, lease and use, as the service words them."""
-        return _object(self._http.get(f"/slots/{quote(slot_id, safe='')}"))
+    def get_slot(self, slot_id: str) -> SlotRecord:
+        """The slot's state, holder and lease; ``SlotNotFoundError``."""
+        return _read(SlotRecord, self._http.get(f"/slots/{quote(slot_id, safe='')}"))
 
-    def pools_status(self) -> dict[str, Any]:
-        """All pools, as the service words them."""
-        return _object(self._http.get("/pools/status"))
+    def pools_status(self) -> tuple[PoolRecord, ...]:
+        """All pools with their slots and their use, by name."""
+        answer = self._http.get("/pools/status")
+        pools = answer.get("pools") if isinstance(answer, dict) else None
+        if not isinstance(pools, list):
+            raise ServiceError("The repo pool answered GET /pools/status without a list of pools.")
+        return tuple(_read(PoolRecord, pool) for pool in pools)
+
+    def create_pool(self, repo_url: str, *, name: str | None = None, pool_size: int = _DEFAULT_POOL_SIZE) -> PoolRecord:
+        """The pool of a repository, made now; the one that is there, if it is just that, else ``PoolExistsError``."""
+        body: dict[str, Any] = {"repo_url": repo_url, "pool_size": pool_size}
+        if name is not None:
+            body["name"] = name
+        return _read(PoolRecord, self._http.write("POST", "/pools", json_body=body))
+
+    def resize_pool(self, name: str, pool_size: int) -> PoolRecord:
+        """The pool with another size; slots in use that are too many go when they are released."""
+        return _read(PoolRecord, self._http.write("PATCH", _pool(name), json_body={"pool_size": pool_size}))
+
+    def remove_pool(self, name: str) -> None:
+        """Delete a pool, with mirror and slots; ``PoolInUseError`` when somebody holds one of them."""
+        self._http.write("DELETE", _pool(name))
+
+    def warm(self, name: str) -> PoolRecord:
+        """The pool, with all its slots made ready."""
+        return _read(PoolRecord, self._http.write("POST", f"{_pool(name)}/warm", timeout_seconds=_LONG_SECONDS))
+
+    def reconcile(self) -> list[str]:
+        """Put right what dead processes have left; a line for each thing done."""
+        answer = self._http.write("POST", "/pools/reconcile", timeout_seconds=_LONG_SECONDS)
+        return [str(line) for line in answer.get("done", [])] if isinstance(answer, dict) else []
 
 
-def _object(value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ServiceError("The repo pool answered something else than a JSON object.")
-    return value
+def _pool(name: str) -> str:
+    return f"/pools/{quote(name, safe='')}"
+
+
+def _read(kind: type[Record], value: object) -> Record:
+    try:
+        return kind.model_validate(value)
+    except ValueError as error:
+        raise ServiceError(f"The repo pool answered something else than a {kind.__name__}.") from error

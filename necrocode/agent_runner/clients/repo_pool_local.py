@@ -1,68 +1,73 @@
 """The embedded repo pool: one bare mirror per repository, and warm worktrees ("slots") leased from it.
 
-Layout: ``{root}/{name}-{hash}/mirror.git``, ``…/slots/{slot_id}``, ``…/pool.json`` (who holds which slot), and two
-lock files: ``pool.lock`` for that list, ``mirror.lock`` for what git cannot do twice at once in one mirror. Safe for
-many threads and processes of one machine.
+Layout: ``{root}/{name}-{hash}/mirror.git``, ``…/slots/{slot_id}``, ``…/pool.json`` (who holds which slot),
+``…/known/{slot_id}.known`` (how each was when it was handed out), and lock files: ``pool.lock`` for that list,
+``mirror.lock`` for what git cannot do twice at once in one mirror, ``fetch.lock`` for the network,
+``locks/{slot_id}.lock`` for a slot in preparation. ``{root}/.trash`` holds what is being deleted. Safe for many threads
+and processes of one machine.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
+import logging
 import re
-import secrets
-import shutil
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timedelta
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock, Deadline
-from necrocode.agent_runner._git import REMOTE_HEAD, Git, GitError, Repository
+from necrocode.agent_runner._git import DEFAULT_TIMEOUT_SECONDS, Git, GitError
 from necrocode.agent_runner._names import check_branch_name, check_repository_url, expand_home
+from necrocode.agent_runner.clients._pool_book import key_of
+from necrocode.agent_runner.clients._pool_files import Trash
+from necrocode.agent_runner.clients._pool_place import PREPARATION_SECONDS, PoolPlace
 from necrocode.agent_runner.errors import (
+    PoolExistsError,
+    PoolNotFoundError,
     RepositoryNotFoundError,
+    RunnerError,
     SlotAllocationError,
     SlotNotFoundError,
     StaleLeaseError,
     WorkspacePreparationError,
 )
-from necrocode.agent_runner.records import SlotAllocation
+from necrocode.agent_runner.records import PoolDefinition, SlotAllocation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
+
+    from necrocode.agent_runner.clients._pool_book import Taken
+    from necrocode.agent_runner.records import PoolRecord, SlotRecord
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_POOL_SIZE = 5
 DEFAULT_LEASE_SECONDS = 60.0
 _POLL_SECONDS = 0.2
-_PREPARATION_SECONDS = 900.0  # a first checkout of a large repository takes minutes, and no heartbeat runs yet
-_NOT_THERE = re.compile(
-    r"not found|does not exist|does not appear to be a git repository|repository '.*' not", re.IGNORECASE
-)
+_LEAST_WORK_SECONDS = 30.0
 
 
-@dataclass(frozen=True)
-class _Slot:
-    slot_id: str
-    state: str
-    """``available``, ``allocated``."""
-    epoch: int = 0
-    holder: str = ""
-    lease_token: str = ""
-    expires_at: str = ""
-    last_used_at: str = ""
+@dataclass
+class _Request:
+    """One allocation on its way."""
 
-    def is_free(self, now: datetime) -> bool:
-        return self.state == "available" or datetime.fromisoformat(self.expires_at) <= now
+    place: PoolPlace
+    holder: str
+    base: str
+    fetches: int
+    started: float
+    lease_seconds: float
+    tried: set[str] = field(default_factory=set)
 
 
 class LocalRepoPool:
     """Slots on this machine; the Protocol is :class:`~necrocode.agent_runner.RepoPool`.
 
-    A slot is cleaned and reset when it is handed out, and reused, never deleted and made anew: that is up to 14 times
-    slower on ext4. An expired lease makes a slot free.
+    A repository's pool is made when a slot of it is first asked for, or by :meth:`create_pool`. A slot is cleaned and
+    reset when it is handed out, and reused, never deleted and made anew: that is up to 14 times slower on ext4. An
+    expired lease makes a slot free.
     """
 
     def __init__(
@@ -72,6 +77,19 @@ class LocalRepoPool:
         self._git = git
         self._pool_size = pool_size
         self._clock = clock
+        self._trash = Trash(self._root / ".trash")
+
+    @property
+    def root(self) -> Path:
+        """The folder of all pools."""
+        return self._root
+
+    @property
+    def pool_size(self) -> int:
+        """The size of pools for which nobody chose one."""
+        return self._pool_size
+
+    # --- slots ---
 
     def allocate_slot(
         self,
@@ -84,63 +102,238 @@ class LocalRepoPool:
     ) -> SlotAllocation:
         """A clean checkout at the newest ``base_ref``, on a detached HEAD.
 
-        ``RepositoryNotFoundError`` for a repository or ref that is not there, ``SlotAllocationError`` when every slot
-        stays in use, ``WorkspacePreparationError`` when git fails.
+        ``timeout_seconds`` limits the waiting for a free slot (None or 0: none), and likewise the fetch, which gets at
+        least 30 seconds (None or 0: 10 minutes). ``RepositoryNotFoundError`` for a repository or ref that is not there,
+        ``SlotAllocationError`` when every slot stays in use, ``WorkspacePreparationError`` when git fails.
         """
-        pool = self._pool_of(repo_url)
+        return self.allocate_slot_while(
+            lambda: True,
+            repo_url,
+            required_by,
+            base_ref=base_ref,
+            timeout_seconds=timeout_seconds,
+            lease_seconds=lease_seconds,
+        )
+
+    def allocate_slot_while(
+        self,
+        is_wanted: Callable[[], bool],
+        repo_url: str,
+        required_by: str,
+        *,
+        base_ref: str | None = None,
+        timeout_seconds: float | None = None,
+        lease_seconds: float | None = None,
+    ) -> SlotAllocation:
+        """As :meth:`allocate_slot`; given up with ``SlotAllocationError``, no slot held, once it is not wanted."""
+        started = self._clock.monotonic()
+        place = self._place_of(repo_url)
+        ref = _checked_ref(base_ref)
+        self._ensure(place)
+        seconds = max(timeout_seconds, _LEAST_WORK_SECONDS) if timeout_seconds else DEFAULT_TIMEOUT_SECONDS
+        base, fetches = place.mirror().fetch(ref, Deadline(seconds, self._clock))
         lease = lease_seconds or DEFAULT_LEASE_SECONDS
-        self._make_folders(pool)
-        base = pool.fetch(_checked_ref(base_ref))
-        slot = self._wait_for_slot(pool, required_by, timeout_seconds or 0.0)
+        request = _Request(place, required_by, base, fetches, started, lease)
+        waiting = Deadline(timeout_seconds or 0.0, self._clock)
+        while True:
+            taken = self._wait_for_slot(request, waiting, is_wanted)
+            with taken.lock:
+                allocation = self._handed_out(request, taken)
+            if allocation is not None:
+                break
+        self._trash.empty_later()
+        if not is_wanted():
+            self.release_slot(allocation.slot_id, lease_token=allocation.lease_token)
+            raise SlotAllocationError("No available slots are needed: the caller has gone.", retryable=False)
+        return allocation
+
+    def _wait_for_slot(self, request: _Request, waiting: Deadline, is_wanted: Callable[[], bool]) -> Taken:
+        place = request.place
+        while is_wanted():
+            expiry = place.expiry(PREPARATION_SECONDS)
+            taken = place.book.take(request.holder, self._pool_size, self._clock.now(), expiry, not_these=request.tried)
+            if taken is not None:
+                return taken
+            if waiting.remaining_seconds() <= 0:
+                size = place.record().pool_size
+                raise SlotAllocationError(
+                    f"No available slots for {place.url}: all {size} in use for {waiting.total_seconds:g} seconds.",
+                    hint="Wait for a run to end, or raise pool_size.",
+                )
+            self._clock.sleep(min(_POLL_SECONDS, waiting.remaining_seconds()))
+        raise SlotAllocationError("No available slots are needed: the caller has gone.", retryable=False)
+
+    def _handed_out(self, request: _Request, taken: Taken) -> SlotAllocation | None:
+        """The prepared slot; None when it cannot be prepared and another may be tried."""
+        place, book = request.place, request.place.book
         try:
-            pool.make_ready(slot.slot_id, base)
-            slot = pool.renew(slot.slot_id, slot.lease_token, self._expiry(lease))
+            place.make_ready(taken, request.base)
+            seconds = max(0.0, self._clock.monotonic() - request.started)
+            now, expiry = self._clock.now(), place.expiry(request.lease_seconds)
+            slot = book.confirm(taken.slot, now, expiry, seconds=seconds, fetches=request.fetches)
+        except (GitError, OSError) as error:
+            self._quarantine(request, taken, error)
+            return None
+        except StaleLeaseError as error:  # an operator has released it meanwhile
+            raise SlotAllocationError(f"No available slots for {place.url}: {error}") from error
         except BaseException:
-            pool.release(slot.slot_id, slot.lease_token, self._clock.now())
+            book.give_up(taken.slot)
             raise
         return SlotAllocation(
             slot_id=slot.slot_id,
-            slot_path=pool.slot_path(slot.slot_id),
-            repo_url=pool.url,
-            base_commit=base,
+            slot_path=place.slot_path(slot.slot_id),
+            repo_url=place.url,
+            base_commit=request.base,
             epoch=slot.epoch,
             lease_token=slot.lease_token,
             expires_at=datetime.fromisoformat(slot.expires_at),
         )
 
+    def _quarantine(self, request: _Request, taken: Taken, error: Exception) -> None:
+        """Set the slot aside; ``WorkspacePreparationError`` when there is no other to try."""
+        place = request.place
+        path = place.slot_path(taken.slot.slot_id)
+        logger.warning("The slot %s is quarantined: %s", taken.slot.slot_id, error)
+        place.book.give_up(taken.slot, trouble=str(error))
+        request.tried.add(taken.slot.slot_id)
+        if not place.book.has_free(self._pool_size, self._clock.now(), not_these=request.tried):
+            raise WorkspacePreparationError(f"The slot {path} cannot be made ready: {error}") from error
+
     def renew_lease(self, slot_id: str, lease_token: str, *, lease_seconds: float | None = None) -> None:
         """Keep the slot; ``StaleLeaseError`` when the lease is over and the slot another's."""
-        self._pool_with(slot_id).renew(slot_id, lease_token, self._expiry(lease_seconds or DEFAULT_LEASE_SECONDS))
+        place = self._place_with(slot_id)
+        place.book.renew(slot_id, lease_token, place.expiry(lease_seconds or DEFAULT_LEASE_SECONDS))
 
-    def release_slot(self, slot_id: str, *, lease_token: str | None = None) -> None:
-        """Give the slot back; its files stay, for the next holder starts from them."""
-        self._pool_with(slot_id).release(slot_id, lease_token, self._clock.now())
+    def release_slot(self, slot_id: str, *, lease_token: str | None = None, released_by: str = "") -> None:
+        """Give the slot back; its files stay, for the next holder starts from them.
 
-    def _make_folders(self, pool: _Pool) -> None:
-        try:
-            pool.folder.mkdir(parents=True, exist_ok=True)
-            self._git.prepare()
-        except OSError as error:
-            raise WorkspacePreparationError(f"The repo pool cannot use {pool.folder}: {error.strerror}.") from error
+        Without a token it is taken from its holder, and recorded as such; ``released_by`` says by whom.
+        """
+        place = self._place_with(slot_id)
+        place.book.release(slot_id, lease_token, self._clock.now(), by=released_by)
+        place.drop_surplus()
+        self._trash.empty_later()
 
-    def _expiry(self, lease_seconds: float) -> str:
-        return (self._clock.now() + timedelta(seconds=lease_seconds)).isoformat()
+    def get_slot(self, slot_id: str) -> SlotRecord:
+        """State, holder and lease of a slot; ``SlotNotFoundError``."""
+        return self._place_with(slot_id).slot_record(slot_id)
 
-    def _wait_for_slot(self, pool: _Pool, holder: str, timeout_seconds: float) -> _Slot:
-        deadline = Deadline(timeout_seconds, self._clock)
-        while True:
-            now = self._clock.now()
-            slot = pool.take(holder, self._pool_size, now, self._expiry(_PREPARATION_SECONDS))
-            if slot is not None:
-                return slot
-            if deadline.remaining_seconds() <= 0:
-                raise SlotAllocationError(
-                    f"No available slots for {pool.url}: all {self._pool_size} in use for {timeout_seconds:g} seconds.",
-                    hint="Wait for a run to end, or raise pool_size.",
+    # --- pools ---
+
+    def create_pool(
+        self, repo_url: str, *, name: str | None = None, pool_size: int = DEFAULT_POOL_SIZE, resize: bool = False
+    ) -> PoolRecord:
+        """The pool of a repository, made now; its slots are made when they are needed, or by :meth:`warm`.
+
+        ``resize``: one that is there already gets name and size; else it must have them. ``PoolExistsError`` when it
+        has not, or another pool has the name. ``ConfigurationError`` for a name or size that cannot be. Whether the
+        repository exists is not asked.
+        """
+        wanted = PoolDefinition(repo_url=repo_url, name=name, pool_size=pool_size)
+        place = self._place_of(repo_url, must_exist=False)
+        names = {other.record().name for other in self._places() if other.folder != place.folder}
+        self._ensure(place)
+        with place.book.open() as page:
+            is_other = page.pool_size not in {None, pool_size} or (name and page.name not in {"", name})
+            if (is_other and not resize) or name in names:
+                raise PoolExistsError(
+                    f"There is another pool for {place.url}, or of the name {name!r}.",
+                    hint="Resize that one, or choose another name.",
+                    status_code=409,
                 )
-            self._clock.sleep(min(_POLL_SECONDS, deadline.remaining_seconds()))
+            page.pool_size, page.name = wanted.pool_size, name or page.name
+        place.drop_surplus()
+        return place.record()
 
-    def _pool_of(self, repo_url: str) -> _Pool:
+    def resize_pool(self, name: str, pool_size: int) -> PoolRecord:
+        """The pool with another size. Free slots that are too many go at once, those in use when they are released."""
+        PoolDefinition(repo_url="-", pool_size=pool_size)
+        place = self._place_named(name)
+        with place.book.open() as page:
+            page.pool_size = pool_size
+        place.drop_surplus()
+        self._trash.empty_later()
+        return place.record()
+
+    def remove_pool(self, name: str) -> None:
+        """Delete a pool, with mirror and slots; ``PoolInUseError`` when somebody holds one of them.
+
+        What runs without a push have delivered lies in the mirror, and goes with it.
+        """
+        place = self._place_named(name)
+        place.book.remove(self._trash)
+        self._trash.empty_later()
+
+    def pools_status(self) -> tuple[PoolRecord, ...]:
+        """All pools with their slots, by name."""
+        return tuple(sorted((place.record() for place in self._places()), key=lambda pool: pool.name))
+
+    def warm(self, name: str) -> PoolRecord:
+        """The pool, with all its slots made ready at the repository's HEAD; those that are there are left alone."""
+        place = self._place_named(name)
+        base, fetches = place.mirror().fetch(None, Deadline(DEFAULT_TIMEOUT_SECONDS, self._clock))
+        while taken := place.book.add("(warming)", self._pool_size, place.expiry(PREPARATION_SECONDS)):
+            trouble = place.prepare(taken, base, fetches=fetches)
+            fetches = 0
+            if trouble:
+                raise WorkspacePreparationError(f"The slot {taken.slot.slot_id} cannot be made ready: {trouble}")
+        return place.record()
+
+    # --- upkeep ---
+
+    def reclaim_expired(self) -> list[str]:
+        """Free every slot whose lease is over; their ids."""
+        freed = []
+        for place in self._places():
+            freed += place.book.reclaim_expired(self._clock.now())
+            place.drop_surplus()
+        self._trash.empty_later()
+        return freed
+
+    def reconcile(self) -> list[str]:
+        """Put right what dead processes have left, try quarantined slots again, delete leftovers; a line for each.
+
+        Slots that somebody holds, or prepares at this moment, are left alone. A pool that cannot be put right is told
+        in the log, and does not keep the others from it.
+        """
+        done = []
+        for place in self._places():
+            try:
+                done += place.reconcile()
+            except (RunnerError, OSError) as error:
+                logger.warning("The pool %s cannot be put right: %s", place.folder.name, error)
+        self._trash.empty()
+        for line in done:
+            logger.info("%s", line)
+        return done
+
+    def check(self) -> None:
+        """Return when the folder of the pools can be written to; else ``WorkspacePreparationError``."""
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+            probe = self._root / ".probe"
+            probe.touch()
+        except OSError as error:
+            raise WorkspacePreparationError(f"The repo pool cannot use {self._root}: {error.strerror}.") from error
+
+    # --- places ---
+
+    def _ensure(self, place: PoolPlace) -> None:
+        try:
+            place.folder.mkdir(parents=True, exist_ok=True)
+            self._git.prepare()
+            with place.book.open() as page:
+                page.repo_url = place.url
+        except OSError as error:
+            raise WorkspacePreparationError(f"The repo pool cannot use {place.folder}: {error.strerror}.") from error
+
+    def _place(self, folder: Path, url: str = "") -> PoolPlace:
+        return PoolPlace(folder, url, self._git, self._trash, self._clock, self._pool_size)
+
+    def _places(self) -> list[PoolPlace]:
+        return [self._place(file.parent) for file in sorted(self._root.glob("[!.]*/pool.json"))]
+
+    def _place_of(self, repo_url: str, *, must_exist: bool = True) -> PoolPlace:
         try:
             url = check_repository_url(repo_url)
             is_path = "://" not in url and not _is_scp_like(url)
@@ -148,222 +341,24 @@ class LocalRepoPool:
         except ValueError as error:
             raise RepositoryNotFoundError(f"Cannot use the repository URL: {error}.") from error
         if path is not None:
-            if not path.is_dir():
+            if must_exist and not path.is_dir():
                 raise RepositoryNotFoundError(f"There is no repository at {path}.", hint="Check repo_url.")
             url = str(path)
         name = re.sub(r"[^A-Za-z0-9._]+", "-", url.rstrip("/").removesuffix(".git").rsplit("/", 1)[-1]).strip("-.")
         key = f"{name[:40] or 'repo'}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
-        return _Pool(self._root / key, url, self._git)
+        return self._place(self._root / key, url)
 
-    def _pool_with(self, slot_id: str) -> _Pool:
-        key, _, number = slot_id.rpartition("-slot-")
-        folder = self._root / key
-        if not re.fullmatch(r"[A-Za-z0-9._-]+", key) or not number.isdigit() or not (folder / "pool.json").is_file():
+    def _place_with(self, slot_id: str) -> PoolPlace:
+        key = key_of(slot_id)
+        if key is None or not (self._root / key / "pool.json").is_file():
             raise SlotNotFoundError(f"The repo pool has no slot {slot_id!r}.", status_code=404)
-        return _Pool(folder, "", self._git)
+        return self._place(self._root / key)
 
-
-@dataclass(frozen=True)
-class _Pool:
-    """The slots of one repository."""
-
-    folder: Path
-    url: str
-    git: Git
-
-    def slot_path(self, slot_id: str) -> Path:
-        return self.folder / "slots" / slot_id
-
-    @property
-    def mirror(self) -> Repository:
-        return Repository(self.git, self.folder / "mirror.git", bare=True)
-
-    # --- who holds what ---
-
-    def take(self, holder: str, pool_size: int, now: datetime, expires_at: str) -> _Slot | None:
-        """Lease the slot that was used last of the free ones, or a new one; None when all are in use."""
-        with self._slots() as slots:
-            free = sorted(
-                (slot for slot in slots.values() if slot.is_free(now)), key=lambda slot: slot.last_used_at, reverse=True
-            )
-            if free:
-                slot = free[0]
-            elif len(slots) < pool_size:
-                slot = _Slot(f"{self.folder.name}-slot-{len(slots) + 1}", "available")
-            else:
-                return None
-            slots[slot.slot_id] = slot = replace(
-                slot,
-                state="allocated",
-                holder=holder,
-                epoch=slot.epoch + 1,
-                lease_token=secrets.token_urlsafe(16),
-                expires_at=expires_at,
-                last_used_at=now.isoformat(),
-            )
-            return slot
-
-    def renew(self, slot_id: str, lease_token: str, expires_at: str) -> _Slot:
-        with self._slots() as slots:
-            slot = self._held(slots, slot_id, lease_token)
-            slots[slot_id] = slot = replace(slot, expires_at=expires_at)
-            return slot
-
-    def release(self, slot_id: str, lease_token: str | None, now: datetime) -> None:
-        with self._slots() as slots:
-            slot = slots.get(slot_id)
-            if slot is None:
-                raise SlotNotFoundError(f"The repo pool has no slot {slot_id!r}.", status_code=404)
-            if slot.state == "available" and lease_token in {None, slot.lease_token}:
-                return
-            if lease_token is not None:
-                self._held(slots, slot_id, lease_token)
-            slots[slot_id] = replace(slot, state="available", holder="", last_used_at=now.isoformat())
-
-    @staticmethod
-    def _held(slots: dict[str, _Slot], slot_id: str, lease_token: str) -> _Slot:
-        slot = slots.get(slot_id)
-        if slot is None:
-            raise SlotNotFoundError(f"The repo pool has no slot {slot_id!r}.", status_code=404)
-        if slot.state != "allocated" or not secrets.compare_digest(slot.lease_token, lease_token):
-            raise StaleLeaseError(
-                f"The lease on slot {slot_id} is over: it was released or given to another holder.", status_code=409
-            )
-        return slot
-
-    @contextmanager
-    def _slots(self) -> Iterator[dict[str, _Slot]]:
-        """The list of slots, under its lock; written back when it was changed."""
-        file = self.folder / "pool.json"
-        with _locked(self.folder / "pool.lock"):
-            before, slots = _read_slots(file)
-            yield slots
-            after = json.dumps([asdict(slot) for slot in slots.values()], indent=1).encode()
-            if after != before:
-                draft = file.with_suffix(".tmp")
-                draft.write_bytes(after)
-                draft.replace(file)
-
-    # --- git ---
-
-    def fetch(self, base_ref: str | None) -> str:
-        """Bring the mirror up to date; the commit that ``base_ref`` (None: the remote's HEAD) is at."""
-        with _locked(self.folder / "mirror.lock"):
-            try:
-                if not (self.mirror.path / "HEAD").exists():
-                    self._create_mirror()
-                self._fetch("+refs/heads/*:refs/remotes/origin/*", f"+HEAD:{REMOTE_HEAD}")
-                base = self._resolve(base_ref)
-                if base is None and base_ref is not None:
-                    base = self._fetch_one(base_ref)
-            except GitError as error:
-                raise self._explained(error) from error
-        if base is None:
-            raise RepositoryNotFoundError(
-                f"{self.url} has no branch, tag or commit {base_ref!r}.", hint="Check base_ref."
-            )
-        return base
-
-    def _create_mirror(self) -> None:
-        draft = self.folder / "mirror.tmp"
-        shutil.rmtree(draft, ignore_errors=True)
-        self.git.run(["init", "--quiet", "--bare", str(draft)])
-        Repository(self.git, draft, bare=True).run("config", "remote.origin.url", self.url)
-        try:
-            draft.rename(self.mirror.path)
-        except OSError as error:
-            raise WorkspacePreparationError(
-                f"The mirror {self.mirror.path} is damaged and in the way of a new one ({error.strerror}).",
-                hint="Move that folder away when no run is under way.",
-            ) from error
-
-    def _fetch(self, *refspecs: str) -> None:
-        options = ("--quiet", "--prune", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules")
-        argv = ("fetch", *options, "--", "origin", *refspecs)
-        try:
-            self.mirror.run(*argv, network=True)
-        except GitError as error:
-            if ".lock': File exists" not in error.output:
-                raise
-            self._remove_stale_locks()
-            self.mirror.run(*argv, network=True)
-
-    def _remove_stale_locks(self) -> None:
-        """What a killed fetch left behind; under ``mirror.lock`` nobody else writes these refs."""
-        for pattern in ("*.lock", "refs/remotes/**/*.lock", "refs/tags/**/*.lock", "refs/necrocode/commits/*.lock",
-                        "refs/necrocode/*.lock"):  # fmt: skip
-            for lock in self.mirror.path.glob(pattern):
-                lock.unlink(missing_ok=True)
-
-    def _resolve(self, base_ref: str | None) -> str | None:
-        names = [REMOTE_HEAD] if base_ref is None else [f"refs/remotes/origin/{base_ref}", f"refs/tags/{base_ref}"]
-        if base_ref is not None and re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", base_ref):
-            names.append(base_ref)
-        with self.mirror.objects() as objects:
-            return next((commit for name in names if (commit := objects.resolve(name)) is not None), None)
-
-    def _fetch_one(self, base_ref: str) -> str | None:
-        """A tag, or a commit that no branch reaches, is fetched by name."""
-        is_commit = re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", base_ref) is not None
-        source = base_ref if is_commit else f"refs/tags/{base_ref}"
-        target = f"refs/necrocode/commits/{base_ref}" if is_commit else f"refs/tags/{base_ref}"
-        try:
-            self._fetch(f"+{source}:{target}")
-        except GitError as error:
-            if "couldn't find remote ref" in error.output or "not our ref" in error.output:
-                return None
-            raise
-        return self._resolve(base_ref)
-
-    def _explained(self, error: GitError) -> WorkspacePreparationError:
-        if "couldn't find remote ref HEAD" in error.output:
-            return RepositoryNotFoundError(f"{self.url} has no commit yet.", hint="Make a first commit there.")
-        if _NOT_THERE.search(error.output):
-            return RepositoryNotFoundError(f"There is no repository at {self.url}: {error}", hint="Check repo_url.")
-        return WorkspacePreparationError(
-            f"Cannot fetch {self.url}: {error}",
-            hint="Is it reachable, and is GIT_TOKEN set if it is private?",
-            retryable=True,
-        )
-
-    def make_ready(self, slot_id: str, base: str) -> None:
-        """The slot's checkout, clean and at ``base``; a broken one is made anew once."""
-        path = self.slot_path(slot_id)
-        slot = Repository(self.git, path)
-        try:
-            if not (path / ".git").is_file():
-                self._add_worktree(path, base)
-            self._reset(slot, base)
-        except (GitError, OSError):
-            try:
-                self._add_worktree(path, base)
-                self._reset(slot, base)
-            except (GitError, OSError) as error:
-                raise WorkspacePreparationError(f"The slot {path} cannot be made ready: {error}") from error
-
-    @staticmethod
-    def _reset(slot: Repository, base: str) -> None:
-        slot.reset_hard(base)
-        slot.remove_untracked()
-
-    def _add_worktree(self, path: Path, base: str) -> None:
-        shutil.rmtree(path, ignore_errors=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(self.folder / "mirror.lock"):  # parallel "worktree add" fails on commondir (git 2.39)
-            self.mirror.run("worktree", "prune")
-            self.mirror.run("worktree", "add", "--quiet", "--force", "--no-checkout", "--detach", "--", str(path), base)
-
-
-def _read_slots(file: Path) -> tuple[bytes, dict[str, _Slot]]:
-    """The list of slots as it stands in the file, and read."""
-    try:
-        content = file.read_bytes() if file.exists() else b"[]"
-        return content, {item["slot_id"]: _Slot(**item) for item in json.loads(content)}
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise WorkspacePreparationError(
-            f"The list of slots in {file} is damaged ({type(error).__name__}: {error}).",
-            hint="Remove that file when no run is under way: all slots are free then.",
-        ) from error
+    def _place_named(self, name: str) -> PoolPlace:
+        for place in self._places():
+            if name == place.record().name:
+                return place
+        raise PoolNotFoundError(f"There is no pool {name!r}.", hint="GET /pools/status lists them.", status_code=404)
 
 
 def _checked_ref(base_ref: str | None) -> str | None:
@@ -377,11 +372,3 @@ def _checked_ref(base_ref: str | None) -> str | None:
 def _is_scp_like(url: str) -> bool:
     """Whether git reads the text as ``host:path`` (connect.c: a colon before the first slash)."""
     return ":" in url.split("/", 1)[0]
-
-
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file; the system gives it back when this process dies."""
-    with file.open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

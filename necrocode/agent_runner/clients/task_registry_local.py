@@ -1,114 +1,54 @@
-"""The embedded task registry: SQLite through SQLAlchemy Core, safe for many threads and processes at once."""
+"""The embedded task registry: SQLite or PostgreSQL, safe for many threads and processes at once."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
-
-import sqlalchemy as sa
-from sqlalchemy.exc import SQLAlchemyError
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock
-from necrocode.agent_runner.clients._task_states import FINISHED, canonical_status, check_transition
-from necrocode.agent_runner.errors import (
-    AmbiguousTaskError,
-    ConfigurationError,
-    ServiceConnectionError,
-    ServiceError,
-    TaskNotFoundError,
+from necrocode.agent_runner.clients._registry_calls import DEFAULT_PAGE, Call, OnceOnly, RegistryCalls
+from necrocode.agent_runner.clients._registry_store import RegistryStore, open_store
+from necrocode.agent_runner.records import (
+    ArtifactRecord,
+    ClaimedTask,
+    EventPage,
+    EventRecord,
+    TaskLease,
+    TaskPage,
+    TaskRecord,
+    TaskSetRecord,
 )
-from necrocode.agent_runner.records import ArtifactRecord, EventRecord, TaskRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
+    from concurrent.futures import Future
+    from datetime import datetime
     from types import TracebackType
 
+    from necrocode.agent_runner.clients._registry_history import TaskOrder
     from necrocode.agent_runner.models import TaskContext
+    from necrocode.agent_runner.records import TaskDefinition, TaskSet
+    from necrocode.agent_runner.task_graph import TaskGraph
 
-_BUSY_TIMEOUT_SECONDS = 30
-
-
-class _UtcDateTime(sa.TypeDecorator[datetime]):
-    """SQLite keeps no time zone: what comes back is in UTC, as it went in."""
-
-    impl = sa.DateTime(timezone=True)
-    cache_ok = True
-
-    def process_result_value(self, value: datetime | None, dialect: object) -> datetime | None:  # noqa: ARG002  SQLAlchemy's signature
-        return None if value is None else value.replace(tzinfo=UTC)
-
-
-_metadata = sa.MetaData()
-_key = (sa.Column("spec_name", sa.Text, primary_key=True), sa.Column("task_id", sa.Text, primary_key=True))
-_tasks = sa.Table(
-    "tasks",
-    _metadata,
-    *_key,
-    sa.Column("status", sa.Text, nullable=False),
-    sa.Column("attempt", sa.Integer, nullable=False, default=0),
-    sa.Column("title", sa.Text, nullable=False),
-    sa.Column("description", sa.Text, nullable=False),
-    sa.Column("acceptance_criteria", sa.JSON, nullable=False),
-    sa.Column("dependencies", sa.JSON, nullable=False),
-    sa.Column("required_skill", sa.Text),
-    sa.Column("metadata", sa.JSON, nullable=False),
-    sa.Column("created_at", _UtcDateTime, nullable=False),
-    sa.Column("updated_at", _UtcDateTime, nullable=False),
-)
-_tasks_by_id = sa.Index("tasks_by_id", _tasks.c.task_id)
-
-
-def _history_table(name: str, *columns: sa.Column[Any]) -> sa.Table:
-    return sa.Table(
-        name,
-        _metadata,
-        sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=True),
-        sa.Column("spec_name", sa.Text, nullable=False),
-        sa.Column("task_id", sa.Text, nullable=False),
-        *columns,
-        sa.Column("created_at", _UtcDateTime, nullable=False),
-        sa.ForeignKeyConstraint(["spec_name", "task_id"], ["tasks.spec_name", "tasks.task_id"], ondelete="CASCADE"),
-        sa.Index(f"{name}_by_task", "spec_name", "task_id", "sequence"),
-        sqlite_autoincrement=True,
-    )
-
-
-_events = _history_table(
-    "events", sa.Column("event_type", sa.Text, nullable=False), sa.Column("data", sa.JSON, nullable=False)
-)
-_artifacts = _history_table(
-    "artifacts",
-    sa.Column("type", sa.Text, nullable=False),
-    sa.Column("uri", sa.Text, nullable=False),
-    sa.Column("size_bytes", sa.BigInteger),
-    sa.Column("metadata", sa.JSON, nullable=False),
-)
+_LARGEST_PAGE = 1000
+_POLL_SECONDS = 0.25
+_T = TypeVar("_T")
 
 
 class LocalTaskRegistry:
     """A task registry in a database of our own; the Protocol is :class:`~necrocode.agent_runner.TaskRegistry`.
 
-    ``url`` is ``sqlite:///relative`` or ``sqlite:////absolute/path``; folders and tables are made at the first use.
-    Every method is one transaction, durable when it returns.
+    ``url`` is ``sqlite:///relative``, ``sqlite:////absolute/path`` or ``postgresql://user@host/database``; folders and
+    tables are made, and older tables upgraded, at the first use. Every method is one transaction, durable when it
+    returns. A write under a lease says its ``lease_epoch``, and is ``StaleLeaseError`` once another runner has claimed
+    the task. A write that comes again with its ``idempotency_key`` is not done again.
     """
 
     def __init__(self, url: str, *, clock: Clock = SYSTEM_CLOCK) -> None:
-        if not url.startswith("sqlite:///") or not url.removeprefix("sqlite:///"):
-            raise ConfigurationError(f"The task registry URL {url!r} must be sqlite:///path, or http(s)://host:port.")
-        self._file = Path(url.removeprefix("sqlite:///"))
+        self.store: RegistryStore = open_store(url)
+        self.calls = RegistryCalls(clock)
         self._clock = clock
-        self._engine = sa.create_engine(
-            url,
-            connect_args={"timeout": _BUSY_TIMEOUT_SECONDS},
-            json_serializer=partial(json.dumps, allow_nan=False),  # NaN is no JSON: no other reader could read it
-        )
-        sa.event.listen(self._engine, "connect", _configure_connection)
-        sa.event.listen(self._engine, "begin", _begin)
-        self._is_ready = False
 
     def __enter__(self) -> Self:
         return self
@@ -119,51 +59,72 @@ class LocalTaskRegistry:
         self.close()
 
     def close(self) -> None:
-        """Close the database; a later call opens it again."""
-        self._engine.dispose()
+        """Finish what was begun and close the database; a later call opens it again."""
+        self.store.close()
 
-    def register_task(self, task: TaskContext) -> None:
-        """Make the task known, or bring its record up to date; a finished one becomes ``ready`` again."""
-        values = {
+    def submit(self, call: Call[_T]) -> Future[Any]:
+        """Begin a call without waiting for it: ``call.read`` makes the answer of the future's result."""
+        return self.store.submit(call.run) if call.changes else self.store.submit_read(call.run)
+
+    def _done(self, call: Call[_T]) -> _T:
+        return call.read(self.store.write(call.run) if call.changes else self.store.read(call.run))
+
+    def register_task(self, task: TaskContext, *, idempotency_key: str | None = None) -> None:
+        """Make the task known, or bring its record up to date; a finished one becomes ``ready`` again.
+
+        It is ``blocked`` while a task that it depends on, and that the registry knows, is not done. A task that waits
+        for itself by way of others is ``TaskContextValidationError``.
+        """
+        definition = {
             "title": task.title,
             "description": task.description,
             "acceptance_criteria": list(task.acceptance_criteria),
             "dependencies": list(task.dependencies),
             "required_skill": task.required_skill,
             "metadata": task.metadata,
-            "updated_at": self._clock.now(),
         }
-        this = (_tasks.c.spec_name == task.spec_name) & (_tasks.c.task_id == task.task_id)
-        with self._transaction() as connection:
-            status = connection.execute(sa.select(_tasks.c.status).where(this)).scalar_one_or_none()
-            if status is None:
-                new = {"spec_name": task.spec_name, "task_id": task.task_id, "created_at": values["updated_at"]}
-                connection.execute(sa.insert(_tasks).values(status="ready", attempt=0, **new, **values))
-            else:
-                status = "ready" if status in FINISHED else status
-                connection.execute(sa.update(_tasks).where(this).values(status=status, **values))
+        call = self.calls.register(task.spec_name, task.task_id, definition)
+        only = _only(idempotency_key, "register", task.spec_name, task.task_id, definition)
+        self.store.write(self.calls.once(call, TaskRecord, only).run)
+
+    def put_task(self, task: TaskDefinition, *, spec_name: str, idempotency_key: str | None = None) -> TaskRecord:
+        """Register or replace one task, its priority included; otherwise as :meth:`register_task`."""
+        only = _only(idempotency_key, "put", spec_name, task.model_dump(mode="json"))
+        return self._done(self.calls.once(self.calls.put(spec_name, task), TaskRecord, only))
 
     def update_task_status(
-        self, task_id: str, status: str, metadata: Mapping[str, Any] | None = None, *, spec_name: str | None = None
+        self,
+        task_id: str,
+        status: str,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        spec_name: str | None = None,
+        lease_epoch: int | None = None,
+        idempotency_key: str | None = None,
     ) -> None:
-        """Move the task to a state; going to ``running`` from another counts as an attempt."""
-        new = canonical_status(status)
-        with self._transaction() as connection:
-            task = self._find(connection, task_id, spec_name)
-            check_transition(task_id, task.status, new)
-            attempt = task.attempt + (new == "running" and task.status != "running")
-            merged = {**task.metadata, **(metadata or {})}
-            connection.execute(
-                sa.update(_tasks)
-                .where((_tasks.c.spec_name == task.spec_name) & (_tasks.c.task_id == task_id))
-                .values(status=new, attempt=attempt, metadata=merged, updated_at=self._clock.now())
-            )
+        """Move the task to a state; going to ``running`` from another counts as an attempt.
+
+        A task that becomes ``done`` makes those ``ready`` that waited for it alone. Under a lease, an ended task stays
+        as it is.
+        """
+        call = self.calls.update_status(task_id, status, metadata, spec_name=spec_name, lease_epoch=lease_epoch)
+        only = _only(idempotency_key, "status", task_id, status, metadata, spec_name)
+        self.store.write(self.calls.once(call, TaskRecord, only).run)
 
     def add_event(
-        self, task_id: str, event_type: str, data: Mapping[str, Any] | None = None, *, spec_name: str | None = None
+        self,
+        task_id: str,
+        event_type: str,
+        data: Mapping[str, Any] | None = None,
+        *,
+        spec_name: str | None = None,
+        lease_epoch: int | None = None,
+        idempotency_key: str | None = None,
     ) -> None:
         """Append an event to the task's history."""
-        self._append(_events, task_id, spec_name, event_type=event_type, data=dict(data or {}))
+        call = self.calls.add_event(task_id, event_type, data, spec_name=spec_name, lease_epoch=lease_epoch)
+        only = _only(idempotency_key, "event", task_id, event_type, data, spec_name)
+        self.store.write(self.calls.once(call, EventRecord, only).run)
 
     def add_artifact(
         self,
@@ -174,86 +135,170 @@ class LocalTaskRegistry:
         metadata: Mapping[str, Any] | None = None,
         *,
         spec_name: str | None = None,
+        lease_epoch: int | None = None,
+        idempotency_key: str | None = None,
     ) -> None:
         """Record where an artifact of the task is stored."""
         values = {"type": artifact_type, "uri": uri, "size_bytes": size_bytes, "metadata": dict(metadata or {})}
-        self._append(_artifacts, task_id, spec_name, **values)
+        call = self.calls.add_artifact(task_id, values, spec_name=spec_name, lease_epoch=lease_epoch)
+        only = _only(idempotency_key, "artifact", task_id, values, spec_name)
+        self.store.write(self.calls.once(call, ArtifactRecord, only).run)
 
     def get_task(self, task_id: str, *, spec_name: str | None = None) -> TaskRecord:
         """The task's record; ``TaskNotFoundError``, ``AmbiguousTaskError``."""
-        with self._transaction(read_only=True) as connection:
-            return self._find(connection, task_id, spec_name)
+        return self._done(self.calls.get(task_id, spec_name=spec_name))
 
     def list_events(self, task_id: str, *, spec_name: str | None = None) -> tuple[EventRecord, ...]:
         """The task's events, oldest first."""
-        rows = self._history(_events, task_id, spec_name)
-        return tuple(EventRecord.model_validate(dict(row)) for row in rows)
+        items: list[EventRecord] = []
+        cursor = None
+        while True:
+            page = self._done(self.calls.task_events(task_id, spec_name=spec_name, limit=_LARGEST_PAGE, cursor=cursor))
+            items += page.items
+            cursor = page.next_cursor
+            if cursor is None:
+                return tuple(items)
 
     def list_artifacts(self, task_id: str, *, spec_name: str | None = None) -> tuple[ArtifactRecord, ...]:
         """The task's artifact records, oldest first."""
-        rows = self._history(_artifacts, task_id, spec_name)
-        return tuple(ArtifactRecord.model_validate(dict(row)) for row in rows)
-
-    def _append(self, table: sa.Table, task_id: str, spec_name: str | None, **values: Any) -> None:  # noqa: ANN401
-        with self._transaction() as connection:
-            task = self._find(connection, task_id, spec_name)
-            place = {"spec_name": task.spec_name, "task_id": task_id, "created_at": self._clock.now()}
-            connection.execute(sa.insert(table).values(**place, **values))
-
-    def _history(self, table: sa.Table, task_id: str, spec_name: str | None) -> list[sa.RowMapping]:
-        with self._transaction(read_only=True) as connection:
-            task = self._find(connection, task_id, spec_name)
-            this = (table.c.spec_name == task.spec_name) & (table.c.task_id == task_id)
-            return list(connection.execute(sa.select(table).where(this).order_by(table.c.sequence)).mappings())
-
-    @staticmethod
-    def _find(connection: sa.Connection, task_id: str, spec_name: str | None) -> TaskRecord:
-        query = sa.select(_tasks).where(_tasks.c.task_id == task_id)
-        if spec_name is not None:
-            query = query.where(_tasks.c.spec_name == spec_name)
-        rows = connection.execute(query.order_by(_tasks.c.spec_name).limit(10)).mappings().all()
-        if not rows:
-            place = f" of spec {spec_name}" if spec_name else ""
-            raise TaskNotFoundError(f"The task registry has no task {task_id}{place}.", status_code=404)
-        if len(rows) > 1:
-            specs = ", ".join(row["spec_name"] for row in rows)
-            raise AmbiguousTaskError(
-                f"The task id {task_id} names a task in each of the specs {specs}.",
-                hint="Pass spec_name.",
-                status_code=409,
+        items: list[ArtifactRecord] = []
+        cursor = None
+        while True:
+            page = self._done(
+                self.calls.task_artifacts(task_id, spec_name=spec_name, limit=_LARGEST_PAGE, cursor=cursor)
             )
-        return TaskRecord.model_validate(dict(rows[0]))
+            items += page.items
+            cursor = page.next_cursor
+            if cursor is None:
+                return tuple(items)
 
-    @contextmanager
-    def _transaction(self, *, read_only: bool = False) -> Iterator[sa.Connection]:
-        try:
-            if not self._is_ready:
-                self._file.parent.mkdir(parents=True, exist_ok=True)
-                with self._engine.begin() as connection:
-                    _metadata.create_all(connection)
-                self._is_ready = True
-            with self._engine.execution_options(read_only=read_only).begin() as connection:
-                yield connection
-        except OSError as error:
-            raise ServiceConnectionError(
-                f"The embedded task registry cannot use {self._file}: {error.strerror}."
-            ) from error
-        except UnicodeError as error:
-            raise ServiceError(
-                f"The embedded task registry cannot keep text that is no valid Unicode: {error}.", status_code=400
-            ) from error
-        except SQLAlchemyError as error:
-            cause = getattr(error, "orig", None) or error
-            raise ServiceError(f"The embedded task registry in {self._file} failed: {cause}.") from error
+    def create_taskset(self, taskset: TaskSet, *, idempotency_key: str | None = None) -> TaskSetRecord:
+        """Put a spec and its tasks in, or bring them up to date, in one transaction.
+
+        Running and ended tasks keep their state; others are ``ready`` or ``blocked`` by their dependencies. A task that
+        the spec no longer has is taken out if nobody ever worked on it, else kept, ``cancelled`` if it was waiting. An
+        unknown dependency, an id given twice or tasks that wait for each other are ``TaskContextValidationError``.
+        """
+        only = _only(idempotency_key, "taskset", taskset.model_dump(mode="json"))
+        return self._done(self.calls.once(self.calls.create_taskset(taskset), TaskSetRecord, only))
+
+    def get_taskset(self, spec_name: str) -> TaskSetRecord:
+        """The spec and its tasks; ``TaskNotFoundError`` where there is no such spec."""
+        return self._done(self.calls.get_taskset(spec_name))
+
+    def task_graph(self, spec_name: str) -> TaskGraph:
+        """The spec's tasks and who waits for whom."""
+        from necrocode.agent_runner.task_graph import TaskGraph  # noqa: PLC0415  few ask for it
+
+        return TaskGraph.of(spec_name, self.get_taskset(spec_name).tasks)
+
+    def search_tasks(
+        self,
+        *,
+        status: str | None = None,
+        spec_name: str | None = None,
+        required_skill: str | None = None,
+        sort: TaskOrder = "created",
+        limit: int = DEFAULT_PAGE,
+        cursor: str | None = None,
+    ) -> TaskPage:
+        """A page of the tasks that fit, the oldest first, or with ``sort="priority"`` as they are claimed."""
+        return self._done(
+            self.calls.search(
+                status=status,
+                spec_name=spec_name,
+                required_skill=required_skill,
+                sort=sort,
+                limit=limit,
+                cursor=cursor,
+            )
+        )
+
+    def list_tasks(self, *, status: str | None = None, spec_name: str | None = None) -> tuple[TaskRecord, ...]:
+        """All tasks that fit, the oldest first."""
+        items: list[TaskRecord] = []
+        cursor = None
+        while True:
+            page = self.search_tasks(status=status, spec_name=spec_name, limit=_LARGEST_PAGE, cursor=cursor)
+            items += page.items
+            cursor = page.next_cursor
+            if cursor is None:
+                return tuple(items)
+
+    def search_events(
+        self,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        spec_name: str | None = None,
+        limit: int = DEFAULT_PAGE,
+        cursor: str | None = None,
+    ) -> EventPage:
+        """A page of all tasks' events, the oldest first; ``since`` is included, ``until`` is not."""
+        return self._done(self.calls.events(since=since, until=until, spec_name=spec_name, limit=limit, cursor=cursor))
+
+    def follow_events(self, *, after: int = 0, spec_name: str | None = None) -> Iterator[EventRecord]:
+        """Every event with a number above ``after``, in order, each once; waits for more without end."""
+        while True:
+            up_to = self._done(self.calls.last_settled_event())
+            while after < up_to:
+                call = self.calls.events(
+                    spec_name=spec_name, up_to=up_to, limit=_LARGEST_PAGE, cursor=self.calls.event_cursor(after)
+                )
+                page = self._done(call)
+                yield from page.items
+                after = page.items[-1].sequence if page.next_cursor is not None else up_to
+            self._clock.sleep(_POLL_SECONDS)
+
+    def claim_task(
+        self,
+        runner_id: str,
+        *,
+        lease_seconds: float,
+        required_skills: Sequence[str] | None = None,
+        spec_name: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> ClaimedTask | None:
+        """The next task, held by the runner for ``lease_seconds`` unless renewed; None when there is none for it.
+
+        The highest priority goes first, then the oldest. With ``required_skills`` only tasks that want one of these, or
+        none. A task whose lease has run out is there for others to claim.
+        """
+        call = self.calls.claim(
+            runner_id, lease_seconds=lease_seconds, required_skills=required_skills, spec_name=spec_name
+        )
+        skills = None if required_skills is None else list(required_skills)
+        only = _only(idempotency_key, "claim", runner_id, lease_seconds, skills, spec_name)
+        return self._done(self.calls.once(call, ClaimedTask | None, only))
+
+    def renew_lease(
+        self, task_id: str, lease_token: str, *, lease_seconds: float, spec_name: str | None = None
+    ) -> TaskLease:
+        """Hold the task for another ``lease_seconds``; ``StaleLeaseError`` when another runner has it by now."""
+        return self._done(self.calls.renew(task_id, lease_token, lease_seconds=lease_seconds, spec_name=spec_name))
+
+    def release_task(self, task_id: str, lease_token: str, *, spec_name: str | None = None) -> TaskRecord:
+        """Give the task back: it is ``ready`` for others, or ``cancelled`` where that was asked for. Idempotent."""
+        return self._done(self.calls.give_back(task_id, lease_token, spec_name=spec_name))
+
+    def cancel_task(
+        self, task_id: str, *, spec_name: str | None = None, idempotency_key: str | None = None
+    ) -> TaskRecord:
+        """Ask a running task to stop; one that does not run is ``cancelled`` at once."""
+        only = _only(idempotency_key, "cancel", task_id, spec_name)
+        return self._done(self.calls.once(self.calls.cancel(task_id, spec_name=spec_name), TaskRecord, only))
+
+    def retry_task(
+        self, task_id: str, *, spec_name: str | None = None, idempotency_key: str | None = None
+    ) -> TaskRecord:
+        """Put a failed or cancelled task back; any other is ``IllegalTransitionError``."""
+        only = _only(idempotency_key, "retry", task_id, spec_name)
+        return self._done(self.calls.once(self.calls.retry(task_id, spec_name=spec_name), TaskRecord, only))
 
 
-def _configure_connection(connection: Any, _record: object) -> None:  # noqa: ANN401  sqlite3's own connection
-    connection.isolation_level = None  # transactions are begun below, not by the driver
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _begin(connection: sa.Connection) -> None:
-    """Writers queue at the start of a transaction, not in its middle, where SQLite would refuse them (SQLITE_BUSY)."""
-    read_only = connection.get_execution_options().get("read_only", False)
-    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+def _only(key: str | None, *asked: object) -> OnceOnly | None:
+    """The key with a fingerprint of what was asked."""
+    if key is None:
+        return None
+    text = json.dumps(asked, sort_keys=True, default=str)
+    return OnceOnly(key, hashlib.sha256(text.encode()).hexdigest())

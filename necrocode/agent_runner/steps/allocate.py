@@ -10,16 +10,19 @@ from necrocode.agent_runner._git import GitError, Repository, open_checkout
 from necrocode.agent_runner.errors import (
     RepositoryNotFoundError,
     RunnerError,
+    StaleLeaseError,
     UnusableCheckoutError,
     WorkspacePreparationError,
 )
-from necrocode.agent_runner.workspace import Workspace
+from necrocode.agent_runner.workspace import Hold, Workspace
+
+_LAST_BEAT_SECONDS = 1.0  # a pool that does not answer must not keep a finished run from ending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from necrocode.agent_runner._clock import Deadline
+    from necrocode.agent_runner._clock import Clock, Deadline
     from necrocode.agent_runner._git import Git, ObjectReader
     from necrocode.agent_runner.models import TaskContext
     from necrocode.agent_runner.protocols import RepoPool
@@ -52,13 +55,13 @@ def leased_workspace(
         lease_seconds=lease_seconds,
     )
     try:
-        with _heartbeat(pool, allocation, lease_seconds, on_trouble):
+        with _held(pool, allocation, lease_seconds, deadline.clock, on_trouble) as hold:
             git.prepare()
             repository = Repository(git, allocation.slot_path)
             remote = allocation.repo_url or task.repo_url
             with repository.objects() as objects:
                 base = allocation.base_commit or _head(objects, allocation.slot_path)
-                yield Workspace(repository, objects, allocation.slot_id, base, remote, allocation.epoch)
+                yield Workspace(repository, objects, allocation.slot_id, base, remote, allocation.epoch, hold=hold)
     finally:
         try:
             pool.release_slot(allocation.slot_id, lease_token=allocation.lease_token)
@@ -104,7 +107,7 @@ def _return_head(repository: Repository, start: str, branch: str, on_trouble: Ca
     try:
         now = repository.run("rev-parse", "--abbrev-ref", "HEAD").decode().strip()
         if now not in {start, branch}:
-            repository.run("checkout", "--quiet", start, "--")
+            repository.run("checkout", "--quiet", "--no-overwrite-ignore", start, "--")
     except RunnerError as error:
         on_trouble(f"The HEAD of {repository.path} was not put back to {start}: {error}")
 
@@ -120,29 +123,43 @@ def _head(objects: ObjectReader, path: Path) -> str:
 
 
 @contextmanager
-def _heartbeat(
-    pool: RepoPool, allocation: SlotAllocation, lease_seconds: float, on_trouble: Callable[[str], None]
-) -> Iterator[None]:
-    """Renew the lease three times per its length, on a thread of its own."""
+def _held(
+    pool: RepoPool,
+    allocation: SlotAllocation,
+    lease_seconds: float,
+    clock: Clock,
+    on_trouble: Callable[[str], None],
+) -> Iterator[Hold | None]:
+    """Keep the lease: renewed before the work begins, then three times per its length on a thread of its own."""
     token = allocation.lease_token
     if token is None:  # a service without leases
-        yield
+        yield None
         return
+    hold = Hold(allocation.slot_id, clock, lease_seconds, clock.monotonic())
     stop = threading.Event()
 
-    def beat(lease_token: str = token) -> None:
-        while not stop.wait(lease_seconds / 3):
-            try:
-                pool.renew_lease(allocation.slot_id, lease_token, lease_seconds=lease_seconds)
-            except RunnerError as error:
-                on_trouble(f"The lease on slot {allocation.slot_id} was not renewed: {error}")
-                if not error.retryable:
-                    return
+    def renew(lease_token: str = token) -> bool:
+        """Whether it is worth another try later."""
+        asked_at = clock.monotonic()
+        try:
+            pool.renew_lease(hold.slot_id, lease_token, lease_seconds=lease_seconds)
+        except RunnerError as error:
+            on_trouble(f"The lease on slot {hold.slot_id} was not renewed: {error}")
+            hold.is_lost = isinstance(error, StaleLeaseError)
+            return error.retryable
+        hold.renewed_at = asked_at
+        return True
 
-    thread = threading.Thread(target=beat, name=f"necrocode-heartbeat-{allocation.slot_id}", daemon=True)
+    def beat() -> None:
+        while not stop.wait(lease_seconds / 3) and renew():
+            pass
+
+    renew()
+    hold.check()
+    thread = threading.Thread(target=beat, name=f"necrocode-heartbeat-{hold.slot_id}", daemon=True)
     thread.start()
     try:
-        yield
+        yield hold
     finally:
         stop.set()
-        thread.join()
+        thread.join(_LAST_BEAT_SECONDS)

@@ -70,10 +70,10 @@ def plan_changes(
     return effective
 
 
-def refuse_secrets(changes: Iterable[CodeChange], holds_secret: Callable[[str], bool]) -> None:
-    """Refuse a change set that would commit one of this runner's own secrets."""
+def refuse_secrets(changes: Iterable[FileChange], holds_secret: Callable[[str], bool]) -> None:
+    """Refuse planned changes that would commit one of this runner's own secrets, in a text or in a name."""
     for change in changes:
-        if holds_secret(change.content or "") or holds_secret(change.file_path):
+        if holds_secret((change.content or b"").decode(errors="replace")) or holds_secret(change.path):
             raise ChangeRejectedError("The answer would commit one of this runner's secrets; it was refused.")
 
 

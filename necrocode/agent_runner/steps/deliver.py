@@ -6,7 +6,9 @@ own committer: an earlier attempt. Anything else on it is somebody's work, and t
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._git import REMOTE_HEAD, GitError
@@ -19,7 +21,14 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.models import ImplementationResult
     from necrocode.agent_runner.workspace import Workspace
 
-_OTHER_TIP = ("stale info", "already exists", "fetch first", "non-fast-forward", "reference already exists")
+# Why git push refused a ref, by the lines of --porcelain: "!<tab>from:to<tab>[rejected] (stale info)". What a hook of
+# the remote prints is no such line.
+_OTHER_TIP = re.compile(
+    r"^!\t\S+\t\[(?:remote )?rejected\] \((?:stale info|already exists|fetch first|non-fast-forward|"
+    r"(?:cannot lock ref|failed to update ref|reference already exists).*)",
+    re.MULTILINE,
+)
+_MOST_PUSHES = 4
 
 
 def deliver(
@@ -38,12 +47,16 @@ def deliver(
     stays_here = workspace.is_brought or remote is None
     try:
         tip = delivery.local_tip() if stays_here else None
+        if workspace.is_brought:
+            delivery.refuse_branch_of_another_worktree()
+            repository.check_out(commit, deadline=deadline)
+        workspace.check_hold()
         if remote is not None:  # first of all: what was not pushed must not look delivered here
             delivery.push(remote)
         if stays_here:
             repository.move_ref(delivery.ref, commit, expected=tip, deadline=deadline)
         if workspace.is_brought:
-            repository.run("checkout", "--quiet", branch, "--", deadline=deadline)
+            repository.run("symbolic-ref", "HEAD", delivery.ref, deadline=deadline)
     except GitError as error:
         raise PushError(
             f"Cannot deliver branch {branch} to {remote or workspace.path}: {error}", hint=_hint(error.output)
@@ -72,26 +85,45 @@ class _Delivery:
             self._check_replaceable(tip)
         return tip
 
+    def refuse_branch_of_another_worktree(self) -> None:
+        """``PushError`` when a linked worktree has the branch checked out: its files would be left behind."""
+        listing = self.repository.run("worktree", "list", "--porcelain", "-z", deadline=self.deadline)
+        for record in listing.decode(errors="surrogateescape").split("\0\0"):
+            place, *lines = record.split("\0")
+            path = Path(place.removeprefix("worktree "))
+            if f"branch {self.ref}" in lines and path.resolve() != self.repository.path.resolve():
+                raise PushError(
+                    f"Branch {self.branch} is checked out in {path}.",
+                    hint="Give the task another branch_name, or check something else out there.",
+                )
+
     def push(self, remote: str) -> None:
         """Push expecting no such branch; where there is one, look at it and push again expecting just that one."""
-        try:
-            self._push_expecting(remote, "")
-        except GitError as error:
-            if not any(words in error.output for words in _OTHER_TIP):
-                raise
-        else:
-            return
-        tip = self._remote_tip(remote)
-        self._check_replaceable(tip)
-        self._push_expecting(remote, tip)
+        expected = ""
+        for count in range(_MOST_PUSHES):
+            try:
+                self._push_expecting(remote, expected)
+            except GitError as error:
+                if count == _MOST_PUSHES - 1 or _OTHER_TIP.search(error.output) is None:
+                    raise
+            else:
+                return
+            expected = self._remote_tip(remote)
+            if expected:
+                self._check_replaceable(expected)
 
     def _remote_tip(self, remote: str) -> str:
-        """The commit that the branch is at over there, with its history fetched."""
+        """The commit that the branch is at over there, with its history fetched; empty where it is not there."""
         seen = f"refs/necrocode/seen/{self.implementation.commit}"
         options = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules")
-        self.repository.run(
-            "fetch", *options, "--", remote, f"+{self.ref}:{seen}", network=True, deadline=self.deadline
-        )
+        try:
+            self.repository.run(
+                "fetch", *options, "--", remote, f"+{self.ref}:{seen}", network=True, deadline=self.deadline
+            )
+        except GitError as error:
+            if "couldn't find remote ref" in error.output:
+                return ""
+            raise
         tip = self.objects.resolve(seen) or ""
         self.repository.run("update-ref", "-d", seen, deadline=self.deadline)
         return tip

@@ -43,12 +43,17 @@ def choose_context(
 ) -> Context:
     """The part of the base commit's tree that the model is shown; no file of a checkout is read."""
     files = repository.files(base, deadline=deadline)
-    sizes = {path: size for path, (entry, size) in files.items() if entry.is_file}
+    sizes = {path: size for path, (entry, size) in files.items() if entry.is_file and _is_text(path)}
 
     def read(path: str) -> bytes:
         return objects.blob(files[path][0].oid)
 
     return select_context(task, sizes, read, budget_tokens=budget_tokens)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name is text at all: git keeps any bytes, and a prompt does not."""
+    return not any("\udc80" <= char <= "\udcff" for char in name)
 
 
 def generate(
@@ -73,4 +78,7 @@ def generate(
         transcript.messages, answer_format=answer_format, max_tokens=task.max_tokens, deadline=deadline
     )
     transcript.answer = answer
-    return read_answer(answer)
+    response = read_answer(answer)
+    return response.model_copy(
+        update={"model": redact(response.model), "explanation": redact(response.explanation)}  # endpoints echo keys
+    )

@@ -25,11 +25,20 @@ class Reporter:
         self._identity = {"run_id": run_id, "runner_id": runner_id}
         self._unsent: list[tuple[str, dict[str, Any]]] = []
         self._is_cut_off = False
+        self._reported_artifacts = 0
+        self._has_told_the_end = False
+        self.has_started = False
+        """Whether the registry has heard that the task is running."""
 
     def started(self) -> None:
         """The task is running now. Raises ``ServiceError`` and its kin: a run that nobody can see is not begun."""
         self._registry.register_task(self._task)
-        self._status("running", {})
+        self.has_started = True  # before the call: an interrupted one may have arrived
+        try:
+            self._status("running", {})
+        except RunnerError:
+            self.has_started = False
+            raise
         self.event("run_started", {})
 
     def event(self, event_type: str, data: Mapping[str, Any]) -> None:
@@ -49,9 +58,12 @@ class Reporter:
         *,
         on_trouble: Callable[[str], None],
     ) -> bool:
-        """The final report: artifacts, unsent events, then the status. Whether it arrived."""
+        """The final report: artifacts, unsent events, then the status. Whether it arrived.
+
+        Called again after an interruption, it goes on with what has not been sent.
+        """
         try:
-            for artifact in artifacts:
+            for artifact in artifacts[self._reported_artifacts :]:
                 self._registry.add_artifact(
                     self._task.task_id,
                     artifact.type,
@@ -60,7 +72,10 @@ class Reporter:
                     {**self._identity, "sha256": artifact.sha256},
                     spec_name=self._task.spec_name,
                 )
-            self._unsent.append(("run_finished", {**self._identity, "status": status, **summary}))
+                self._reported_artifacts += 1
+            if not self._has_told_the_end:
+                self._unsent.append(("run_finished", {**self._identity, "status": status, **summary}))
+                self._has_told_the_end = True
             self._flush()
             self._status(status, summary)
         except RunnerError as error:

@@ -31,9 +31,10 @@ def run_tests(
     Failing tests are a result. ``TestExecutionError`` when the commands could not be run at all.
     """
     try:
-        if workspace.is_brought:  # never --force in a checkout that is somebody's: untracked files there stay
-            workspace.repository.run("checkout", "--quiet", "--detach", implementation.commit, "--", deadline=deadline)
+        if workspace.is_brought:
+            workspace.repository.check_out(implementation.commit, deadline=deadline)
         else:
+            workspace.check_hold()
             workspace.repository.reset_hard(implementation.commit, deadline=deadline)
     except GitError as error:
         raise TestExecutionError(
@@ -48,6 +49,7 @@ def run_tests(
         fail_fast=task.fail_fast,
         deadline=deadline,
     )
+    workspace.check_hold()  # another holder may have written to the slot meanwhile: then it was not this tree
     commands = tuple(
         one.model_copy(update={"command": redact(one.command), "output": redact(one.output)}) for one in result.commands
     )

@@ -1,0 +1,341 @@
+"""Where a registry's tables live: a SQLite file with one group-committing writer, or a PostgreSQL with a pool.
+
+Both run an operation, a function of an open :class:`Transaction`, and give its result when it is durable: to a caller
+who waits (``read``, ``write``) or as a future (``submit``, ``submit_read``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import weakref
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
+
+from necrocode.agent_runner.clients._group_commit import GroupWriter
+from necrocode.agent_runner.clients._registry_sql import Database, Transaction
+from necrocode.agent_runner.clients._registry_upgrade import schema_revision, upgrade_schema
+from necrocode.agent_runner.clients.registry_schema import HEAD_REVISION
+from necrocode.agent_runner.errors import ConfigurationError, ServiceConnectionError, ServiceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+_BUSY_TIMEOUT_SECONDS = 30.0
+_POOL_SIZE = 16
+_CONNECT_TIMEOUT_SECONDS = 10
+_LEFT_TO_THE_PARENT: list[object] = []  # connections of a parent process: closing them here would disturb it there
+_Result = TypeVar("_Result")
+
+
+class RegistryStore(Protocol):
+    """A database of a registry. Safe for threads, several processes, and in a child after a fork."""
+
+    def read(self, operation: Callable[[Transaction], _Result]) -> _Result:
+        """The result of an operation that changes nothing."""
+
+    def write(self, operation: Callable[[Transaction], _Result]) -> _Result:
+        """The result of an operation, durable. It has no effect when it raises."""
+
+    def submit(self, operation: Callable[[Transaction], _Result]) -> Future[_Result]:
+        """As ``write``, without waiting."""
+
+    def submit_read(self, operation: Callable[[Transaction], _Result]) -> Future[_Result]:
+        """As ``read``, without waiting."""
+
+    def close(self) -> None:
+        """Finish what was submitted and close the connections; a later call opens them again."""
+
+    def connection(self, *, read_only: bool = False) -> AbstractContextManager[sa.Connection]:
+        """SQLAlchemy's own connection in a transaction, for work on whole tables."""
+
+
+def open_store(url: str) -> RegistryStore:
+    """The store that a URL names: ``sqlite:///path`` or ``postgresql://user@host/database``; nothing is opened yet."""
+    if url.startswith("sqlite:///") and url.removeprefix("sqlite:///"):
+        return SqliteStore(Path(url.removeprefix("sqlite:///")))
+    if url.startswith(("postgresql://", "postgres://")):
+        return PostgresStore(url)
+    raise ConfigurationError(
+        f"The task registry URL {_without_password(url)!r} must be sqlite:///path, postgresql://user@host/database,"
+        " or http(s)://host:port."
+    )
+
+
+class _PooledStore:
+    """What is the same for both: an engine made at the first use, its schema brought up to date, threads for reads."""
+
+    _begin: ClassVar[str | None]
+    """What opens a transaction, where the driver does not do that by itself."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._forget()
+        _STORES.add(self)
+
+    def _forget(self) -> None:
+        self._lock = threading.RLock()
+        self._engine: sa.Engine | None = None
+        self._opened: Database | None = None
+        self._threads: ThreadPoolExecutor | None = None
+
+    def forget_in_child(self) -> None:
+        """Be as new in a child process, which has neither the threads nor a right to the connections."""
+        _LEFT_TO_THE_PARENT.append(self._engine)
+        self._forget()
+
+    def _make_engine(self) -> sa.Engine:
+        raise NotImplementedError
+
+    def _open(self) -> tuple[sa.Engine, Database]:
+        """The engine and database, the schema being that of this code."""
+        with self._lock:
+            if self._engine is None:
+                self._engine = self._make_engine()
+            if self._opened is None:
+                with self._translating():
+                    _bring_up_to_date(self._engine)
+                self._opened = Database(self._engine, self._name)
+            return self._engine, self._opened
+
+    def read(self, operation: Callable[[Transaction], _Result]) -> _Result:
+        """The result of an operation that changes nothing."""
+        return self._in_transaction(operation)
+
+    def _in_transaction(self, operation: Callable[[Transaction], _Result]) -> _Result:
+        engine, database = self._open()
+        with self._translating():
+            connection = engine.raw_connection()
+        try:
+            driver_connection: Any = connection.driver_connection
+            transaction = Transaction(database, driver_connection)
+            try:
+                if self._begin is not None:
+                    transaction.command(self._begin)
+                result = operation(transaction)
+                transaction.commit()
+            except ServiceConnectionError:
+                connection.invalidate()
+                raise
+            except BaseException:
+                driver_connection.rollback()
+                raise
+        finally:
+            connection.close()
+        return result
+
+    def submit_read(self, operation: Callable[[Transaction], _Result]) -> Future[_Result]:
+        """As ``read``, without waiting."""
+        return self._executor().submit(self.read, operation)
+
+    def _executor(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(_POOL_SIZE, thread_name_prefix="necrocode-registry")
+            return self._threads
+
+    def close(self) -> None:
+        """Finish what was submitted and close the connections."""
+        with self._lock:
+            threads, engine = self._threads, self._engine
+            self._threads = self._engine = self._opened = None
+        if threads is not None:
+            threads.shutdown()
+        if engine is not None:
+            engine.dispose()
+
+    @contextmanager
+    def connection(self, *, read_only: bool = False) -> Iterator[sa.Connection]:
+        """SQLAlchemy's own connection in a transaction."""
+        engine, _ = self._open()
+        with self._translating(), engine.execution_options(read_only=read_only).begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _translating(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ServiceConnectionError(f"The task registry cannot use {self._name}: {error.strerror}.") from error
+        except SQLAlchemyError as error:
+            raise self._translated(error) from error
+
+    def _translated(self, error: SQLAlchemyError) -> ServiceError:
+        return ServiceError(f"The task registry in {self._name} failed: {_cause(error)}.")
+
+
+_STORES: weakref.WeakSet[_PooledStore] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for store in list(_STORES):
+        store.forget_in_child()
+
+
+os.register_at_fork(after_in_child=_forget_all)
+
+
+class SqliteStore(_PooledStore):
+    """A SQLite file: readers see the last commit and wait for nobody; all writes go through one writer."""
+
+    _begin = "BEGIN"
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(str(file))
+        self._file = file
+        connect = weakref.WeakMethod(self._connect_writer)  # else the writer's thread would keep the store alive
+        self._writer = GroupWriter(lambda: _called(connect))
+
+    def write(self, operation: Callable[[Transaction], _Result]) -> _Result:
+        """The result of an operation, durable."""
+        return self.submit(operation).result()
+
+    def submit(self, operation: Callable[[Transaction], _Result]) -> Future[_Result]:
+        """As ``write``, without waiting."""
+        return self._writer.submit(operation)
+
+    def close(self) -> None:
+        """Finish what was submitted and close the file."""
+        self._writer.close()
+        super().close()
+
+    def _make_engine(self) -> sa.Engine:
+        engine = sa.create_engine(
+            f"sqlite:///{self._file}",
+            connect_args={"timeout": _BUSY_TIMEOUT_SECONDS},
+            json_serializer=_json,
+            pool_size=_POOL_SIZE,
+        )
+        sa.event.listen(engine, "connect", _configure_sqlite)
+        sa.event.listen(engine, "begin", _begin_sqlite)
+        with self._translating():
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+        return engine
+
+    def _connect_writer(self) -> _SqliteWriter:
+        engine, database = self._open()
+        with self._translating():
+            return _SqliteWriter(database, engine.raw_connection())
+
+
+class _SqliteWriter:
+    """The writer's own connection."""
+
+    def __init__(self, database: Database, connection: sa.PoolProxiedConnection) -> None:
+        self._connection = connection
+        self._driver: Any = connection.driver_connection
+        self.transaction = Transaction(database, self._driver)
+
+    @property
+    def in_transaction(self) -> bool:
+        is_open: bool = self._driver.in_transaction
+        return is_open
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def _called(connect: weakref.WeakMethod[Callable[[], _SqliteWriter]]) -> _SqliteWriter:
+    method = connect()
+    if method is None:
+        raise ServiceError("The task registry was thrown away before it had written.")
+    return method()
+
+
+class PostgresStore(_PooledStore):
+    """A PostgreSQL database: every operation is a transaction on one of a bounded number of connections."""
+
+    _begin = None
+
+    def __init__(self, url: str) -> None:
+        super().__init__(_without_password(url))
+        self._url = url
+
+    def write(self, operation: Callable[[Transaction], _Result]) -> _Result:
+        """The result of an operation, durable."""
+        return self._in_transaction(operation)
+
+    def submit(self, operation: Callable[[Transaction], _Result]) -> Future[_Result]:
+        """As ``write``, without waiting."""
+        return self._executor().submit(self.write, operation)
+
+    def _in_transaction(self, operation: Callable[[Transaction], _Result]) -> _Result:
+        started: list[Transaction] = []
+
+        def watched(transaction: Transaction) -> _Result:
+            started.append(transaction)
+            return operation(transaction)
+
+        try:
+            return super()._in_transaction(watched)
+        except ServiceConnectionError:
+            if not started or started[0].has_spoken:
+                raise
+        with self._lock:  # the server was restarted: what the pool still has is dead, and nothing has been done yet
+            if self._engine is not None:
+                self._engine.dispose()
+        return super()._in_transaction(operation)
+
+    def _make_engine(self) -> sa.Engine:
+        try:
+            return sa.create_engine(
+                sa.make_url(self._url).set(drivername="postgresql+psycopg"),
+                json_serializer=_json,
+                pool_size=_POOL_SIZE,
+                max_overflow=0,
+                connect_args={"connect_timeout": _CONNECT_TIMEOUT_SECONDS},
+            )
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(
+                f"A task registry in PostgreSQL needs the package {error.name}.",
+                hint="Install it: pip install 'necrocode[services]'",
+            ) from error
+
+    def _translated(self, error: SQLAlchemyError) -> ServiceError:
+        if isinstance(error, sa.exc.TimeoutError):
+            return ServiceConnectionError(f"All {_POOL_SIZE} connections to {self._name} stay busy.")
+        if isinstance(error, sa.exc.OperationalError):
+            return ServiceConnectionError(f"Failed to connect to {self._name} (task registry): {_cause(error)}.")
+        return super()._translated(error)
+
+
+def _bring_up_to_date(engine: sa.Engine) -> None:
+    with engine.execution_options(read_only=True).begin() as connection:
+        revision = schema_revision(connection)
+    if revision != HEAD_REVISION:
+        with engine.begin() as connection:
+            upgrade_schema(connection)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, allow_nan=False)  # NaN is no JSON: no other reader could read it
+
+
+def _cause(error: SQLAlchemyError) -> object:
+    return getattr(error, "orig", None) or error
+
+
+def _without_password(url: str) -> str:
+    try:
+        return sa.make_url(url).render_as_string(hide_password=True)
+    except (SQLAlchemyError, ValueError):
+        return url.partition("://")[0] or "without a scheme"
+
+
+def _configure_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401  sqlite3's own connection
+    connection.isolation_level = None  # transactions are begun by us, not by the driver
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    """Writers queue at the start of a transaction, not in its middle, where SQLite would refuse them (SQLITE_BUSY)."""
+    read_only = connection.get_execution_options().get("read_only", False)
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")

@@ -1,0 +1,120 @@
+"""What requests to the task registry hold, and the limits on it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import Header, Path, Query
+from pydantic import AfterValidator, BaseModel, Field
+
+from necrocode.agent_runner import _names
+from necrocode.agent_runner.records import TaskDefinition, TaskSet
+
+_LONGEST_TEXT = 200_000
+_LONGEST_LEASE_SECONDS = 7 * 86_400
+_MOST_BYTES = 2**62
+
+TaskId = Annotated[
+    str,
+    Path(description="Unique within its spec.", min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"),
+]
+SpecInPath = Annotated[str, Path(min_length=1, max_length=128), AfterValidator(_names.check_spec_name)]
+RequiredSpec = Annotated[str, Query(min_length=1, max_length=128), AfterValidator(_names.check_spec_name)]
+
+
+def _checked_spec(value: str | None) -> str | None:
+    return None if value is None else _names.check_spec_name(value)
+
+
+OptionalSpec = Annotated[
+    str | None,
+    Query(description="Needed where the task id names tasks of several specs.", min_length=1, max_length=128),
+    AfterValidator(_checked_spec),
+]
+Limit = Annotated[int, Query(ge=1, le=1000, description="The most items of a page.")]
+Cursor = Annotated[str | None, Query(max_length=2000, description="The next_cursor of the page before.")]
+LeaseToken = Annotated[str, Header(alias="X-Lease-Token", min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
+LeaseSeconds = Annotated[float, Field(gt=0, le=_LONGEST_LEASE_SECONDS, allow_inf_nan=False)]
+Skill = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class StatusBody(BaseModel):
+    """A new state."""
+
+    status: str = Field(
+        max_length=50,
+        description="blocked, ready, running, done, failed or cancelled; also pending, in_progress and completed.",
+    )
+    metadata: dict[str, Any] | None = Field(default=None, description="Added to what the task has.")
+
+
+class EventBody(BaseModel):
+    """Something that happened."""
+
+    event_type: str = Field(max_length=1000)
+    data: dict[str, Any] | None = None
+
+
+class ArtifactBody(BaseModel):
+    """Where an artifact is stored."""
+
+    type: str = Field(max_length=1000)
+    uri: str = Field(max_length=10_000)
+    size_bytes: int | None = Field(default=None, ge=0, le=_MOST_BYTES)
+    metadata: dict[str, Any] | None = None
+
+
+class TaskBody(BaseModel):
+    """A task's definition; its id and spec are in the URL."""
+
+    title: str = Field(default="", max_length=500)
+    description: str = Field(default="", max_length=_LONGEST_TEXT)
+    acceptance_criteria: list[str] = Field(default_factory=list)
+    dependencies: list[str] = Field(default_factory=list, max_length=10_000)
+    required_skill: Skill | None = None
+    priority: int | None = Field(
+        default=None, ge=-1_000_000, le=1_000_000, description="Left out or null: 0, or as it was."
+    )
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class TaskInSet(TaskBody):
+    """A task of a task set."""
+
+    task_id: str = Field(max_length=128)
+
+    def definition(self) -> TaskDefinition:
+        """The task, its ids checked; ``TaskContextValidationError``."""
+        return TaskDefinition(**self.model_dump(exclude={"priority"} if self.priority is None else set()))
+
+
+class TaskSetBody(BaseModel):
+    """A spec and all its tasks."""
+
+    spec_name: str = Field(max_length=128)
+    description: str = Field(default="", max_length=_LONGEST_TEXT)
+    tasks: list[TaskInSet] = Field(max_length=100_000)
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+    def taskset(self) -> TaskSet:
+        """The task set, its names checked; ``TaskContextValidationError``."""
+        tasks = tuple(task.definition() for task in self.tasks)
+        return TaskSet(spec_name=self.spec_name, description=self.description, tasks=tasks, metadata=self.metadata)
+
+
+class ClaimBody(BaseModel):
+    """Who wants a task, and which."""
+
+    runner_id: str = Field(min_length=1, max_length=200)
+    lease_seconds: LeaseSeconds = 300.0
+    required_skills: list[Skill] | None = Field(
+        default=None, max_length=50, description="Only tasks that want one of these, or none. Left out: any task."
+    )
+    spec_name: Annotated[str | None, AfterValidator(_checked_spec)] = Field(default=None, max_length=128)
+
+
+class RenewBody(BaseModel):
+    """A lease to hold for longer."""
+
+    lease_token: str = Field(min_length=1, max_length=200)
+    lease_seconds: LeaseSeconds = 300.0
