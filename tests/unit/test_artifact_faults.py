@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import gzip
+import hashlib
 import io
 import os
 import random
@@ -395,6 +397,64 @@ def test_a_file_on_disk_is_not_spooled_and_is_stored_from_where_it_stands(
         source.seek(6)
         stored = store.upload_stream("raw", source, PLACE)
     assert store.download(stored.uri) == RAW[:size]
+
+
+def test_what_is_unpacked_while_it_is_read_is_stored_unpacked(bucket: str, tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "source.gz", "wb", compresslevel=1) as packed:
+        packed.write(RAW)
+    store = S3ArtifactStore(f"s3://{bucket}")
+    with gzip.open(tmp_path / "source.gz", "rb") as source:
+        assert store.download(store.upload_stream("raw", source, PLACE).uri) == RAW
+    with io.BufferedReader(gzip.open(tmp_path / "source.gz", "rb")) as source:  # type: ignore[type-var]
+        assert store.upload_stream("raw", source, PLACE).sha256 == hashlib.sha256(RAW).hexdigest()
+
+
+@pytest.mark.parametrize("size", [2_000_000, 20_000_000])
+def test_a_file_on_disk_with_another_hash_than_announced_is_refused_whole(
+    s3: S3Server, bucket: str, tmp_path: Path, size: int
+) -> None:
+    (tmp_path / "source").write_bytes(RAW[:size])
+    store = S3ArtifactStore(f"s3://{bucket}")
+    for wrong in ({"sha256": "0" * 64}, {"size_bytes": 1}):
+        with (tmp_path / "source").open("rb") as source, pytest.raises(ArtifactUploadError) as caught:
+            store.upload_stream("raw", source, PLACE, **wrong)  # type: ignore[arg-type]
+        assert caught.value.status_code == 422
+        assert "Contents" not in s3.client().list_objects_v2(Bucket=bucket)
+    with (tmp_path / "source").open("rb") as source:
+        assert store.download(store.upload_stream("raw", source, PLACE).uri) == RAW[:size]
+
+
+def test_a_file_on_disk_that_would_pass_the_quota_is_refused_before_it_is_sent(
+    s3: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    (tmp_path / "source").write_bytes(RAW)
+    store = S3ArtifactStore(f"s3://{bucket}", quota_bytes=len(RAW) - 1)
+    with (tmp_path / "source").open("rb") as source, pytest.raises(StorageFullError):
+        store.upload_stream("raw", source, PLACE)
+    assert "Contents" not in s3.client().list_objects_v2(Bucket=bucket)
+
+
+def test_a_file_on_disk_that_cannot_be_read_to_its_end_is_refused_whole(
+    s3: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    class Breaking(io.FileIO):
+        fails_with: Exception | None = None
+
+        def read(self, size: int | None = -1, /) -> bytes:  # type: ignore[override]
+            if self.tell() < 1_500_000:
+                return super().read(size) or b""
+            if self.fails_with is not None:
+                raise self.fails_with
+            return b""
+
+    (tmp_path / "source").write_bytes(RAW[:3_000_000])
+    store = S3ArtifactStore(f"s3://{bucket}")
+    for error, words in ((None, "became shorter"), (OSError(errno.EIO, "Input/output error"), "Input/output error")):
+        with Breaking(str(tmp_path / "source")) as source:
+            source.fails_with = error
+            with pytest.raises(ArtifactUploadError, match=words):
+                store.upload_stream("raw", source, PLACE)  # type: ignore[arg-type]
+    assert "Contents" not in s3.client().list_objects_v2(Bucket=bucket)
 
 
 def test_a_file_that_changes_while_it_is_uploaded_is_refused(

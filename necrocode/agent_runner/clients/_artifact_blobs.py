@@ -25,6 +25,9 @@ class Blob:
 class Draft(Protocol):
     """Bytes on their way in, which nobody sees yet."""
 
+    source_bytes: int | None
+    """How much the draft will read from its source by itself; None: all of it is written to the draft."""
+
     def write(self, chunk: bytes | memoryview) -> None:
         """Add to the end."""
 
@@ -55,7 +58,7 @@ class Blobs(Protocol):
         """The key of a URI; None when it is not of this place."""
 
     def draft(self, source: IO[bytes] | None = None) -> Draft:
-        """A new draft; its maker discards it. ``source``: a file that holds, from here on, what will be written."""
+        """A new draft; its maker discards it. ``source``: a file that it may read from here on by itself."""
 
     def chunks(self, key: str, start: int, stop: int | None) -> Iterator[bytes]:
         """The bytes from ``start`` up to ``stop`` (None: all); ``KeyError`` when the key is free."""

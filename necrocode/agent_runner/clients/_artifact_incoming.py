@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from threading import Lock
-from typing import TYPE_CHECKING, Literal, Self
+from threading import Lock, Thread
+from typing import IO, TYPE_CHECKING, Literal, Self
 
 from necrocode.agent_runner.clients._artifact_blobs import CHUNK_BYTES
-from necrocode.agent_runner.errors import StorageFullError
+from necrocode.agent_runner.errors import ArtifactUploadError, StorageFullError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -38,6 +38,9 @@ class IncomingArtifact:
         self._sample = bytearray() if compress else None
         self._encoder: Any = None
         self._is_kept = False
+        self._reader: Thread | None = None
+        self._trouble: Exception | None = None
+        self._is_given_up = False
         self.size_bytes = 0
         """Bytes taken so far."""
         self.stored_bytes = 0
@@ -53,8 +56,17 @@ class IncomingArtifact:
 
     @property
     def sha256(self) -> str:
-        """Of the bytes taken so far."""
+        """Of the bytes taken so far; of a whole source, once it has been read, or ``ArtifactUploadError``."""
+        if self._reader is not None:
+            self._reader.join()
+            if self._trouble is not None:
+                raise ArtifactUploadError(f"The artifact cannot be read: {self._trouble}.") from self._trouble
         return self._hash.hexdigest()
+
+    @property
+    def is_being_read(self) -> bool:
+        """Whether the hash will be known only later."""
+        return self._reader is not None
 
     @property
     def encoding(self) -> Literal["gzip"] | None:
@@ -77,6 +89,29 @@ class IncomingArtifact:
         if len(self._sample) >= CHUNK_BYTES:
             self._decide()
 
+    def take(self, source: IO[bytes]) -> None:
+        """Take all that a file holds; where the draft reads the file by itself, it is hashed at the same time."""
+        size = self._draft.source_bytes
+        if size is None:
+            while chunk := source.read(CHUNK_BYTES):
+                self.write(chunk)
+            return
+        self._quota.reserve(size)
+        self.size_bytes = self.stored_bytes = size
+        self._reader = Thread(target=self._read, args=(source, size), name="artifact-hash")
+        self._reader.start()
+
+    def _read(self, source: IO[bytes], size: int) -> None:
+        left = size
+        try:
+            while left and not self._is_given_up and (chunk := source.read(min(CHUNK_BYTES, left))):
+                self._hash.update(chunk)
+                left -= len(chunk)
+        except (OSError, ValueError) as error:
+            self._trouble = error
+        else:
+            self._trouble = EOFError("it became shorter") if left else None
+
     def finish(
         self,
         artifact_type: str,
@@ -93,6 +128,8 @@ class IncomingArtifact:
 
     def close_input(self) -> None:
         """Put away what is still in the compressor."""
+        if self._reader is not None:
+            return
         if self._sample is not None:
             self._decide()
         if self._encoder is not None:
@@ -104,6 +141,9 @@ class IncomingArtifact:
 
     def discard(self) -> None:
         """Give up what was not finished; nothing is done after that."""
+        self._is_given_up = True
+        if self._reader is not None:
+            self._reader.join()
         self._draft.discard()
         if not self._is_kept:
             self._quota.give_back(self.stored_bytes)

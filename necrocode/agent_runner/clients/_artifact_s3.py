@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _MOST_PARTS = 10_000  # of one upload (AWS S3 user guide, "Amazon S3 multipart upload limits")
-_PARTS_AT_ONCE = 4
+_PARTS_AT_ONCE = 4  # each costs about 2 MB of memory
 _LOCK_COUNT = 256
 _MOST_CONFLICTS = 5
 _FREE = frozenset({"404", "NoSuchKey", "NotFound"})
@@ -190,24 +190,23 @@ class S3Blobs:
 
     def put_parts(self, name: str, file: OpenFile, condition: dict[str, str]) -> None:
         """A multipart upload, aborted when anything goes wrong."""
-        upload_id = self._client.create_multipart_upload(Bucket=self._bucket, Key=name)["UploadId"]
+        # Checksums as s3transfer does it, unless the caller's AWS settings say that the service knows none.
+        knows_checksums = self._client.meta.config.request_checksum_calculation == "when_supported"
+        checked = {"ChecksumAlgorithm": "CRC32"} if knows_checksums else {}
+        target = {"Bucket": self._bucket, "Key": name}
+        upload_id = self._client.create_multipart_upload(**target, **checked)["UploadId"]
         length = max(PART_BYTES, -(-file.size // _MOST_PARTS))
 
-        def send(number: int) -> dict[str, Any]:
-            with file.part(number * length, length) as part:
-                sent = self._client.upload_part(
-                    Bucket=self._bucket, Key=name, UploadId=upload_id, PartNumber=number + 1, Body=part
-                )
-            checksums = {name: value for name, value in sent.items() if name.startswith("Checksum") and value}
-            checksums.pop("ChecksumType", None)
-            return {"ETag": sent["ETag"], "PartNumber": number + 1, **checksums}
+        def send(index: int) -> dict[str, Any]:
+            number = {"PartNumber": index + 1}
+            with file.part(index * length, length) as part:
+                sent = self._client.upload_part(**target, **number, **checked, UploadId=upload_id, Body=part)
+            return number | {name: sent[name] for name in ("ETag", "ChecksumCRC32") if name in sent}
 
         try:
             with ThreadPoolExecutor(_PARTS_AT_ONCE, "s3-part") as pool:
-                parts = list(pool.map(send, range(-(-file.size // length))))
-            self._client.complete_multipart_upload(
-                Bucket=self._bucket, Key=name, UploadId=upload_id, MultipartUpload={"Parts": parts}, **condition
-            )
+                parts = {"Parts": list(pool.map(send, range(-(-file.size // length))))}
+            self._client.complete_multipart_upload(**target, UploadId=upload_id, MultipartUpload=parts, **condition)
         except BaseException:
             self._abort(name, upload_id)
             raise

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import stat
 import tempfile
 from typing import IO, TYPE_CHECKING, Any
 
@@ -42,22 +44,21 @@ class OpenFile:
 
 
 class S3Draft:
-    """An object on its way. With a ``source``, what is written is what it holds, so that it is not kept twice."""
+    """An object on its way. A ``source`` that is a file on disk is uploaded from there, not kept twice."""
 
     def __init__(self, blobs: S3Blobs, spool_dir: Path, source: IO[bytes] | None) -> None:
         self._blobs = blobs
         self._spool_dir = spool_dir
         self._start = bytearray()
         self._spool: IO[bytes] | None = None
-        self._source = _readable_again(source) if source is not None else None
+        self._source = _file_on_disk(source) if source is not None else None
         self._source_version = self._source.version() if self._source is not None else None
-        self._size = 0
+        self.source_bytes = self._source.size if self._source is not None else None
+        self._size = self.source_bytes or 0
 
     def write(self, chunk: bytes | memoryview) -> None:
         """Append."""
         self._size += len(chunk)
-        if self._source is not None:
-            return
         if self._spool is None and self._size <= _KEPT_IN_MEMORY_BYTES:
             self._start += chunk
             return
@@ -96,7 +97,6 @@ class S3Draft:
 
     def _file(self) -> OpenFile | None:
         if self._source is not None:
-            self._source.size = self._size
             return self._source
         if self._spool is None:
             return None
@@ -111,11 +111,16 @@ class S3Draft:
                 self._blobs.put(name, body, condition)
 
 
-def _readable_again(source: IO[bytes]) -> OpenFile | None:
-    """The source, where it is a file on disk that stands at its read position; else None."""
-    try:
-        if not source.seekable():
-            return None
-        return OpenFile(source.fileno(), source.tell(), 0)
-    except (OSError, ValueError, AttributeError):  # in memory, wrapped, or closed
+def _file_on_disk(source: IO[bytes]) -> OpenFile | None:
+    """The rest of the source, where it is a large regular file; else None."""
+    raw = source.raw if isinstance(source, (io.BufferedReader, io.BufferedRandom)) else source
+    if not isinstance(raw, io.FileIO):  # a gzip.GzipFile has a file number too, but that file holds other bytes
         return None
+    try:
+        source.flush()
+        start, status = source.tell(), os.fstat(raw.fileno())
+    except (OSError, ValueError):  # a pipe, or closed
+        return None
+    size = status.st_size - start
+    is_worth_it = stat.S_ISREG(status.st_mode) and size > _KEPT_IN_MEMORY_BYTES
+    return OpenFile(raw.fileno(), start, size) if is_worth_it else None

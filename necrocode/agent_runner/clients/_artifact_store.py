@@ -7,6 +7,7 @@ import io
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import IO, TYPE_CHECKING, Any
 
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock
@@ -94,8 +95,7 @@ class SidecarArtifactStore:
         """
         _key_for(artifact_type, sidecar.as_json(metadata))
         with self._receive(None if self._compress else source) as incoming:
-            while chunk := source.read(CHUNK_BYTES):
-                incoming.write(chunk)
+            incoming.take(source)
             return incoming.finish(artifact_type, metadata, sha256=sha256, size_bytes=size_bytes)
 
     def receive(self) -> IncomingArtifact:
@@ -114,29 +114,32 @@ class SidecarArtifactStore:
         size_bytes: int | None,
     ) -> StoredArtifact:
         details = sidecar.as_json(metadata)
-        key = _key_for(artifact_type, details)
-        _check_given(incoming, sha256, size_bytes)
-        incoming.close_input()
-        artifact = sidecar.describe(
-            key, self._blobs.uri(key), artifact_type, details, incoming=incoming, now=self._clock.now()
-        )
-        with self._blobs.exclusive(key.rpartition("/")[0]):
-            return self._place(artifact, incoming, key)
+        first = _key_for(artifact_type, details)
+        now = self._clock.now()
 
-    def _place(self, artifact: StoredArtifact, incoming: IncomingArtifact, first: str) -> StoredArtifact:
+        @cache
+        def artifact() -> StoredArtifact:
+            """The record; waits for the hash, and is refused when it is not the one that was announced."""
+            _check_given(incoming, sha256, size_bytes)
+            return sidecar.describe(first, self._blobs.uri(first), artifact_type, details, incoming=incoming, now=now)
+
+        incoming.close_input()
+        if not incoming.is_being_read:
+            artifact()
+        with self._blobs.exclusive(first.rpartition("/")[0]):
+            return self._place(artifact, incoming, first)
+
+    def _place(self, artifact: Callable[[], StoredArtifact], incoming: IncomingArtifact, first: str) -> StoredArtifact:
         """Put the artifact at the first key that is free, or find it where it is already.
 
         Bytes without a description are never taken over: their uploader, or a deletion, may be at work on them.
         """
         for key in names.versions(first):
             there = self._described(key)
-            if there is not None and not _is_same(there, artifact):
+            if there is not None and not _is_same(there, artifact()):
                 continue
             if incoming.draft.publish(key):
-                here = {"artifact_id": names.id_of(key), "uri": self._blobs.uri(key)}
-                kept = {"tags": there.tags, "created_at": there.created_at} if there is not None else {}
-                placed = artifact.model_copy(update=here | kept)
-                self._describe(key, placed)
+                placed = self._describe(key, artifact, there)
                 self._quota.stored(incoming.stored_bytes)
                 incoming.keep()
                 return placed
@@ -144,14 +147,21 @@ class SidecarArtifactStore:
                 return there
         raise ArtifactUploadError(f"{self._blobs.named()} holds {names.MOST_VERSIONS} versions of {first}.")
 
-    def _describe(self, key: str, artifact: StoredArtifact) -> None:
+    def _describe(
+        self, key: str, artifact: Callable[[], StoredArtifact], before: StoredArtifact | None
+    ) -> StoredArtifact:
+        """Write the description of bytes that were just published; they go again when that cannot be done."""
+        here = {"artifact_id": names.id_of(key), "uri": self._blobs.uri(key)}
+        kept = {"tags": before.tags, "created_at": before.created_at} if before is not None else {}
         try:
-            self._blobs.write_small(names.sidecar_of(key), sidecar.written(artifact))
+            placed = artifact().model_copy(update=here | kept)
+            self._blobs.write_small(names.sidecar_of(key), sidecar.written(placed))
         except RunnerError:
             with suppress(RunnerError):  # bytes without a description are swept later
                 self._blobs.delete(names.sidecar_of(key))
                 self._blobs.delete(key)
             raise
+        return placed
 
     # --- out
 
