@@ -146,11 +146,13 @@ def test_a_service_without_the_ability_is_not_asked_and_that_is_said_once(
 
 @responses.activate
 def test_spec_name_odd_ids_and_metadata_go_where_they_belong() -> None:
-    responses.put(f"{REGISTRY}/tasks/a%2Fb%3F/status", json={})
+    responses.put(f"{REGISTRY}/tasks/a_b/status", json={})
     responses.post(f"{REGISTRY}/tasks/1/artifacts", json={})
-    registry().update_task_status("a/b?", "done", {"k": 1}, spec_name="仕様")
+    with pytest.raises(TaskNotFoundError, match="No task can be called"):
+        registry().update_task_status("a/b?", "done")
+    registry().update_task_status("a_b", "done", {"k": 1}, spec_name="仕様")
     registry().add_artifact("1", "log", "u", metadata={"sha256": "x"}, spec_name="s")
-    assert responses.calls[0].request.url.endswith("/tasks/a%2Fb%3F/status?spec_name=%E4%BB%95%E6%A7%98")
+    assert responses.calls[0].request.url.endswith("/tasks/a_b/status?spec_name=%E4%BB%95%E6%A7%98")
     assert sent(1) == {"type": "log", "uri": "u", "size_bytes": None, "metadata": {"sha256": "x"}}
 
 
@@ -220,13 +222,13 @@ def test_a_slot_of_another_client_is_released_by_force() -> None:
 
 @responses.activate
 def test_pool_look_ups() -> None:
-    responses.get(f"{POOL}/slots/s", json={"state": "available"})
+    responses.get(f"{POOL}/slots/s", json={"slot_id": "s", "state": "available"})
     responses.get(f"{POOL}/pools/status", json={"pools": []})
     client = RepoPoolClient(POOL)
-    assert client.get_slot("s") == {"state": "available"}
-    assert client.pools_status() == {"pools": []}
+    assert (client.get_slot("s").slot_id, client.get_slot("s").state) == ("s", "available")
+    assert client.pools_status() == ()
     responses.replace(responses.GET, f"{POOL}/pools/status", json=[])
-    with pytest.raises(ServiceError, match="something else than a JSON object"):
+    with pytest.raises(ServiceError, match="without a list of pools"):
         client.pools_status()
 
 
