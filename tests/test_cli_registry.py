@@ -150,6 +150,12 @@ def test_the_shared_spec_is_imported_under_another_name_and_drawn(bench: Bench) 
     assert bench.out.startswith('digraph "会話" {')
 
 
+def test_a_title_commands_no_terminal(bench: Bench) -> None:
+    bench.tasks.write_text("- [ ] 1 \x1b[2J\x9bgone\n")
+    assert bench.run("import", bench.folder, *at(bench)) == 0
+    assert bench.out.splitlines()[0] == "new      1 \\x1b[2J\\x9bgone"
+
+
 def test_a_spec_that_the_registry_does_not_have_is_bad_input(bench: Bench) -> None:
     assert bench.run("graph", "none", *at(bench)) == 2
     assert "none" in bench.err
@@ -224,6 +230,15 @@ def test_a_damaged_backup_is_bad_input(local: Bench, tmp_path: Path) -> None:
         assert "is damaged: " in local.err
     assert local.run("backup", file) == 2
     assert local.run("backup", tmp_path / "c.gz", "--registry", "http://localhost:1") == 2
+
+
+def test_ctrl_c_leaves_no_half_backup(local: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_file: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("necrocode.agent_runner.clients.registry_backup.verify_backup", interrupted)
+    assert local.run("backup", tmp_path / "b.gz") == 130
+    assert not list(tmp_path.glob("b.gz*"))
 
 
 def test_a_database_is_upgraded(local: Bench, tmp_path: Path) -> None:

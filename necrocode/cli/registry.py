@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
-from necrocode.cli.run import EXIT_BAD_INPUT, EXIT_DONE, EXIT_UNAVAILABLE
+from necrocode.agent_runner._text import shown
+from necrocode.cli.run import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, EXIT_UNAVAILABLE, print_text, tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ _EXIT_CODES = """exit codes:
   0    done
   2    bad input: a file, a database that is not empty, the configuration or the command line
   3    the registry was not available, or refused
+  130  interrupted by Ctrl-C
 """
 _GRAPH_FORMATS = ("mermaid", "dot", "json")
 
@@ -102,11 +104,13 @@ def _handled(handler: Callable[[argparse.Namespace], None], arguments: argparse.
     try:
         handler(arguments)
     except (ConfigurationError, TaskContextValidationError, TaskNotFoundError) as error:
-        print(f"necrocode: {error}", file=sys.stderr)
+        tell(sys.stderr, f"necrocode: {shown(str(error))}\n")
         return EXIT_BAD_INPUT
     except RunnerError as error:
-        print(f"necrocode: {error}", file=sys.stderr)
+        tell(sys.stderr, f"necrocode: {shown(str(error))}\n")
         return EXIT_UNAVAILABLE
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     return EXIT_DONE
 
 
@@ -118,7 +122,7 @@ def _import(arguments: argparse.Namespace) -> None:
     with _Target(arguments, spec) as target:
         apply_to_registry(target.plan, target.registry, spec.task_set.spec_name)
         target.memory.write(target.plan.agreed_without_boxes(target.agreed))
-        _say(_told(spec, target.plan, boxes=False))
+        print_text("\n".join(map(shown, _told(spec, target.plan, boxes=False))))
 
 
 def _sync(arguments: argparse.Namespace) -> None:
@@ -133,7 +137,7 @@ def _sync(arguments: argparse.Namespace) -> None:
             target.memory.write({**target.agreed, **plan.agreed})  # a tick of ours is never taken for a person's
             write_boxes(target.file, spec, plan)
             target.memory.write(plan.agreed)
-        _say(_told(spec, plan, boxes=True, is_dry=arguments.dry_run))
+        print_text("\n".join(map(shown, _told(spec, plan, boxes=True, is_dry=arguments.dry_run))))
 
 
 class _Target:
@@ -169,7 +173,7 @@ def _graph(arguments: argparse.Namespace) -> None:
     config = _config()
     with _registry(_url(arguments, config), config) as registry:
         tasks = registry.get_taskset(arguments.spec).tasks
-    _say([render_graph(TaskGraph.of(arguments.spec, tasks), arguments.format).rstrip("\n")])
+    print_text(render_graph(TaskGraph.of(arguments.spec, tasks), arguments.format).rstrip("\n"))
 
 
 def _backup(arguments: argparse.Namespace) -> None:
@@ -177,33 +181,29 @@ def _backup(arguments: argparse.Namespace) -> None:
     from necrocode.agent_runner.clients.registry_backup import write_backup  # noqa: PLC0415
 
     summary = write_backup(_url(arguments, _config()), arguments.file, now=SYSTEM_CLOCK.now())
-    _say([f"wrote {arguments.file}, and read it again: {_counts(summary)}"])
+    print_text(f"wrote {arguments.file}, and read it again: {_counts(summary)}")
 
 
 def _restore(arguments: argparse.Namespace) -> None:
     from necrocode.agent_runner.clients.registry_backup import restore_backup  # noqa: PLC0415
 
     summary = restore_backup(_url(arguments, _config()), arguments.file, force=arguments.force)
-    _say([f"restored {arguments.file} of {summary.header.created_at}: {_counts(summary)}"])
+    print_text(f"restored {arguments.file} of {summary.header.created_at}: {_counts(summary)}")
 
 
 def _verify(arguments: argparse.Namespace) -> None:
     from necrocode.agent_runner.clients.registry_backup import verify_backup  # noqa: PLC0415
 
     summary = verify_backup(arguments.file)
-    _say([f"{arguments.file} of {summary.header.created_at} is whole: {_counts(summary)}"])
+    print_text(f"{arguments.file} of {summary.header.created_at} is whole: {_counts(summary)}")
 
 
 def _upgrade(arguments: argparse.Namespace) -> None:
     from necrocode.agent_runner.clients.registry_backup import upgrade_database  # noqa: PLC0415
 
     before, after = upgrade_database(_url(arguments, _config()))
-    _say(
-        [
-            f"the schema is {after} already"
-            if before == after
-            else f"the schema is {after} (was {before or 'not there'})"
-        ]
+    print_text(
+        f"the schema is {after} already" if before == after else f"the schema is {after} (was {before or 'not there'})"
     )
 
 
@@ -258,10 +258,3 @@ def _told(spec: KiroSpec, plan: SyncPlan, *, boxes: bool, is_dry: bool = False) 
         yield f"{about}, nothing to do"
     else:
         yield f"{about}{', nothing was done: --dry-run' if is_dry else ''}"
-
-
-def _say(lines: Iterator[str] | list[str]) -> None:
-    """UTF-8 whatever the locale says: titles are in any language."""
-    sys.stdout.flush()
-    sys.stdout.buffer.write("".join(f"{line}\n" for line in lines).encode(errors="replace"))
-    sys.stdout.buffer.flush()

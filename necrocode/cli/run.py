@@ -154,14 +154,14 @@ class ProgressDisplay:
         self._write(f"{start}  {outcome:<7}{progress.step:<9}{progress.seconds:8.2f} s{told}\n")
 
     def _write(self, text: str) -> None:
-        _tell(self._stream, text)
+        tell(self._stream, text)
 
 
 def _refuse(error: RunnerError, *, as_json: bool) -> int:
     """The task or the settings were refused before there was a run."""
     if as_json:
         print_refusal(type(error).__name__, str(error), hint=error.hint)
-    _tell(sys.stderr, f"necrocode: {shown(str(error))}\n")
+    tell(sys.stderr, f"necrocode: {shown(str(error))}\n")
     return EXIT_BAD_INPUT
 
 
@@ -171,16 +171,16 @@ def print_refusal(error_type: str, message: str, *, hint: str | None = None) -> 
 
     details = ErrorDetails(type=error_type, message=message, hint=hint)
     outcome = {"schema_version": RESULT_SCHEMA_VERSION, "success": False, "status": "failed", "error": message}
-    _print_bytes(json.dumps({**outcome, "error_details": details.model_dump()}, ensure_ascii=False, indent=2))
+    print_text(json.dumps({**outcome, "error_details": details.model_dump()}, ensure_ascii=False, indent=2))
 
 
 def _print_result(result: RunnerResult, *, as_json: bool) -> None:
     if as_json:
-        _print_bytes(result.model_dump_json(indent=2))
+        print_text(result.model_dump_json(indent=2))
     else:
-        _print_bytes("\n".join(map(shown, _summary(result))))
+        print_text("\n".join(map(shown, _summary(result))))
     if result.error is not None:
-        _tell(sys.stderr, f"necrocode: {shown(result.error)}\n")
+        tell(sys.stderr, f"necrocode: {shown(result.error)}\n")
 
 
 def _summary(result: RunnerResult) -> Iterator[str]:
@@ -196,7 +196,7 @@ def _summary(result: RunnerResult) -> Iterator[str]:
         yield f"warning    {warning}"
 
 
-def _print_bytes(text: str) -> None:
+def print_text(text: str) -> None:
     """UTF-8 whatever the locale says: the output is read by programs, and holds text in any language."""
     if sys.stdout is None:  # closed by whoever started this
         return
@@ -206,10 +206,10 @@ def _print_bytes(text: str) -> None:
         sys.stdout.buffer.flush()
     except OSError as error:
         _give_up(sys.stdout)
-        _tell(sys.stderr, f"necrocode: cannot write the result: {error.strerror}\n")
+        tell(sys.stderr, f"necrocode: cannot write the result: {error.strerror}\n")
 
 
-def _tell(stream: TextIO | None, text: str) -> None:
+def tell(stream: TextIO | None, text: str) -> None:
     """Write to a stream of which the outcome must not depend: it may be closed, full, or of another encoding."""
     if stream is None:
         return

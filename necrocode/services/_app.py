@@ -98,8 +98,10 @@ def create_app(service: Service, *, token: str | None = None, rate_limit_per_sec
         responses=_problems.problems(*_problems.FOR_EVERY_ROUTE),
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
-    app.include_router(_own_routes(service))
-    app.include_router(service.router)
+    routers = (_own_routes(service), service.router)
+    for router in routers:
+        app.include_router(router)
+    app.state.routes = [route for router in routers for route in router.routes]
     app.add_exception_handler(RunnerError, _problems.on_runner_error)
     app.add_exception_handler(HTTPException, _problems.on_http_error)
     app.add_exception_handler(RequestValidationError, _problems.on_invalid_request)

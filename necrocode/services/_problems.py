@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from necrocode.agent_runner import errors
 from necrocode.agent_runner._redact import Redactor
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from fastapi import Request
+    from starlette.routing import Route
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -112,12 +114,23 @@ async def on_runner_error(_request: Request, error: Exception) -> Response:
     return problem_of(error)
 
 
-async def on_http_error(_request: Request, error: Exception) -> Response:
+async def on_http_error(request: Request, error: Exception) -> Response:
     """FastAPI's handler for what the framework refuses: unknown paths, methods, unreadable bodies."""
     if not isinstance(error, HTTPException):  # pragma: no cover - registered for that class alone
         raise error
     slug = _FRAMEWORK_SLUGS.get(error.status_code, f"http-{error.status_code}")
-    return problem(error.status_code, slug, str(error.detail), headers=error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and (allowed := _methods_of(request)):
+        headers["Allow"] = ", ".join(sorted(allowed))  # the framework names those of one route alone
+    return problem(error.status_code, slug, str(error.detail), headers=headers)
+
+
+def _methods_of(request: Request) -> set[str]:
+    """The methods of the resource that the request names: of all routes with the closest path."""
+    routes: Sequence[Route] = request.app.state.routes
+    fitting = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    closest = min((route.path for route in fitting), key=lambda path: path.count("{"), default="")
+    return {method for route in fitting if route.path == closest for method in route.methods or ()}
 
 
 async def on_invalid_request(_request: Request, error: Exception) -> Response:

@@ -75,10 +75,9 @@ def make_first_release(url: str) -> None:
     with connected(url) as connection:
         command.upgrade(config(connection), "0001")
         connection.execute(sa.text("DROP TABLE alembic_version"))
-        columns = """'s', :id, :status, 2, 't', 'd', '["a"]', :needs, 'db', '{"k": "\\u7a7a"}', :at, :at"""
-        task = f"INSERT INTO tasks VALUES ({columns})"  # noqa: S608  our own text
+        task = "INSERT INTO tasks VALUES ('s', :id, :status, 2, 't', 'd', '[\"a\"]', :needs, 'db', :metadata, :at, :at)"
         for task_id, status, needs in (("b", "done", "[]"), ("a", "running", '["b", "gone", "b"]')):
-            values = {"id": task_id, "status": status, "needs": needs}
+            values = {"id": task_id, "status": status, "needs": needs, "metadata": '{"k": "\\u7a7a"}'}
             connection.execute(sa.text(task), values | {"at": OLD + ("+00" if "postgres" in url else "")})
         zone = "+00" if "postgres" in url else ""
         for table, columns in (("events", "'e', '{\"n\": 1}'"), ("artifacts", "'log', 'u', 5, '{}'")):

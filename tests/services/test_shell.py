@@ -44,6 +44,10 @@ def toy(*, check: Callable[[], Any] | None = None) -> Service:
             raise KeyError("a defect, with the password https://user:hunter22@host")
         return {"name": name, "limit": limit}
 
+    @router.delete("/things/{name}")
+    async def remove(name: str) -> dict[str, str]:
+        return {"removed": name}
+
     @router.post("/echo")
     async def echo(body: Annotated[dict[str, Any] | None, Body()] = None) -> dict[str, Any]:
         return {"body": body}
@@ -110,7 +114,9 @@ def test_without_a_token_everybody_may_call() -> None:
 def test_errors_are_problems(url: str, session: requests.Session) -> None:
     is_problem(session.get(f"{url}/things/stale", timeout=5), 409, "stale-lease")
     is_problem(session.get(f"{url}/nowhere", timeout=5), 404, "not-found")
-    is_problem(session.put(f"{url}/things", timeout=5), 405, "method-not-allowed")
+    refused = session.put(f"{url}/things/a", timeout=5)
+    is_problem(refused, 405, "method-not-allowed")
+    assert refused.headers["Allow"] == "DELETE, GET"
     wrong = is_problem(session.get(f"{url}/things/a?limit=11", timeout=5), 400, "invalid-request")
     assert [one["field"] for one in wrong["errors"]] == ["limit"]
     wrong = is_problem(session.post(f"{url}/things", json={"name": 1}, timeout=5), 422, "invalid-request")

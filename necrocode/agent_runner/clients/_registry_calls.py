@@ -64,6 +64,8 @@ class Call(Generic[_T_co]):
     run: Callable[[Transaction], Any]
     read: Callable[[Any], _T_co]
     changes: bool = True
+    by_statement: bool = False
+    """Whether each of its statements makes sense alone."""
 
 
 @dataclass(frozen=True)
@@ -314,7 +316,7 @@ class RegistryCalls:
                 self._next_look = self._clock.monotonic() + _SECONDS_BETWEEN_LOOKS
             return found.row
 
-        return Call(run, lambda row: None if row is None else ClaimedTask.model_validate({**row, "lease": _lease(row)}))
+        return Call(run, _claimed, by_statement=True)
 
     def renew(self, task_id: str, token: str, *, lease_seconds: float, spec_name: str | None) -> Call[TaskLease]:
         """Hold a task for longer."""
@@ -351,6 +353,10 @@ class RegistryCalls:
 
 def _same(value: _T) -> _T:
     return value
+
+
+def _claimed(row: Row | None) -> ClaimedTask | None:
+    return None if row is None else ClaimedTask.model_validate({**row, "lease": _lease(row)})
 
 
 def _lease(row: Row) -> Row:

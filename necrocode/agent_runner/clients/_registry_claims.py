@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.clients._registry_sql import Row, Transaction
 
 _now = bindparam("now", type_=tasks.c.updated_at.type)
-_has_run_out = (tasks.c.status == "running") & (tasks.c.lease_expires_at <= _now)
+_has_run_out = tasks.c.lease_expires_at <= _now  # none but running tasks have a lease
 _end_abandoned = (
     sa.update(tasks)
     .where(_has_run_out & tasks.c.cancel_requested)
@@ -126,7 +126,9 @@ def _first_of(queue: _Queue, *columns: sa.Column[Any]) -> sa.Select[Any]:
     state = tasks.c.status == sa.literal_column("'ready'") if queue.state == "ready" else _has_run_out
     query = sa.select(*columns).where(state)
     if queue.is_in_spec:
-        query = query.where(tasks.c.spec_name == bindparam("at_spec"))
+        # Those whose lease ran out are few: an index on the spec, which may be large, shall not be preferred.
+        name = tasks.c.spec_name if queue.state == "ready" else tasks.c.spec_name.concat("")
+        query = query.where(name == bindparam("at_spec", type_=sa.Text))
     if queue.wants == "no skill":
         query = query.where(tasks.c.required_skill.is_(None))
     if queue.wants == "a skill":

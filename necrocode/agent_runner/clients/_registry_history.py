@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import bindparam
 
 from necrocode.agent_runner.clients._registry_sql import insert_row
-from necrocode.agent_runner.clients._registry_tasks import check_epoch, find
+from necrocode.agent_runner.clients._registry_tasks import check_epoch, identify
 from necrocode.agent_runner.clients.registry_schema import artifacts, events, tasks
 from necrocode.agent_runner.errors import ServiceError
 
@@ -43,7 +43,7 @@ def add_event(  # noqa: PLR0917  what the call says
 ) -> Row:
     """Append an event. Its number is greater than that of every event that a reader was told is the last."""
     transaction.lock(_EVENT_LOCK, shared=True)  # before any other, so that nobody waits in a ring
-    task = find(transaction, task_id, spec_name)
+    task = identify(transaction, task_id, spec_name)
     check_epoch(task, lease_epoch)
     row = transaction.row(
         _insert_event,
@@ -65,7 +65,7 @@ def add_artifact(  # noqa: PLR0917  what the call says
     lease_epoch: int | None,
 ) -> Row:
     """Record an artifact: ``type``, ``uri``, ``size_bytes``, ``metadata``."""
-    task = find(transaction, task_id, spec_name)
+    task = identify(transaction, task_id, spec_name)
     check_epoch(task, lease_epoch)
     row = transaction.row(_insert_artifact, spec_name=task["spec_name"], task_id=task_id, created_at=now, **values)
     return row or {}
@@ -91,7 +91,7 @@ def task_history(
     transaction: Transaction, kind: Literal["events", "artifacts"], task_id: str, spec_name: str | None, **page: int
 ) -> list[Row]:
     """One task's events or artifacts, oldest first: ``after`` a number, at most ``limit``."""
-    task = find(transaction, task_id, spec_name)
+    task = identify(transaction, task_id, spec_name)
     return transaction.rows(_history_of_task(kind), at_spec=task["spec_name"], at_task=task_id, **page)
 
 

@@ -41,10 +41,13 @@ class RegistryStore(Protocol):
     def read(self, operation: Callable[[Transaction], _Result]) -> _Result:
         """The result of an operation that changes nothing."""
 
-    def write(self, operation: Callable[[Transaction], _Result]) -> _Result:
-        """The result of an operation, durable. It has no effect when it raises."""
+    def write(self, operation: Callable[[Transaction], _Result], *, by_statement: bool = False) -> _Result:
+        """The result of an operation, durable. It has no effect when it raises.
 
-    def submit(self, operation: Callable[[Transaction], _Result]) -> Future[_Result]:
+        ``by_statement``: each of its statements makes sense alone, so a transaction around them may be saved.
+        """
+
+    def submit(self, operation: Callable[[Transaction], _Result], *, by_statement: bool = False) -> Future[_Result]:
         """As ``write``, without waiting."""
 
     def submit_read(self, operation: Callable[[Transaction], _Result]) -> Future[_Result]:
@@ -109,12 +112,14 @@ class _PooledStore:
         """The result of an operation that changes nothing."""
         return self._in_transaction(operation)
 
-    def _in_transaction(self, operation: Callable[[Transaction], _Result]) -> _Result:
+    def _in_transaction(self, operation: Callable[[Transaction], _Result], *, by_statement: bool = False) -> _Result:
         engine, database = self._open()
         with self._translating():
             connection = engine.raw_connection()
+        driver_connection: Any = connection.driver_connection
         try:
-            driver_connection: Any = connection.driver_connection
+            if by_statement:
+                driver_connection.autocommit = True
             transaction = Transaction(database, driver_connection)
             try:
                 if self._begin is not None:
@@ -128,6 +133,8 @@ class _PooledStore:
                 driver_connection.rollback()
                 raise
         finally:
+            if by_statement and not driver_connection.closed:
+                driver_connection.autocommit = False
             connection.close()
         return result
 
@@ -193,11 +200,11 @@ class SqliteStore(_PooledStore):
         connect = weakref.WeakMethod(self._connect_writer)  # else the writer's thread would keep the store alive
         self._writer = GroupWriter(lambda: _called(connect))
 
-    def write(self, operation: Callable[[Transaction], _Result]) -> _Result:
+    def write(self, operation: Callable[[Transaction], _Result], *, by_statement: bool = False) -> _Result:
         """The result of an operation, durable."""
-        return self.submit(operation).result()
+        return self.submit(operation, by_statement=by_statement).result()
 
-    def submit(self, operation: Callable[[Transaction], _Result]) -> Future[_Result]:
+    def submit(self, operation: Callable[[Transaction], _Result], *, by_statement: bool = False) -> Future[_Result]:  # noqa: ARG002  one transaction is the writer's way anyway
         """As ``write``, without waiting."""
         return self._writer.submit(operation)
 
@@ -258,15 +265,15 @@ class PostgresStore(_PooledStore):
         super().__init__(_without_password(url))
         self._url = url
 
-    def write(self, operation: Callable[[Transaction], _Result]) -> _Result:
+    def write(self, operation: Callable[[Transaction], _Result], *, by_statement: bool = False) -> _Result:
         """The result of an operation, durable."""
-        return self._in_transaction(operation)
+        return self._in_transaction(operation, by_statement=by_statement)
 
-    def submit(self, operation: Callable[[Transaction], _Result]) -> Future[_Result]:
+    def submit(self, operation: Callable[[Transaction], _Result], *, by_statement: bool = False) -> Future[_Result]:
         """As ``write``, without waiting."""
-        return self._executor().submit(self.write, operation)
+        return self._executor().submit(self.write, operation, by_statement=by_statement)
 
-    def _in_transaction(self, operation: Callable[[Transaction], _Result]) -> _Result:
+    def _in_transaction(self, operation: Callable[[Transaction], _Result], *, by_statement: bool = False) -> _Result:
         started: list[Transaction] = []
 
         def watched(transaction: Transaction) -> _Result:
@@ -274,14 +281,14 @@ class PostgresStore(_PooledStore):
             return operation(transaction)
 
         try:
-            return super()._in_transaction(watched)
+            return super()._in_transaction(watched, by_statement=by_statement)
         except ServiceConnectionError:
             if not started or started[0].has_spoken:
                 raise
         with self._lock:  # the server was restarted: what the pool still has is dead, and nothing has been done yet
             if self._engine is not None:
                 self._engine.dispose()
-        return super()._in_transaction(operation)
+        return super()._in_transaction(operation, by_statement=by_statement)
 
     def _make_engine(self) -> sa.Engine:
         try:

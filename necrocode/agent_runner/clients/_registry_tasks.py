@@ -37,6 +37,7 @@ _specs_of = (
     sa.select(tasks.c.spec_name).where(tasks.c.task_id == at_task).order_by(tasks.c.spec_name).limit(_MOST_SPECS_NAMED)
 )
 _in_spec = sa.select(tasks).where(this_task)
+_identity = sa.select(tasks.c.spec_name, tasks.c.task_id, tasks.c.epoch).where(this_task)
 _in_spec_locked = _in_spec.with_for_update(key_share=True)
 
 
@@ -69,7 +70,7 @@ _unfinished = (
     sa.select(tasks.c.task_id, tasks.c.status)
     .join_from(dependencies, tasks, _waits_for)
     .where((dependencies.c.spec_name == at_spec) & (dependencies.c.task_id == at_task) & (tasks.c.status != "done"))
-    .order_by(tasks.c.position)
+    .order_by(dependencies.c.depends_on)
     .limit(_MOST_SPECS_NAMED)
 )
 _dependants = sa.select(dependencies.c.task_id).where(
@@ -103,7 +104,7 @@ _unblock = (
     sa.update(tasks)
     .where(
         (tasks.c.spec_name == at_spec)
-        & (tasks.c.status == "blocked")
+        & (tasks.c.status.concat("") == "blocked")  # so that no index on states is preferred to the tasks' own
         & tasks.c.task_id.in_(_dependants)
         & sa.not_(_is_held_up)
     )
@@ -125,11 +126,20 @@ def find(transaction: Transaction, task_id: str, spec_name: str | None, *, lock:
 
     ``TaskNotFoundError``; ``AmbiguousTaskError`` for a bare id that names tasks of several specs.
     """
+    return _found(transaction, _in_spec_locked if lock else _in_spec, task_id, spec_name)
+
+
+def identify(transaction: Transaction, task_id: str, spec_name: str | None) -> Row:
+    """The task's ``spec_name``, ``task_id`` and ``epoch`` alone; otherwise as :func:`find`."""
+    return _found(transaction, _identity, task_id, spec_name)
+
+
+def _found(transaction: Transaction, query: sa.Select[Any], task_id: str, spec_name: str | None) -> Row:
     if spec_name is None:
         spec_name = _only_spec_of(transaction, task_id)
     row = None
     if not _is_no_name(task_id + spec_name):
-        row = transaction.row(_in_spec_locked if lock else _in_spec, at_spec=spec_name, at_task=task_id)
+        row = transaction.row(query, at_spec=spec_name, at_task=task_id)
     if row is None:
         raise TaskNotFoundError(f"The task registry has no task {task_id} of spec {spec_name}.", status_code=404)
     return row

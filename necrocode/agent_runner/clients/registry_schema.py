@@ -75,20 +75,13 @@ are null while nobody holds the task."""
 sa.Index("tasks_by_id", tasks.c.task_id)
 sa.Index("tasks_by_position", tasks.c.position)
 sa.Index("tasks_by_spec", tasks.c.spec_name, tasks.c.position)
-sa.Index("tasks_by_status", tasks.c.status, tasks.c.position)
-sa.Index("tasks_by_priority", tasks.c.priority.desc(), tasks.c.position)
+sa.Index("tasks_by_status", tasks.c.status, tasks.c.priority.desc(), tasks.c.position)
 
 
-def _claim_index(name: str, *columns: Any) -> None:  # noqa: ANN401  columns and orderings
-    """Ready tasks in the order in which they are claimed; small, for it holds no other task."""
-    is_ready = tasks.c.status == sa.literal_column("'ready'")
-    order = (tasks.c.priority.desc(), tasks.c.position)
-    sa.Index(name, *columns, *order, sqlite_where=is_ready, postgresql_where=is_ready)
-
-
-_claim_index("tasks_ready")
-_claim_index("tasks_ready_by_spec", tasks.c.spec_name)
-_claim_index("tasks_ready_by_skill", tasks.c.required_skill)
+sa.Index("tasks_by_skill", tasks.c.required_skill, tasks.c.status, tasks.c.priority.desc(), tasks.c.position)
+_is_ready = tasks.c.status == sa.literal_column("'ready'")
+_claim_order = (tasks.c.spec_name, tasks.c.priority.desc(), tasks.c.position)
+sa.Index("tasks_ready_by_spec", *_claim_order, sqlite_where=_is_ready, postgresql_where=_is_ready)
 _is_leased = tasks.c.lease_expires_at.is_not(None)
 sa.Index("tasks_by_lease", tasks.c.lease_expires_at, sqlite_where=_is_leased, postgresql_where=_is_leased)
 
@@ -99,7 +92,7 @@ dependencies = sa.Table(
     sa.Column("task_id", sa.Text, primary_key=True),
     sa.Column("depends_on", sa.Text, primary_key=True),
     sa.ForeignKeyConstraint(["spec_name", "task_id"], ["tasks.spec_name", "tasks.task_id"], ondelete="CASCADE"),
-    sa.Index("dependencies_by_dependency", "spec_name", "depends_on"),
+    sa.Index("dependencies_by_dependency", "spec_name", "depends_on", "task_id"),
 )
 """What each task waits for. ``depends_on`` may name a task that the registry does not know, which holds nobody up."""
 

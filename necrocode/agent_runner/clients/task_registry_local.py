@@ -64,10 +64,14 @@ class LocalTaskRegistry:
 
     def submit(self, call: Call[_T]) -> Future[Any]:
         """Begin a call without waiting for it: ``call.read`` makes the answer of the future's result."""
-        return self.store.submit(call.run) if call.changes else self.store.submit_read(call.run)
+        if not call.changes:
+            return self.store.submit_read(call.run)
+        return self.store.submit(call.run, by_statement=call.by_statement)
 
     def _done(self, call: Call[_T]) -> _T:
-        return call.read(self.store.write(call.run) if call.changes else self.store.read(call.run))
+        if not call.changes:
+            return call.read(self.store.read(call.run))
+        return call.read(self.store.write(call.run, by_statement=call.by_statement))
 
     def register_task(self, task: TaskContext, *, idempotency_key: str | None = None) -> None:
         """Make the task known, or bring its record up to date; a finished one becomes ``ready`` again.

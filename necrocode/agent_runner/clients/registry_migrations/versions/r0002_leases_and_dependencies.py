@@ -63,20 +63,14 @@ def _add_indexes() -> None:
     descending = sa.text("priority DESC")
     op.create_index("tasks_by_position", "tasks", ["position"])
     op.create_index("tasks_by_spec", "tasks", ["spec_name", "position"])
-    op.create_index("tasks_by_status", "tasks", ["status", "position"])
-    op.create_index("tasks_by_priority", "tasks", [descending, "position"])
+    op.create_index("tasks_by_status", "tasks", ["status", descending, "position"])
+    op.create_index("tasks_by_skill", "tasks", ["required_skill", "status", descending, "position"])
     ready = sa.text("status = 'ready'")
-    queues: dict[str, list[str | sa.TextClause]] = {
-        "tasks_ready": [],
-        "tasks_ready_by_spec": ["spec_name"],
-        "tasks_ready_by_skill": ["required_skill"],
-    }
-    for name, first in queues.items():
-        columns = [*first, descending, "position"]
-        op.create_index(name, "tasks", columns, sqlite_where=ready, postgresql_where=ready)
+    order: list[str | sa.TextClause] = ["spec_name", descending, "position"]
+    op.create_index("tasks_ready_by_spec", "tasks", order, sqlite_where=ready, postgresql_where=ready)
     leased = sa.text("lease_expires_at IS NOT NULL")
     op.create_index("tasks_by_lease", "tasks", ["lease_expires_at"], sqlite_where=leased, postgresql_where=leased)
-    op.create_index("dependencies_by_dependency", "dependencies", ["spec_name", "depends_on"])
+    op.create_index("dependencies_by_dependency", "dependencies", ["spec_name", "depends_on", "task_id"])
     op.create_index("events_by_time", "events", ["created_at"])
     op.create_index("idempotency_keys_by_time", "idempotency_keys", ["created_at"])
 
