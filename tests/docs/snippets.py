@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import yaml
+
 from necrocode import cli
 from necrocode.agent_runner import (
     LLMConfig,
+    PoolSet,
     RunnerConfig,
     RunnerOrchestrator,
     TaskContext,
@@ -112,6 +115,8 @@ class Loopback:
     def _answer_of(self, service: str, request: Request) -> dict[str, Any]:
         if service == "store":
             return {"uri": f"s3://artifacts/{len(self.sent)}", "artifact_id": str(len(self.sent))}
+        if request.path == "/pools/status":
+            return {"pools": []}
         return {"slot_id": "slot-1", "slot_path": "/slots/1"} if request.path.endswith("/allocate") else {}
 
     def placed(self, text: str) -> str:
@@ -157,11 +162,13 @@ def _json(request: Request) -> Any:
 # ---- YAML ---------------------------------------------------------------------------------------------------------
 
 
-def load_yaml_block(block: Block, folder: Path) -> RunnerConfig | TaskContext | Playbook:
-    """The block as what it is: a task, a playbook, or settings."""
+def load_yaml_block(block: Block, folder: Path) -> RunnerConfig | TaskContext | Playbook | PoolSet:
+    """The block as what it is: pools, a task, a playbook, or settings."""
     file = folder / "block.yaml"
     file.write_text(block.text, encoding="utf-8")
     keys = set(re.findall(r"^(\w+):", block.text, re.MULTILINE))
+    if "pools" in keys:
+        return PoolSet(**yaml.safe_load(block.text))
     if "task_id" in keys:
         return TaskContext.from_yaml(file)
     if keys & {"name", "instructions"}:
@@ -172,7 +179,7 @@ def load_yaml_block(block: Block, folder: Path) -> RunnerConfig | TaskContext | 
 
 # ---- Shell --------------------------------------------------------------------------------------------------------
 
-# The services' images are not shipped in this version, which MIGRATION.md says.
+# The images are made from the Dockerfile, which test_guide_snippets.py reads.
 SERVICE_COMMANDS = {
     "docker run -p 8001:8001 necrocode/task-registry",
     "docker run -p 8002:8002 necrocode/repo-pool",
@@ -208,8 +215,9 @@ def _check_make(arguments: list[str]) -> None:
 
 def _check_pip(arguments: list[str]) -> None:
     assert arguments[0] == "install"
-    if arguments[1:] == ["--editable", ".[dev]"]:
-        assert "dev" in _PROJECT["optional-dependencies"]
+    for place in (argument for argument in arguments[1:] if argument.startswith((".", "necrocode"))):
+        extras = re.findall(r"[a-z0-9]+", place.partition("[")[2])
+        assert set(extras) <= set(_PROJECT["optional-dependencies"])
         return
     dependencies = {re.split(r"\W", requirement)[0] for requirement in _PROJECT["dependencies"]}
     assert set(arguments[1:]) <= dependencies
@@ -239,7 +247,7 @@ def _check_curl(arguments: list[str]) -> None:
 
 
 def _check_necrocode(arguments: list[str]) -> None:
-    with mock.patch.object(cli.run, "run", return_value=0):
+    with mock.patch.object(cli.run, "run", return_value=0), mock.patch.object(cli.serve, "run", return_value=0):
         assert cli.main(arguments) == 0
 
 
@@ -275,7 +283,9 @@ def setting_of(variable: str) -> str | None:
 
 def check_variable(name: str) -> None:
     """Fail unless the variable sets something: a setting, or what the tests, the example or a benchmark read."""
-    files = (path for folder in ("tests", "examples", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
-    readers = (path for path in files if path.parent != Path(__file__).parent)
+    folders = ("necrocode/cli", "tests", "examples", "benchmarks")
+    files = (path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    readers = [path for path in files if path.parent != Path(__file__).parent]
     is_read = setting_of(name) is not None or any(f'"{name}"' in path.read_text(encoding="utf-8") for path in readers)
+    is_read = is_read or f"${{{name}:-" in (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
     assert is_read, f"nothing reads the variable {name}"

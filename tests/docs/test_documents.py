@@ -35,6 +35,7 @@ from necrocode.agent_runner.generation.edit_formats import read_answer
 from necrocode.agent_runner.playbook import Playbook
 from necrocode.cli import registry as cli_registry
 from necrocode.cli import run as cli_run
+from necrocode.cli import serve as cli_serve
 from tests.docs.markdown import DOCUMENTS, Block, Document, unquoted
 from tests.docs.snippets import (
     GUIDE_REQUESTS,
@@ -134,7 +135,7 @@ def test_the_readmes_task_file_and_command_deliver_a_branch(
     task = tmp_path / "task.yaml"
     task.write_text(block.text.replace("/path/or/url/of/the/repository", str(services.checkout)), encoding="utf-8")
     commands = [line.split() for block in document.blocks_of("bash") for line in block.commands]
-    (arguments,) = [words[1:] for words in commands if words[0] == "necrocode"]
+    (arguments,) = [words[1:] for words in commands if words[:2] == ["necrocode", "run"]]
     monkeypatch.chdir(tmp_path)
     assert cli.main(arguments) == 0
     assert services.asked[0]["model"] == arguments[arguments.index("--model") + 1]
@@ -335,6 +336,7 @@ def test_every_option_target_and_variable_that_is_named_exists(path: Path) -> No
     commands = parser.add_subparsers()
     cli_run.add_parser(commands, epilog="")
     cli_registry.add_parser(commands)
+    cli_serve.add_parser(commands)
     options = options_of(parser)
     for code in Document(path).inline_code:
         if code.startswith(("--", "necrocode ")):
