@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from necrocode.agent_runner._git import MODE_SUBMODULE, GitError, Repository
-from necrocode.agent_runner.clients._pool_files import write_whole
+from necrocode.agent_runner.clients._pool_files import write_again, write_whole
 from necrocode.agent_runner.clients._pool_index import without_touched
 
 if TYPE_CHECKING:
@@ -95,9 +95,10 @@ class SlotCheckout:
         for file in list(self._admin.iterdir()):  # merges and rebases under way, locks, reflogs, configuration, refs
             if file.name not in _KEPT_BY_GIT or not stat.S_ISREG(file.lstat().st_mode):
                 self._trash.take(file)
-        write_whole(self._admin / "HEAD", f"{base}\n".encode())
+        if not _holds(self._admin / "HEAD", f"{base}\n".encode()):
+            write_whole(self._admin / "HEAD", f"{base}\n".encode())
         settled = without_touched(known.index, self._path, known.at_ns)
-        write_whole(self._admin / "index", known.index if settled is None else settled)
+        write_again(self._admin / "index", known.index if settled is None else settled)
         if settled is None:
             os.utime(self._admin / "index", ns=(known.at_ns, known.at_ns))
         self._restore_modes(known)
@@ -138,7 +139,7 @@ class SlotCheckout:
         at_ns = (self._admin / "index").stat().st_mtime_ns
         head = {"commit": base, "folders": folders, "submodules": submodules, "at_ns": at_ns, "size": len(content)}
         self._known_file.parent.mkdir(exist_ok=True)
-        write_whole(self._known_file, json.dumps(head).encode() + b"\n" + content)
+        write_again(self._known_file, json.dumps(head).encode() + b"\n" + content)
 
     def _remove_hidden(self, folders: dict[str, int], submodules: list[str]) -> None:
         """What "git clean" does not see: FIFOs, sockets, devices, and folders that hold nothing else."""

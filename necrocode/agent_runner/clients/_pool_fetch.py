@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from necrocode.agent_runner._git import GitError
-from necrocode.agent_runner.clients._pool_files import locked_within, write_whole
+from necrocode.agent_runner.clients._pool_files import locked_within, write_again
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,7 +80,7 @@ class SharedFetches:
         records.pop(what, None)
         records[what] = {"started": started, "failure": failure}
         kept = dict(list(records.items())[-_MOST_RECORDS:])
-        write_whole(self._file, json.dumps({"boot": _boot(), "fetches": kept}).encode())
+        write_again(self._file, json.dumps({"boot": _boot(), "fetches": kept}).encode())
 
 
 def _now() -> int:

@@ -95,6 +95,18 @@ def write_whole(file: Path, content: bytes) -> None:
     draft.replace(file)
 
 
+def write_again(file: Path, content: bytes) -> None:
+    """Replace a file that may be missing: a reader, or a death in between, sees the new one or none.
+
+    Several times faster than :func:`write_whole` on ext4, which writes a file to the disk when it takes the place of
+    another (ext4(5), ``auto_da_alloc``).
+    """
+    draft = file.with_suffix(".tmp")
+    draft.write_bytes(content)
+    file.unlink(missing_ok=True)
+    draft.rename(file)
+
+
 class Trash:
     """Where trees go that must be out of the way at once: renamed now, deleted later and elsewhere.
 
