@@ -84,7 +84,9 @@ def curl(place: Loopback, line: str, **values: str) -> str:
         line = line.replace(f"http://localhost:{port}", place.urls[service])
     for name, value in values.items():
         line = line.replace(f"{{{name}}}", value)
-    done = subprocess.run(["sh", "-c", f"{line} --silent --show-error --fail"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["sh", "-c", f"{line} --silent --show-error --fail"], capture_output=True, text=True, check=True
+    )
     return done.stdout
 
 
