@@ -442,6 +442,39 @@ def test_a_diff_with_what_looks_like_a_secret_is_whole_and_told(bench: Bench) ->
     assert any("looks like a secret" in warning for warning in result.warnings)
 
 
+SETTINGS = (
+    'URL = "postgresql://app:hunter22@db/app"\nTOKEN = "ghp_0123456789012345678901234567890123456789"\nDEBUG = True\n'
+)
+
+
+def test_secrets_of_a_file_are_hidden_from_the_model_and_kept_in_the_file(bench: Bench) -> None:
+    commit_files(bench.repository, {"settings.py": SETTINGS})
+    asked: list[str] = []
+
+    def answer(messages: Sequence[Message]) -> str:
+        asked.append(messages[-1].content)
+        shown = asked[0].partition("File: settings.py\n```\n")[2].partition("```")[0]
+        return f"settings.py\n```python\n{shown.replace('True', 'False')}```\n"
+
+    task = bench.task(description="In settings.py set DEBUG to False.", test_commands=["true"])
+    result = bench.run(answer, task=task)
+    assert result.success, result.error
+    assert files_at(bench.repository, result.branch)["settings.py"] == SETTINGS.replace("True", "False").encode()
+    assert "hunter22" not in asked[0]
+    assert "ghp_" not in asked[0]
+    assert "REDACTED_SECRET_1 stand for secrets" in asked[0].replace("such as ", "")
+
+
+def test_a_secret_is_not_moved_to_another_file(bench: Bench) -> None:
+    commit_files(bench.repository, {"settings.py": SETTINGS})
+    task = bench.task(description="Look at settings.py and write calc.py.")
+    for name in ("REDACTED_SECRET_1", "REDACTED_SECRET_77"):
+        result = bench.run(f"calc.py\n```python\nKEY = '{name}'\n```\n", task=task)
+        assert result.error_details is not None
+        assert result.error_details.type == "ChangeRejectedError"
+        assert f"writes {name} into calc.py" in result.error_details.message
+
+
 # --- interruptions at the end
 
 

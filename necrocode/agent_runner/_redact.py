@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, quote_plus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MASK = "***"
 _SHORTEST_SECRET = 6  # masking shorter ones would eat ordinary words
@@ -29,7 +32,7 @@ _KEY_BEGINNINGS = (
     "sk-", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "AKIA", "xox",
 )  # fmt: skip
 _URL_PASSWORD = re.compile(r'(?<=://)([^/\s:@"]{0,256}):([^/\s@"]{1,256})@')
-_BEARER = re.compile(r"""(?i)(authorization\\?["']?\s*:\s*\\?["']?(?:bearer|basic)\s+)[^\s"'\\]+""")
+_BEARER = re.compile(r"""(?i)(authorization\\?["']?\s*:\s*\\?["']?(?:bearer|basic)\s+)([^\s"'\\]+)""")
 
 
 class Redactor:
@@ -45,15 +48,24 @@ class Redactor:
 
     def text(self, text: str) -> str:
         """The text with every secret replaced by ``***``."""
+        return self.replaced(text, lambda _secret: MASK)
+
+    def replaced(self, text: str, stand_in: Callable[[str], str]) -> str:
+        """The text with every secret replaced by what ``stand_in`` gives for it.
+
+        The rules look one after the other, so ``stand_in`` may be asked about what it has given itself.
+        """
         if self._secrets is not None:
-            text = self._secrets.sub(MASK, text)
+            text = self._secrets.sub(lambda found: stand_in(found[0]), text)
         if any(beginning in text for beginning in _KEY_BEGINNINGS):
-            text = _KEY_SHAPES.sub(MASK, text)
+            text = _KEY_SHAPES.sub(lambda found: stand_in(found[0]), text)
         if "PRIVATE KEY-----" in text:
-            text = _without_key_blocks(text)
+            text = _without_key_blocks(text, stand_in)
         if "authorization" in text.lower():
-            text = _BEARER.sub(rf"\1{MASK}", text)
-        return _URL_PASSWORD.sub(rf"\1:{MASK}@", text) if "://" in text and "@" in text else text
+            text = _BEARER.sub(lambda found: found[1] + stand_in(found[2]), text)
+        if "://" in text and "@" in text:
+            text = _URL_PASSWORD.sub(lambda found: f"{found[1]}:{stand_in(found[2])}@", text)
+        return text
 
     def data(self, value: Any) -> Any:  # noqa: ANN401  whatever JSON can hold
         """The same for every text inside lists and mappings, names included."""
@@ -70,8 +82,8 @@ class Redactor:
         return self._secrets is not None and self._secrets.search(text) is not None
 
 
-def _without_key_blocks(text: str) -> str:
-    """The text with every private key masked, from its BEGIN line to the next END line."""
+def _without_key_blocks(text: str, stand_in: Callable[[str], str]) -> str:
+    """The text with every private key replaced, from its BEGIN line to the next END line."""
     kept: list[str] = []
     position = 0
     beginning: int | None = None
@@ -79,6 +91,7 @@ def _without_key_blocks(text: str) -> str:
         if edge[1] == "BEGIN":
             beginning = edge.start() if beginning is None else beginning
         elif beginning is not None:
-            kept += [text[position:beginning], MASK]
-            position, beginning = edge.end() + _DASHES, None
+            end = edge.end() + _DASHES
+            kept += [text[position:beginning], stand_in(text[beginning:end])]
+            position, beginning = end, None
     return "".join([*kept, text[position:]])

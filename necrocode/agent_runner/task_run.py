@@ -99,7 +99,7 @@ class TaskRun:
                 llm=llm,
                 instructions=self._playbook.instructions,
                 transcript=self._transcript,
-                redact=self._services.redactor.text,
+                redactor=self._services.redactor,
                 deadline=self._deadline,
             )
             self.record.detail = f"{response.model}: {response.tokens_used} tokens, {response.edit_format} format"

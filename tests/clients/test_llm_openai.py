@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import socket
 import threading
 import time
 import traceback
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -349,7 +351,7 @@ def test_text_in_parts_is_put_together_and_odd_names_are_made_writable() -> None
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     with serving([Answer(200, {**completion(parts), "model": "m\udc00", "id": "\udc00"})]) as server:
         answer = client(server).complete(MESSAGES)
-    assert (answer.text, answer.model, answer.request_id) == ("ab", "m?", "?")
+    assert (answer.text, answer.model, answer.request_id) == ("ab", "m\ufffd", "\ufffd")
 
 
 @pytest.mark.parametrize("finish_reason", ["stop", None, "eos", "end_turn", {"type": "stop"}])
@@ -538,6 +540,95 @@ def test_the_tasks_time_ends_a_trickling_answer_too() -> None:
         asking = LLMClient(LLMConfig(endpoint=url, api_key=KEY, model="m"))
         with pytest.raises(RunnerTimeoutError):
             asking.complete(MESSAGES, deadline=Deadline(0.2))
+
+
+@pytest.mark.parametrize(("beginning", "trickle"), [(b"X-Slow: ", b"a"), (b"", b"X: y\r\n"), (b"X: y\r\n\r\n", b"{")])
+def test_an_answer_that_never_gets_done_with_its_headers_is_hung_up_on_too(
+    beginning: bytes, trickle: bytes, clock: FakeClock
+) -> None:
+    started = time.monotonic()
+    with trickling(beginning, trickle) as url:
+        with pytest.raises(ServiceConnectionError, match=r"did not answer within 0\.2 seconds"):
+            client(url, clock, timeout_seconds=0.2, retry_count=0).complete(MESSAGES)
+        assert time.monotonic() - started < 3
+
+
+def test_the_tasks_time_ends_trickling_headers_too() -> None:
+    with trickling(b"X-Slow: ", b"a") as url:
+        asking = LLMClient(LLMConfig(endpoint=url, api_key=KEY, model="m"))
+        with pytest.raises(RunnerTimeoutError):
+            asking.complete(MESSAGES, deadline=Deadline(0.2))
+
+
+def test_a_server_that_never_gets_done_with_its_tls_greeting_is_hung_up_on(clock: FakeClock) -> None:
+    started = time.monotonic()
+    with trickling(b"", b"\x16") as url:
+        with pytest.raises(ServiceConnectionError):
+            client(url.replace("http:", "https:"), clock, timeout_seconds=0.3, retry_count=0).complete(MESSAGES)
+        assert time.monotonic() - started < 3
+
+
+# --- the size of an answer
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "raw deflate", "identity"])
+def test_an_answer_is_read_in_each_encoding_that_is_asked_for(encoding: str) -> None:
+    body = json.dumps(completion("日本" * 50_000), ensure_ascii=False).encode()
+    packed = {"gzip": gzip.compress, "deflate": zlib.compress, "raw deflate": raw_deflate, "identity": bytes}[encoding]
+    headers = {"Content-Encoding": encoding.removeprefix("raw ")}
+    with serving([Answer(200, packed(body), headers=headers)]) as server:
+        assert client(server).complete(MESSAGES).text == "日本" * 50_000
+    assert server.requests[0].headers["accept-encoding"] == "gzip, deflate"
+
+
+def raw_deflate(content: bytes) -> bytes:
+    engine = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return engine.compress(content) + engine.flush()
+
+
+@pytest.mark.parametrize("status", [200, 400, 500])
+@pytest.mark.parametrize("encoding", ["", "gzip", "deflate"])
+def test_an_answer_that_is_too_large_is_given_up_at_the_limit_and_not_asked_for_again(
+    encoding: str, status: int, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llm_openai, "MAX_ANSWER_BYTES", 1_000_000)
+    body = b" " * 5_000_000
+    packed = {"gzip": gzip.compress, "deflate": zlib.compress}.get(encoding, bytes)(body)
+    with serving([Answer(status, packed, headers={"Content-Encoding": encoding})]) as server:
+        with pytest.raises(ServiceError, match="too large") as caught:
+            client(server, clock).complete(MESSAGES)
+        assert len(server.requests) == 1
+    assert not caught.value.retryable
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"), [("gzip", b"no gzip"), ("gzip", gzip.compress(b"x" * 999, mtime=0)[:-9]), ("br", b"x")]
+)
+def test_an_answer_that_is_not_as_encoded_as_it_says_is_one_that_broke_off(
+    encoding: str, body: bytes, clock: FakeClock
+) -> None:
+    answers = [Answer(200, body, headers={"Content-Encoding": encoding}), Answer(200, completion())]
+    with serving(answers) as server:
+        assert client(server, clock).complete(MESSAGES).text == "hello"
+        answers = [Answer(200, body, headers={"Content-Encoding": encoding})]
+    with serving(answers) as server, pytest.raises(ServiceConnectionError, match="broke off its answer"):
+        client(server, clock, retry_count=0).complete(MESSAGES)
+
+
+@pytest.mark.parametrize("body", [b"[" * 200_000, b'{"choices":' * 100_000])
+def test_json_that_is_nested_without_end_is_no_completion(body: bytes, clock: FakeClock) -> None:
+    with serving([Answer(200, body)]) as server, pytest.raises(ServiceError, match="no chat completion"):
+        client(server, clock, retry_count=0).complete(MESSAGES)
+    with serving([Answer(400, body)]) as server, pytest.raises(ServiceError, match="answered 400"):
+        client(server, clock, retry_count=0).complete(MESSAGES)
+
+
+@pytest.mark.parametrize("status", [400, 401, 429])
+def test_what_an_endpoint_says_is_told_without_escapes(status: int, clock: FakeClock) -> None:
+    with serving([refusal(status, "\x1b[31m\u202ered\ud800")]) as server, pytest.raises(RunnerError) as caught:
+        client(server, clock, retry_count=0).complete(MESSAGES)
+    assert "\\x1b[31m\\u202ered\\ud800" in str(caught.value)
+    str(caught.value).encode()
 
 
 # --- endpoints and keys

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import logging
 import socket
 import threading
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -24,19 +29,18 @@ from necrocode.agent_runner import (
     ConfigurationError,
     IdempotencyKeyReusedError,
     IllegalTransitionError,
-    PoolRecord,
     RateLimitError,
     RepoPoolClient,
     ServiceConnectionError,
     ServiceError,
     SlotAllocationError,
     SlotNotFoundError,
-    SlotRecord,
     StaleLeaseError,
     TaskContext,
     TaskNotFoundError,
     TaskRegistryClient,
 )
+from necrocode.agent_runner.clients import _http
 from necrocode.agent_runner.clients._http import ServiceHttp
 from tests.support.clocks import FakeClock
 from tests.support.http_server import Answer, serving
@@ -142,11 +146,13 @@ def test_a_service_without_the_ability_is_not_asked_and_that_is_said_once(
 
 @responses.activate
 def test_spec_name_odd_ids_and_metadata_go_where_they_belong() -> None:
-    responses.put(f"{REGISTRY}/tasks/a%2Fb%3F/status", json={})
+    responses.put(f"{REGISTRY}/tasks/a_b/status", json={})
     responses.post(f"{REGISTRY}/tasks/1/artifacts", json={})
-    registry().update_task_status("a/b?", "done", {"k": 1}, spec_name="仕様")
+    with pytest.raises(TaskNotFoundError, match="No task can be called"):
+        registry().update_task_status("a/b?", "done")
+    registry().update_task_status("a_b", "done", {"k": 1}, spec_name="仕様")
     registry().add_artifact("1", "log", "u", metadata={"sha256": "x"}, spec_name="s")
-    assert responses.calls[0].request.url.endswith("/tasks/a%2Fb%3F/status?spec_name=%E4%BB%95%E6%A7%98")
+    assert responses.calls[0].request.url.endswith("/tasks/a_b/status?spec_name=%E4%BB%95%E6%A7%98")
     assert sent(1) == {"type": "log", "uri": "u", "size_bytes": None, "metadata": {"sha256": "x"}}
 
 
@@ -216,20 +222,14 @@ def test_a_slot_of_another_client_is_released_by_force() -> None:
 
 @responses.activate
 def test_pool_look_ups() -> None:
-    slot = {"slot_id": "s", "state": "available"}
-    responses.get(f"{POOL}/slots/s", json=slot)
-    responses.get(f"{POOL}/pools/status", json={"pools": [{"name": "p", "pool_size": 5, "slots": [slot], "more": 1}]})
+    responses.get(f"{POOL}/slots/s", json={"slot_id": "s", "state": "available"})
+    responses.get(f"{POOL}/pools/status", json={"pools": []})
     client = RepoPoolClient(POOL)
-    assert client.get_slot("s") == SlotRecord(slot_id="s", state="available")
-    assert client.pools_status() == (PoolRecord(name="p", pool_size=5, slots=(client.get_slot("s"),)),)
-    for answer, told in (
-        ([], "without a list of pools"),
-        ({"pools": 1}, "without a list"),
-        ({"pools": [1]}, "PoolRec"),
-    ):
-        responses.replace(responses.GET, f"{POOL}/pools/status", json=answer)
-        with pytest.raises(ServiceError, match=told):
-            client.pools_status()
+    assert (client.get_slot("s").slot_id, client.get_slot("s").state) == ("s", "available")
+    assert client.pools_status() == ()
+    responses.replace(responses.GET, f"{POOL}/pools/status", json=[])
+    with pytest.raises(ServiceError, match="without a list of pools"):
+        client.pools_status()
 
 
 @responses.activate
@@ -504,3 +504,111 @@ def test_connections_are_reused() -> None:
         client.update_task_status("1", "done")
         client.update_task_status("1", "done")
         assert len(client._http._session.adapters["http://"].poolmanager.pools) == 1  # type: ignore[attr-defined]
+
+
+# --- hostile answers
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["²", "9" * 5000, "Mon, 99999999999999999999 Jan 2001 00:00:00 GMT", "Mon, 01 Jan 99999 00:00:00 GMT",
+     "Mon, 01 Jan 2001 00:00:00 -99999999999999", "Mon, 01 Jan 0001 00:00:00 +2359", "1 1 1 1 1", "-5", "nan"],
+)  # fmt: skip
+def test_an_odd_retry_after_costs_a_pause_and_no_more(header: str, clock: FakeClock) -> None:
+    with serving([Answer(429, headers={"Retry-After": header}), Answer(200, {})]) as server:
+        TaskRegistryClient(server.url, clock=clock).update_task_status("1", "done")
+    assert 0 <= clock.sleeps[0] <= 60
+
+
+@pytest.mark.parametrize("status", [200, 400])
+@pytest.mark.parametrize(
+    "body", [b"[" * 100_000, b'{"detail":' * 100_000, b"\xff" * 1000, b'{"a":' + b"9" * 6000 + b"}"]
+)
+def test_json_that_cannot_be_read_is_a_service_error(status: int, body: bytes, clock: FakeClock) -> None:
+    with serving([Answer(status, body)]) as server, pytest.raises(ServiceError) as caught:
+        TaskRegistryClient(server.url, clock=clock).get_task("1")
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_problem_is_told_without_escapes_and_half_characters(clock: FakeClock) -> None:
+    detail = "\x1b[31m\u202ered\ud800" + "x" * 10_000
+    with serving([Answer(409, {"detail": detail})]) as server, pytest.raises(ServiceError) as caught:
+        TaskRegistryClient(server.url, clock=clock).update_task_status("1", "done")
+    assert "\\x1b[31m\\u202ered\\ud800" in str(caught.value)
+    assert len(str(caught.value).encode()) < 1000
+
+
+@pytest.mark.parametrize("name", ["slot_id", "slot_path", "lease_token", "repo_url", "base_commit"])
+@pytest.mark.parametrize("value", ["/a\0b", "/\ud800"])
+def test_an_allocation_that_no_system_call_takes_is_a_service_error(name: str, value: str, clock: FakeClock) -> None:
+    answer = {"slot_id": "s", "slot_path": "/x"} | {name: value}
+    with serving([Answer(201, answer)]) as server, pytest.raises(ServiceError, match="allocation"):
+        RepoPoolClient(server.url, clock=clock).allocate_slot("r", "me")
+
+
+@pytest.mark.parametrize("status", [200, 500])
+@pytest.mark.parametrize("encoding", ["", "gzip", "deflate"])
+def test_an_answer_that_is_too_large_is_given_up_at_the_limit(
+    encoding: str, status: int, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_http, "MAX_ANSWER_BYTES", 1_000_000)
+    body = {"gzip": gzip.compress, "deflate": zlib.compress}.get(encoding, bytes)(b" " * 5_000_000)
+    with serving([Answer(status, body, headers={"Content-Encoding": encoding})]) as server:
+        with pytest.raises(ServiceError, match="too large"):
+            TaskRegistryClient(server.url, clock=clock).get_task("1")
+        assert len(server.requests) == 1
+
+
+def test_answers_are_read_inflated(clock: FakeClock) -> None:
+    body = gzip.compress(json.dumps({"task_id": "1", "spec_name": "s", "status": "ready", "title": "日本"}).encode())
+    with serving([Answer(200, body, headers={"Content-Encoding": "gzip"})]) as server:
+        assert TaskRegistryClient(server.url, clock=clock).get_task("1").title == "日本"
+
+
+@contextmanager
+def dripping(beginning: bytes, drop: bytes) -> Iterator[str]:
+    """A service whose answer begins with these bytes and then goes on, a little at a time, for 5 seconds."""
+
+    def answer(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\n" + beginning)
+            for _ in range(100):
+                try:
+                    connection.sendall(drop)
+                except OSError:
+                    return
+                time.sleep(0.05)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer, args=[listener])
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("beginning", "drop"),
+    [(b"Content-Length: 1000\r\n\r\n", b" "), (b"\r\n", b" "), (b"X-Slow: ", b"a"), (b"", b"X: y\r\n"),
+     (b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n")],
+)  # fmt: skip
+def test_an_answer_that_drips_is_hung_up_on_when_its_time_is_over(
+    beginning: bytes, drop: bytes, clock: FakeClock
+) -> None:
+    started = time.monotonic()
+    with dripping(beginning, drop) as url:
+        client = TaskRegistryClient(url, clock=clock, network_retry_count=0, timeout_seconds=0.2)
+        with pytest.raises(ServiceConnectionError, match=r"did not answer .* within 0\.2 seconds"):
+            client.get_task("1")
+        assert time.monotonic() - started < 3
+
+
+def test_the_time_of_an_answer_counts_on_a_connection_that_is_used_again(clock: FakeClock) -> None:
+    release = threading.Event()
+    with serving([Answer(200, {}), Answer(200, {}, wait=release)]) as server:
+        client = TaskRegistryClient(server.url, clock=clock, network_retry_count=0, timeout_seconds=0.3)
+        client.update_task_status("1", "done")
+        with pytest.raises(ServiceConnectionError, match=r"within 0\.3 seconds"):
+            client.update_task_status("1", "done")
+        release.set()

@@ -135,3 +135,17 @@ class TestSqliteRegistryOverHttp(_OnSqlite, _OverHttp, TaskRegistryContract, Tas
 
 class TestPostgresRegistryOverHttp(_OnPostgres, _OverHttp, TaskRegistryContract, TaskQueueContract):
     pass
+
+
+def test_a_database_without_an_encoding_works_too() -> None:
+    options = "ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+    with empty_database(options) as url, LocalTaskRegistry(url) as registry:
+        registry.register_task(task(title="データベース"))
+        assert registry.get_task("1.1").title == "データベース"
+
+
+@pytest.mark.parametrize("name", ["a?b=c", "a#b", "a%20b", "スペース あり", "a:b"])
+def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
+    with LocalTaskRegistry(f"sqlite:///{tmp_path / name / 'registry.db'}") as registry:
+        registry.register_task(task())
+    assert (tmp_path / name / "registry.db").is_file()

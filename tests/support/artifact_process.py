@@ -8,7 +8,6 @@ from pathlib import Path
 from necrocode.agent_runner import LocalArtifactStore, S3ArtifactStore
 from necrocode.agent_runner.clients._artifact_store import SidecarArtifactStore
 from necrocode.services import _serving
-from necrocode.services._app import create_app
 from necrocode.services.artifact_store import artifact_store_service
 
 
@@ -19,7 +18,7 @@ def main(place: str, folder: str) -> None:
     else:
         store = LocalArtifactStore(Path(place), compress=True)
     service = artifact_store_service(store, answers_file=Path(folder) / "answers.db")
-    serving = _serving.Serving(service, create_app(service), "127.0.0.1", 0)
+    serving = _serving.Serving(service, "127.0.0.1", 0)
     _serving.serve([serving], on_ready=lambda _, url: print(url, flush=True))  # noqa: T201  who started it reads it
 
 

@@ -32,11 +32,11 @@ def _shared_server() -> Any:
 
 
 @contextmanager
-def empty_database() -> Iterator[str]:
-    """The URL of a new database, dropped at the end."""
+def empty_database(options: str = "") -> Iterator[str]:
+    """The URL of a new database, dropped at the end; ``options`` as CREATE DATABASE takes them."""
     server, name = _shared_server(), f"test_{next(_NUMBERS)}"
     with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]  # a number of our own making
+        connection.execute(f"CREATE DATABASE {name} {options}")  # type: ignore[arg-type]  # a number of our own making
     try:
         yield server.get_uri(name)
     finally:

@@ -597,6 +597,19 @@ def test_s3cmd_reads_what_the_store_wrote(s3: S3Server, bucket: str, tmp_path: P
         assert (tmp_path / "copy").read_bytes() == content
 
 
+def test_a_compressed_object_says_so_to_others(s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    store = S3ArtifactStore(f"s3://{bucket}", spool_dir=tmp_path, compress=True)
+    text = b"".join(b"%d %d\n" % (number, number * number) for number in range(2_000_000))
+    for content in (b"line\n" * 1000, text[:9_000_000], text):
+        stored = store.upload_stream("log", io.BytesIO(content), PLACE)
+        found = s3.client().get_object(Bucket=bucket, Key=stored.uri.removeprefix(f"s3://{bucket}/"))
+        assert found["ContentEncoding"] == "gzip"
+        assert gzip.decompress(found["Body"].read()) == content
+        assert store.download(stored.uri) == content
+    raw = store.upload_stream("raw", io.BytesIO(RAW), PLACE)
+    assert "ContentEncoding" not in s3.client().head_object(Bucket=bucket, Key=raw.uri.removeprefix(f"s3://{bucket}/"))
+
+
 def test_parts_grow_so_that_ten_thousand_are_enough(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Protocol
+from typing import IO, TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,8 +31,11 @@ class Draft(Protocol):
     def write(self, chunk: bytes | memoryview) -> None:
         """Add to the end."""
 
-    def publish(self, key: str) -> bool:
-        """Put the whole, durably, at a key; False, and nothing done, when something is there. May be tried again."""
+    def publish(self, key: str, encoding: Literal["gzip"] | None) -> bool:
+        """Put the whole, durably, at a key; False, and nothing done, when something is there. May be tried again.
+
+        A place that can say of its bytes how they are encoded says it.
+        """
 
     def discard(self) -> None:
         """Give up what was not published; also after publishing, and twice."""

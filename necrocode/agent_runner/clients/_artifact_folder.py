@@ -9,7 +9,7 @@ import secrets
 import zlib
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlsplit
 
 from necrocode.agent_runner.clients._artifact_blobs import CHUNK_BYTES, Blob
@@ -159,7 +159,7 @@ class FolderDraft:
             while rest:  # an unbuffered write may be short
                 rest = rest[self._stream.write(rest) :]
 
-    def publish(self, key: str) -> bool:
+    def publish(self, key: str, encoding: Literal["gzip"] | None) -> bool:  # noqa: ARG002  a file has no place for it
         """Link the file to its name."""
         file = self._root / key
         with _writing(f"store {file}"):

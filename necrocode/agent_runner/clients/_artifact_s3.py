@@ -184,17 +184,17 @@ class S3Blobs:
                 return True
         raise ServiceError(f"{self.named()} kept refusing to store {key}.")  # pragma: no cover - five conflicts
 
-    def put(self, name: str, body: object, condition: dict[str, str]) -> None:
+    def put(self, name: str, body: object, options: dict[str, str]) -> None:
         """One request for a small object."""
-        self._client.put_object(Bucket=self._bucket, Key=name, Body=body, **condition)
+        self._client.put_object(Bucket=self._bucket, Key=name, Body=body, **options)
 
-    def put_parts(self, name: str, file: OpenFile, condition: dict[str, str]) -> None:
+    def put_parts(self, name: str, file: OpenFile, headers: dict[str, str], condition: dict[str, str]) -> None:
         """A multipart upload, aborted when anything goes wrong."""
         # Checksums as s3transfer does it, unless the caller's AWS settings say that the service knows none.
         knows_checksums = self._client.meta.config.request_checksum_calculation == "when_supported"
         checked = {"ChecksumAlgorithm": "CRC32"} if knows_checksums else {}
         target = {"Bucket": self._bucket, "Key": name}
-        upload_id = self._client.create_multipart_upload(**target, **checked)["UploadId"]
+        upload_id = self._client.create_multipart_upload(**target, **headers, **checked)["UploadId"]
         length = max(PART_BYTES, -(-file.size // _MOST_PARTS))
 
         def send(index: int) -> dict[str, Any]:

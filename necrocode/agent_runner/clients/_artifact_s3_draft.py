@@ -6,7 +6,7 @@ import io
 import os
 import stat
 import tempfile
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from s3transfer.utils import ReadFileChunk
 
@@ -72,14 +72,19 @@ class S3Draft:
         except OSError as error:
             raise StorageFullError(f"Cannot spool an upload in {self._spool_dir}: {error.strerror}.") from error
 
-    def publish(self, key: str) -> bool:
-        """Upload, if the key is free."""
+    def publish(self, key: str, encoding: Literal["gzip"] | None) -> bool:
+        """Upload, if the key is free. Others who read the object are told its encoding (RFC 9110, section 8.4)."""
+        headers: dict[str, str] = {"ContentEncoding": encoding} if encoding is not None else {}
         try:
             file = self._file()
             if file is None:
                 content = bytes(self._start)
-                return self._blobs.put_new(key, self._size, lambda *where: self._blobs.put(where[0], content, where[1]))
-            is_new = self._blobs.put_new(key, self._size, lambda *where: self._send(file, *where))
+                return self._blobs.put_new(
+                    key, self._size, lambda name, condition: self._blobs.put(name, content, headers | condition)
+                )
+            is_new = self._blobs.put_new(
+                key, self._size, lambda name, condition: self._send(file, name, headers, condition)
+            )
         except RunnerError:
             raise
         except (OSError, ValueError) as error:
@@ -103,12 +108,12 @@ class S3Draft:
         self._spool.flush()
         return OpenFile(self._spool.fileno(), 0, self._size)
 
-    def _send(self, file: OpenFile, name: str, condition: dict[str, str]) -> None:
+    def _send(self, file: OpenFile, name: str, headers: dict[str, str], condition: dict[str, str]) -> None:
         if file.size > PART_BYTES:
-            self._blobs.put_parts(name, file, condition)
+            self._blobs.put_parts(name, file, headers, condition)
         else:
             with file.part(0, file.size) as body:
-                self._blobs.put(name, body, condition)
+                self._blobs.put(name, body, headers | condition)
 
 
 def _file_on_disk(source: IO[bytes]) -> OpenFile | None:

@@ -138,7 +138,7 @@ class SidecarArtifactStore:
             there = self._described(key)
             if there is not None and not _is_same(there, artifact()):
                 continue
-            if incoming.draft.publish(key):
+            if incoming.draft.publish(key, incoming.encoding):
                 placed = self._describe(key, artifact, there)
                 self._quota.stored(incoming.stored_bytes)
                 incoming.keep()

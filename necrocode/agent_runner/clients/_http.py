@@ -12,8 +12,6 @@ import json
 import logging
 import random
 import uuid
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Self
 
 import requests
@@ -21,7 +19,12 @@ import tenacity
 
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock
 from necrocode.agent_runner._redact import Redactor
+from necrocode.agent_runner._text import shown
+from necrocode.agent_runner.clients._exchange import ACCEPTED_ENCODINGS, AnswerTooLargeError, Exchange
+from necrocode.agent_runner.clients._retry_after import retry_after_seconds
+from necrocode.agent_runner.clients._service_answers import LONGEST_DETAIL, beginning, read_problem, read_whole
 from necrocode.agent_runner.clients._upload_body import RewoundFile, UploadBody
+from necrocode.agent_runner.clients._watched import WatchedAdapter
 from necrocode.agent_runner.errors import (
     AmbiguousTaskError,
     AuthenticationError,
@@ -57,7 +60,8 @@ MAX_RETRY_AFTER_SECONDS = 60.0
 _FIRST_BACKOFF_SECONDS = 0.2
 _LONGEST_BACKOFF_SECONDS = 10.0
 _RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
-_LONGEST_DETAIL = 500
+MAX_ANSWER_BYTES = 64_000_000
+"""The largest answer that is read into memory, inflated."""
 _CHUNK_BYTES = 1 << 20
 _ERROR_BY_SLUG: dict[str, type[RunnerError]] = {
     "stale-lease": StaleLeaseError,
@@ -108,7 +112,9 @@ class ServiceHttp:
         self._clock = clock
         self._redactor = Redactor((token,) if token else ())
         self._session = requests.Session()
-        self._session.headers["Accept"] = "application/json"
+        self._session.headers.update({"Accept": "application/json", "Accept-Encoding": ACCEPTED_ENCODINGS})
+        self._session.mount("http://", WatchedAdapter())
+        self._session.mount("https://", WatchedAdapter())
         self._session.auth = _Bearer(token)
         self._capabilities: frozenset[str] | None = None
         self._said: set[str] = set()
@@ -236,36 +242,55 @@ class ServiceHttp:
         options: dict[str, Any],
     ) -> requests.Response:
         url = f"{self.base_url}{path}"
+        is_streamed = options.get("stream", False)
+        exchange = Exchange(timeout[1])
         try:
-            # A redirect is not followed: it could carry the token to another host, and turns a PUT into a GET.
-            answer = self._session.request(method, url, timeout=timeout, allow_redirects=False, **options)
-            if target is not None and answer.ok:
+            with exchange:
+                # A redirect is not followed: it could carry the token to another host, and turns a PUT into a GET.
+                answer = self._session.request(
+                    method, url, timeout=timeout, allow_redirects=False, **options | {"stream": True}
+                )
+                if not (is_streamed and answer.ok):
+                    answer = read_whole(answer, limit_bytes=MAX_ANSWER_BYTES)
+            if target is not None and answer.ok:  # as long as bytes keep coming: a large artifact takes its time
                 with answer:
                     target.take(answer.iter_content(_CHUNK_BYTES))
-        except requests.ReadTimeout as error:
-            text = f"{self._named()} did not answer {method} {path} within {timeout[1]:g} seconds."
-            raise _RetryLaterError(ServiceConnectionError(text)) from error
-        except (requests.ConnectionError, requests.Timeout) as error:
-            raise _RetryLaterError(self._unreachable()) from error
-        except requests.RequestException as error:  # the answer was cut, or is no HTTP
-            text = f"{self._named()} broke off its answer to {method} {path}: {type(error).__name__}."
-            raise _RetryLaterError(ServiceConnectionError(text)) from error
+        except AnswerTooLargeError as error:
+            raise ServiceError(f"{self._named()} sent too large an answer to {method} {path}: {error}.") from error
+        except requests.RequestException as error:  # a refused connection, a cut answer, or no HTTP at all
+            raise _RetryLaterError(self._broken(error, method, path, timeout[1], exchange)) from error
+        if exchange.is_over:  # a body without a length looks whole when it is cut
+            raise _RetryLaterError(self._late(method, path, timeout[1]))
         if answer.status_code < requests.codes.multiple_choices:
             return answer
         raise self._refusal(answer, method, path)
 
+    def _broken(
+        self, error: requests.RequestException, method: str, path: str, limit_seconds: float, exchange: Exchange
+    ) -> ServiceConnectionError:
+        if exchange.is_over or isinstance(error, requests.ReadTimeout):
+            return self._late(method, path, limit_seconds)
+        if isinstance(error, (requests.ConnectionError, requests.Timeout)):
+            return self._unreachable()
+        text = f"{self._named()} broke off its answer to {method} {path}: {type(error).__name__}."
+        return ServiceConnectionError(text)
+
+    def _late(self, method: str, path: str, limit_seconds: float) -> ServiceConnectionError:
+        text = f"{self._named()} did not answer {method} {path} within {limit_seconds:g} seconds."
+        return ServiceConnectionError(text)
+
     def _refusal(self, answer: requests.Response, method: str, path: str) -> Exception:
-        problem = _problem(answer)
+        problem = read_problem(answer)
         error = self._error(answer, problem, method, path)
         if answer.status_code not in _RETRIED_STATUSES or isinstance(error, SlotAllocationError):
             return error  # the pool has waited for a slot itself: asking again at once would only wait twice
         error.retryable = True
-        return _RetryLaterError(error, _retry_after_seconds(answer, self._clock))
+        return _RetryLaterError(error, retry_after_seconds(answer.headers.get("Retry-After", ""), self._clock))
 
     def _error(self, answer: requests.Response, problem: dict[str, Any], method: str, path: str) -> RunnerError:
         status = answer.status_code
         detail = self._redactor.text(str(problem.get("detail") or problem.get("title") or answer.reason or ""))
-        said = " ".join(detail.split())[:_LONGEST_DETAIL]
+        said = shown(" ".join(detail.split()), LONGEST_DETAIL)
         text = f"{self._named()} answered {status} to {method} {path}: {said or 'no reason given'}"
         if status in {requests.codes.unauthorized, requests.codes.forbidden}:
             hint = "Check the service token (service_token, or NECROCODE_SERVICE_TOKEN)."
@@ -305,11 +330,11 @@ class ServiceHttp:
 
     def _json(self, answer: requests.Response) -> Any:  # noqa: ANN401  JSON
         try:
-            return answer.json()
-        except ValueError as error:
+            return json.loads(answer.content)
+        except (ValueError, RecursionError) as error:
             raise ServiceError(
                 f"{self._named()} answered {answer.status_code} with something else than JSON:"
-                f" {answer.text[:80]!r}. Is this the right URL?",
+                f" {beginning(answer, 80)!r}. Is this the right URL?",
                 status_code=answer.status_code,
             ) from error
 
@@ -346,30 +371,3 @@ class ServiceClient:
     def health(self) -> dict[str, Any]:
         """What the service says of itself: ``status``, ``service``, ``version``, ``capabilities``."""
         return self._http.health()
-
-
-def _problem(answer: requests.Response) -> dict[str, Any]:
-    """The RFC 9457 problem in an answer; for any other body its first text."""
-    try:
-        value = json.loads(answer.content[:1_000_000])
-    except ValueError:
-        is_html = "html" in answer.headers.get("Content-Type", "")
-        return {} if is_html else {"detail": answer.text[:_LONGEST_DETAIL]}
-    return value if isinstance(value, dict) else {"detail": str(value)}
-
-
-def _retry_after_seconds(answer: requests.Response, clock: Clock) -> float | None:
-    """The wait that ``Retry-After`` asks for, in seconds or as a date (RFC 9110, section 10.2.3)."""
-    value = answer.headers.get("Retry-After", "").strip()
-    if value.isdigit():
-        return float(value)
-    try:
-        when = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    when = when if when.tzinfo is not None else when.replace(tzinfo=UTC)
-    return max(0.0, (when - _utc(clock.now())).total_seconds())
-
-
-def _utc(moment: datetime) -> datetime:
-    return moment.astimezone(UTC)

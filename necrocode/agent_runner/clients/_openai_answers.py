@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
+from necrocode.agent_runner._text import is_writable, shown, writable
+from necrocode.agent_runner.clients._exchange import AnswerTooLargeError
+from necrocode.agent_runner.clients._retry_after import LONGEST_WAIT_SECONDS, retry_after_seconds
 from necrocode.agent_runner.errors import (
     AuthenticationError,
     ContentFilterError,
@@ -114,10 +115,10 @@ def read_completion(body: bytes, *, request_id: str | None, model: str, redact: 
     usage = completion.get("usage") or {}
     return {
         "text": text,
-        "model": _writable(str(completion.get("model") or model)),
+        "model": writable(str(completion.get("model") or model)),
         "prompt_tokens": _count(usage, "prompt_tokens"),
         "completion_tokens": _count(usage, "completion_tokens"),
-        "request_id": request_id or (_writable(str(completion["id"])) if completion.get("id") else None),
+        "request_id": request_id or (writable(str(completion["id"])) if completion.get("id") else None),
     }
 
 
@@ -143,7 +144,7 @@ def _check_finished(reason: str, message: dict[str, Any], text: str, redact: Cal
         raise _final(MalformedAnswerError("The model answered with a tool call, though it was offered no tools."))
     if not text.strip():
         raise _final(EmptyAnswerError(f"The model answered with no text (finish_reason {_short(redact(reason))!r})."))
-    if _writable(text) != text:
+    if not is_writable(text):
         raise _final(MalformedAnswerError("The model's answer holds half a character (a lone surrogate)."))
 
 
@@ -152,7 +153,6 @@ def failure_of(
     *,
     endpoint: str,
     model: str,
-    timeout_seconds: float,
     redact: Callable[[str], str],
     clock: Clock,
 ) -> EndpointFailureError:
@@ -167,24 +167,29 @@ def failure_of(
             and not (isinstance(kind, RateLimitError) and _QUOTA.search(said))
         )
         kind.retryable = is_retried
-        wait = retry_after_seconds(error.response.headers, clock)
+        wait = _wait_asked_for(error.response.headers, clock)
         return EndpointFailureError(
             kind, is_retried=is_retried, wait_seconds=wait, status_code=error.status_code, said=said
         )
-    if isinstance(error, openai.APITimeoutError) and type(error.__cause__).__name__ != "ConnectTimeout":
-        text = f"The model endpoint {endpoint} did not answer within {timeout_seconds:g} seconds."
-        return EndpointFailureError(
-            ServiceConnectionError(text, hint="Raise llm.timeout_seconds if the model is slow."), is_retried=True
-        )
+    if isinstance(error.__cause__, AnswerTooLargeError):
+        text = f"The model endpoint {endpoint} sent an answer that is too large ({error.__cause__})."
+        return EndpointFailureError(ServiceError(text), is_retried=False)
     if isinstance(error, openai.APIConnectionError):
         return EndpointFailureError(_connection_error(error, endpoint), is_retried=True)
-    text = f"The model endpoint {endpoint} cannot be asked: {redact(str(error))[:_LONGEST_SAID]}"
+    text = f"The model endpoint {endpoint} cannot be asked: {_short(redact(str(error)))}"
     return EndpointFailureError(ServiceError(text), is_retried=False)
+
+
+def late_answer(endpoint: str, timeout_seconds: float) -> EndpointFailureError:
+    """The failure of an answer that was not there in time."""
+    text = f"The model endpoint {endpoint} did not answer within {timeout_seconds:g} seconds."
+    error = ServiceConnectionError(text, hint="Raise llm.timeout_seconds if the model is slow.")
+    return EndpointFailureError(error, is_retried=True)
 
 
 def _connection_error(error: openai.APIConnectionError, endpoint: str) -> ServiceConnectionError:
     cause = type(error.__cause__).__name__
-    if cause in {"RemoteProtocolError", "ReadError", "DecodingError"}:
+    if cause in {"RemoteProtocolError", "ReadError", "UnreadableBodyError"}:
         return ServiceConnectionError(f"The model endpoint {endpoint} broke off its answer ({cause}).")
     return ServiceConnectionError(
         f"Failed to connect to {endpoint} (model endpoint): is it running?", hint=f"try: curl {endpoint}/models"
@@ -223,22 +228,12 @@ def _said(error: openai.APIStatusError, redact: Callable[[str], str]) -> str:
     return _short("(an HTML page)" if "<html" in text[:1000].lower() else redact(text)) or "no reason given"
 
 
-def retry_after_seconds(headers: Mapping[str, str], clock: Clock) -> float | None:
-    """The wait that an answer asks for: ``retry-after-ms``, or ``Retry-After`` in seconds or as a date (RFC 9110)."""
-    for name, scale in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        value = headers.get(name, "").strip()
-        if re.fullmatch(r"\d+(\.\d+)?", value):
-            return float(value) / scale
-    try:
-        when = parsedate_to_datetime(headers.get("retry-after", ""))
-    except ValueError:
-        return None
-    when = when if when.tzinfo is not None else when.replace(tzinfo=UTC)
-    return max(0.0, (when - _utc(clock.now())).total_seconds())
-
-
-def _utc(moment: datetime) -> datetime:
-    return moment.astimezone(UTC)
+def _wait_asked_for(headers: Mapping[str, str], clock: Clock) -> float | None:
+    """The wait that an answer asks for: ``retry-after-ms``, or ``Retry-After`` in seconds or as a date."""
+    milliseconds = headers.get("retry-after-ms", "").strip()
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", milliseconds):
+        return min(float(milliseconds) / 1000.0, LONGEST_WAIT_SECONDS)
+    return retry_after_seconds(headers.get("retry-after", ""), clock)
 
 
 def _final(error: RunnerError) -> EndpointFailureError:
@@ -249,15 +244,10 @@ def _passing(text: str) -> EndpointFailureError:
     return EndpointFailureError(ServiceError(text, retryable=True), is_retried=True)
 
 
-def _writable(text: str) -> str:
-    """The text as UTF-8 can hold it: JSON's escapes can name half of a surrogate pair."""
-    return text.encode(errors="replace").decode()
-
-
 def _count(usage: object, key: str) -> int:
     value = usage.get(key) if isinstance(usage, dict) else None
     return value if isinstance(value, int) and value >= 0 else 0
 
 
 def _short(text: str) -> str:
-    return _writable(" ".join(text.split())[:_LONGEST_SAID])
+    return shown(" ".join(text.split()), _LONGEST_SAID)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
+from necrocode.agent_runner.clients._registry_sql import POSTGRES_ARGUMENTS
 from necrocode.agent_runner.errors import ConfigurationError, ServiceConnectionError, ServiceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _BUSY_TIMEOUT_SECONDS = 30
-_CONNECT_TIMEOUT_SECONDS = 10
 
 
 @contextmanager
@@ -57,7 +57,9 @@ def _sqlite_engine(file: Path, *, read_only: bool) -> sa.Engine:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ServiceConnectionError(f"The task registry {file} cannot be made: {error.strerror}.") from error
-    engine = sa.create_engine(f"sqlite:///{file}", connect_args={"timeout": _BUSY_TIMEOUT_SECONDS})
+    engine = sa.create_engine(
+        sa.URL.create("sqlite", database=str(file)), connect_args={"timeout": _BUSY_TIMEOUT_SECONDS}
+    )
 
     def connected(connection: Any, _record: object) -> None:  # noqa: ANN401  sqlite3's own connection
         connection.isolation_level = None  # the transaction is begun below, not by the driver
@@ -77,7 +79,7 @@ def _postgres_engine(url: str, *, read_only: bool) -> sa.Engine:
         return sa.create_engine(
             sa.make_url(url).set(drivername="postgresql+psycopg"),
             isolation_level="REPEATABLE READ" if read_only else "READ COMMITTED",
-            connect_args={"connect_timeout": _CONNECT_TIMEOUT_SECONDS},
+            connect_args=POSTGRES_ARGUMENTS,
         )
     except ModuleNotFoundError as error:
         raise ConfigurationError(

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     Statement = sa.Select[Any] | sa.CompoundSelect[Any] | sa.Insert | sa.Update | sa.Delete
     Process = Callable[[Any], Any]
 
+# A database made without a locale has the encoding SQL_ASCII, and psycopg gives its texts back as bytes unless told.
+POSTGRES_ARGUMENTS = {"connect_timeout": 10, "client_encoding": "utf8"}
+
 
 def insert_row(table: sa.Table, *columns: str) -> sa.Insert:
     """An insert that takes these columns (none named: all) as parameters of their own names."""

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from necrocode.agent_runner.clients._group_commit import GroupWriter
-from necrocode.agent_runner.clients._registry_sql import Database, Transaction
+from necrocode.agent_runner.clients._registry_sql import POSTGRES_ARGUMENTS, Database, Transaction
 from necrocode.agent_runner.clients._registry_upgrade import schema_revision, upgrade_schema
 from necrocode.agent_runner.clients.registry_schema import HEAD_REVISION
 from necrocode.agent_runner.errors import ConfigurationError, ServiceConnectionError, ServiceError
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 _BUSY_TIMEOUT_SECONDS = 30.0
 _POOL_SIZE = 16
-_CONNECT_TIMEOUT_SECONDS = 10
 _LEFT_TO_THE_PARENT: list[object] = []  # connections of a parent process: closing them here would disturb it there
 _Result = TypeVar("_Result")
 
@@ -215,7 +214,7 @@ class SqliteStore(_PooledStore):
 
     def _make_engine(self) -> sa.Engine:
         engine = sa.create_engine(
-            f"sqlite:///{self._file}",
+            sa.URL.create("sqlite", database=str(self._file)),  # a path may hold what means something in a URL
             connect_args={"timeout": _BUSY_TIMEOUT_SECONDS},
             json_serializer=_json,
             pool_size=_POOL_SIZE,
@@ -297,7 +296,7 @@ class PostgresStore(_PooledStore):
                 json_serializer=_json,
                 pool_size=_POOL_SIZE,
                 max_overflow=0,
-                connect_args={"connect_timeout": _CONNECT_TIMEOUT_SECONDS},
+                connect_args=POSTGRES_ARGUMENTS,
             )
         except ModuleNotFoundError as error:
             raise ConfigurationError(

@@ -6,13 +6,9 @@ is found out by asking, and remembered for the rest of the process.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import re
-import socket
-import threading
-import time
 import weakref
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -22,7 +18,20 @@ import tenacity
 
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock, Deadline
 from necrocode.agent_runner._redact import Redactor
-from necrocode.agent_runner.clients._openai_answers import EndpointFailureError, failure_of, read_completion
+from necrocode.agent_runner.clients._exchange import (
+    ACCEPTED_ENCODINGS,
+    AnswerTooLargeError,
+    Exchange,
+    UnreadableBodyError,
+    current_exchange,
+    inflated,
+)
+from necrocode.agent_runner.clients._openai_answers import (
+    EndpointFailureError,
+    failure_of,
+    late_answer,
+    read_completion,
+)
 from necrocode.agent_runner.config import LLMConfig
 from necrocode.agent_runner.errors import (
     AuthenticationError,
@@ -30,7 +39,7 @@ from necrocode.agent_runner.errors import (
     ContextOverflowError,
     RunnerTimeoutError,
 )
-from necrocode.agent_runner.generation.edit_formats import JSON_SCHEMA, read_answer
+from necrocode.agent_runner.generation.edit_formats import JSON_SCHEMA, MAX_ANSWER_CHARACTERS, read_answer
 from necrocode.agent_runner.generation.prompt import as_text_request, free_messages
 from necrocode.agent_runner.models import LLMResponse, Message, ModelAnswer
 
@@ -45,6 +54,8 @@ if TYPE_CHECKING:
 
 OPENAI_ENDPOINT = "https://api.openai.com/v1"
 CONNECT_TIMEOUT_SECONDS = 10.0
+MAX_ANSWER_BYTES = 4 * MAX_ANSWER_CHARACTERS
+"""The largest body that is read: the longest answer in UTF-8."""
 _FIRST_BACKOFF_SECONDS = 0.5
 _LONGEST_BACKOFF_SECONDS = 30.0
 _MAX_RETRY_AFTER_SECONDS = 300.0
@@ -170,25 +181,32 @@ class LLMClient:
 
         left = deadline.check("ask the model")
         timeout = min(self._config.timeout_seconds, left)
-        try:
-            raw = self._client().chat.completions.with_raw_response.create(
-                **request, timeout=openai.Timeout(timeout, connect=min(CONNECT_TIMEOUT_SECONDS, timeout))
-            )
-            body = raw.http_response.content
-        except openai.OpenAIError as error:
-            error.args = (self._redact(str(error)),)  # a traceback shows the cause too, and endpoints echo keys
-            if isinstance(error, openai.APITimeoutError) and deadline.remaining_seconds() <= 0:
-                raise RunnerTimeoutError("The task's time ran out while the model was answering.") from error
-            raise failure_of(
-                error,
-                endpoint=self._endpoint,
-                model=self._config.model,
-                timeout_seconds=timeout,
-                redact=self._redact,
-                clock=self._clock,
-            ) from error
+        limits = openai.Timeout(timeout, connect=min(CONNECT_TIMEOUT_SECONDS, timeout))
+        with Exchange(timeout) as exchange:
+            exchange.start()
+            try:
+                raw = self._client().chat.completions.with_raw_response.create(**request, timeout=limits)
+                body = raw.http_response.content
+            except openai.OpenAIError as error:
+                error.args = (self._redact(str(error)),)  # a traceback shows the cause too, and endpoints echo keys
+                is_late = exchange.is_over or isinstance(error, openai.APITimeoutError)
+                raise self._failure(error, timeout, deadline, is_late=is_late) from error
+        if exchange.is_over:  # a body without a length looks whole when it is cut
+            raise self._failure(None, timeout, deadline, is_late=True)
         return read_completion(
             body, request_id=raw.headers.get("x-request-id"), model=self._config.model, redact=self._redact
+        )
+
+    def _failure(
+        self, error: openai.OpenAIError | None, timeout: float, deadline: Deadline, *, is_late: bool
+    ) -> Exception:
+        """What to raise after a try that brought no answer."""
+        if is_late and deadline.remaining_seconds() <= 0:
+            return RunnerTimeoutError("The task's time ran out while the model was answering.")
+        if error is None or (is_late and type(error.__cause__).__name__ != "ConnectTimeout"):
+            return late_answer(self._endpoint, timeout)
+        return failure_of(
+            error, endpoint=self._endpoint, model=self._config.model, redact=self._redact, clock=self._clock
         )
 
     def _client(self) -> openai.OpenAI:
@@ -254,51 +272,49 @@ def _next_format(refused: dict[str, Any], said: str) -> str:
 
 @lru_cache(maxsize=32)
 def _shared_client(endpoint: str, key: str, _process_id: int) -> openai.OpenAI:
-    """One client, with its pooled connections, per endpoint and key: building one costs 25 ms.
+    """One client per endpoint and key: building one costs 25 ms.
 
-    And per process: after a fork parent and child would read each other's answers from one socket.
+    And per process, for its locks. Each question has a connection of its own, so that its time limit knows from the
+    first byte on which one to hang up on; answers take seconds, and the next question seldom comes within the few for
+    which an idle connection is kept.
     """
+    import httpx2  # noqa: PLC0415
     import openai  # noqa: PLC0415
 
-    connections = openai.DefaultHttpxClient(event_hooks={"request": [_note_start], "response": [_read_in_time]})
+    connections = openai.DefaultHttpxClient(
+        event_hooks={"request": [_watch], "response": [_read_bounded]},
+        limits=httpx2.Limits(max_keepalive_connections=0),
+        headers={"Accept-Encoding": ACCEPTED_ENCODINGS},
+    )
     client = openai.OpenAI(api_key=key, base_url=endpoint, max_retries=0, http_client=connections)
     weakref.finalize(client, connections.close)
     return client
 
 
-def _note_start(request: httpx2.Request) -> None:
-    request.extensions["necrocode.start"] = time.monotonic()
+def _watch(request: httpx2.Request) -> None:
+    """Put the connection, as soon as there is one, under the time limit of the exchange."""
+    exchange = current_exchange()
+
+    def note(event: str, facts: dict[str, Any]) -> None:
+        if event == "connection.connect_tcp.complete" and exchange is not None:
+            exchange.hold(facts["return_value"].get_extra_info("socket"))
+
+    request.extensions["trace"] = note
 
 
-def _read_in_time(response: httpx2.Response) -> None:
-    """Read the body, and hang up when the whole answer takes longer than its time.
+def _read_bounded(response: httpx2.Response) -> None:
+    """Read the body within its limit, before anything else does without one."""
+    import httpx2  # noqa: PLC0415  loaded already: its client calls this
+    import openai  # noqa: PLC0415
 
-    httpx's read timeout counts from one byte to the next, and a busy endpoint may send empty lines for ten minutes
-    before its answer (https://api-docs.deepseek.com/quick_start/rate_limit). Sockets know real time only, hence no
-    passed-in clock here.
-    """
-    import openai  # noqa: PLC0415  loaded already: its client calls this
-
-    limit = response.request.extensions["timeout"]["read"]
-    left = limit - (time.monotonic() - response.request.extensions["necrocode.start"])
-    is_over = threading.Event()
-    watch = threading.Timer(left, _hang_up, [response.extensions["network_stream"].get_extra_info("socket"), is_over])
-    watch.daemon = True
-    watch.start()
+    stream = response.stream
+    assert isinstance(stream, httpx2.SyncByteStream)  # noqa: S101  the client is no asynchronous one
     try:
-        response.read()
-    except Exception as error:
-        if is_over.is_set():
-            raise openai.APITimeoutError(response.request) from error
-        raise
+        encoding = response.headers.pop("content-encoding", "")
+        body = b"".join(inflated(stream, encoding, limit_bytes=MAX_ANSWER_BYTES))
+    except (AnswerTooLargeError, UnreadableBodyError) as error:
+        raise openai.APIConnectionError(request=response.request) from error
     finally:
-        watch.cancel()
-    if is_over.is_set():  # a body without a length looks whole when it is cut
-        raise openai.APITimeoutError(response.request)
-
-
-def _hang_up(connection: socket.socket, is_over: threading.Event) -> None:
-    is_over.set()
-    with contextlib.suppress(OSError):  # it may have ended by itself just now
-        # Not SSLSocket.shutdown, which drops the TLS state that the reading thread is using.
-        socket.socket.shutdown(connection, socket.SHUT_RDWR)
+        stream.close()
+    response.stream = httpx2.ByteStream(body)
+    response.read()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import log
 from typing import TYPE_CHECKING
@@ -29,6 +29,10 @@ class Piece:
     path: str
     text: str
     why: str
+
+    def renewed(self, text: str) -> Piece:
+        """The same piece with another text."""
+        return replace(self, text=text)
 
 
 @dataclass(frozen=True)

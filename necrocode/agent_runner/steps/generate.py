@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from necrocode.agent_runner.generation.context import Context, select_context
 from necrocode.agent_runner.generation.edit_formats import read_answer
 from necrocode.agent_runner.generation.prompt import task_messages
+from necrocode.agent_runner.generation.stand_ins import StandIns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner._git import ObjectReader, Repository
+    from necrocode.agent_runner._redact import Redactor
     from necrocode.agent_runner.config import LLMConfig
     from necrocode.agent_runner.models import LLMResponse, Message, ModelAnswer, TaskContext
     from necrocode.agent_runner.protocols import LanguageModel
@@ -64,21 +64,31 @@ def generate(
     llm: LLMConfig,
     instructions: str,
     transcript: Transcript,
-    redact: Callable[[str], str],
+    redactor: Redactor,
     deadline: Deadline,
 ) -> LLMResponse:
     """Ask the model for the task's change set. Raises ``ImplementationError``, ``ServiceError`` and their kin."""
     # "auto" is text: the same model lands about twice as many tasks so as in JSON (docs/edit-formats.md).
     answer_format: Literal["json", "text"] = "json" if llm.edit_format == "json" else "text"
-    messages = task_messages(
-        task, context, instructions=instructions, test_commands=task.test_commands, answer_format=answer_format
+    nameable = (piece for piece in context.pieces if redactor.text(piece.path) == piece.path)
+    stand_ins = StandIns(nameable, redactor.replaced)
+    shown = replace(context, paths=tuple(map(redactor.text, context.paths)), pieces=stand_ins.pieces)
+    transcript.messages = task_messages(
+        task,
+        shown,
+        instructions="\n\n".join(filter(None, [redactor.text(instructions).strip(), stand_ins.note])),
+        test_commands=tuple(map(redactor.text, task.test_commands)),
+        answer_format=answer_format,
     )
-    transcript.messages = tuple(message.model_copy(update={"content": redact(message.content)}) for message in messages)
     answer = model.complete(
         transcript.messages, answer_format=answer_format, max_tokens=task.max_tokens, deadline=deadline
     )
     transcript.answer = answer
     response = read_answer(answer)
     return response.model_copy(
-        update={"model": redact(response.model), "explanation": redact(response.explanation)}  # endpoints echo keys
+        update={
+            "code_changes": tuple(map(stand_ins.restored, response.code_changes)),
+            "model": redactor.text(response.model),  # endpoints echo keys
+            "explanation": redactor.text(response.explanation),
+        }
     )
