@@ -179,8 +179,13 @@ def test_a_caller_that_hangs_up_while_it_waits_gets_no_slot(bench: Bench, reposi
 
 def test_a_caller_that_hangs_up_while_its_slot_is_made_holds_none(bench: Bench, repository: Path) -> None:
     entered, go_on = threading.Event(), threading.Event()
+    is_wanted: list[Callable[[], bool]] = []
 
     class Slow(Watched):
+        def allocate_slot_while(self, *arguments: Any, **options: Any) -> SlotAllocation:
+            is_wanted.append(arguments[0])
+            return super().allocate_slot_while(*arguments, **options)
+
         def _handed_out(self, *arguments: Any) -> Any:
             entered.set()
             assert go_on.wait(WITHIN_SECONDS)
@@ -189,8 +194,7 @@ def test_a_caller_that_hangs_up_while_its_slot_is_made_holds_none(bench: Bench, 
     pool = Slow(bench.place / "pool", Git(bench.place / "git"), pool_size=1)
     url = bench.serve(pool)
     hang_up_while_waiting(url, wanted(repository), entered.is_set)
-    until(lambda: requests.get(f"{url}/health", timeout=5).ok)
-    threading.Event().wait(0.2)  # the service hears of it from its own event loop
+    until(lambda: not is_wanted[0]())
     go_on.set()
     until(lambda: pool.running == 0)
     assert pool.pools_status()[0].counts["available"] == 1

@@ -52,16 +52,28 @@ exec {git} "$@"
 ALLOCATE = """
 import os
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from necrocode.agent_runner import LocalRepoPool
 from necrocode.agent_runner._git import Git
+from necrocode.agent_runner.clients._pool_fetch import SharedFetches
 
 place, repository, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 pool = LocalRepoPool(place / "pool", Git(place / "git"), pool_size=count * 4)
 
+served = SharedFetches._served
+came = set()
+
+def tell(self, *arguments):
+    if threading.get_ident() not in came:
+        came.add(threading.get_ident())
+        os.write(1, b"calling\\n")  # one write, so that threads do not mix their lines
+    return served(self, *arguments)
+
+SharedFetches._served = tell
+
 def allocate(number):
-    os.write(1, b"calling\\n")  # one write, so that threads do not mix their lines
     return pool.allocate_slot(repository, str(number)).slot_id
 
 with ThreadPoolExecutor(count) as threads:
@@ -146,25 +158,33 @@ def in_background(work: Callable[[], Any]) -> Callable[[], Any]:
     return result
 
 
+@pytest.fixture
+def came(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """The threads that have come for a fetch, each from the moment on at which a fetch that starts serves it."""
+    seen: set[int] = set()
+    served = SharedFetches._served
+
+    def noted(self: SharedFetches, *arguments: Any) -> Any:
+        seen.add(threading.get_ident())
+        return served(self, *arguments)
+
+    monkeypatch.setattr(SharedFetches, "_served", noted)
+    return seen
+
+
 # --- one fetch for many
 
 
-def test_24_callers_during_a_fetch_share_the_next_one(bench: Bench) -> None:
+def test_24_callers_during_a_fetch_share_the_next_one(bench: Bench, came: set[int]) -> None:
     pool = bench.pool(25, SYSTEM_CLOCK)
     bench.close_gate("fetch")
     first = in_background(lambda: pool.allocate_slot(str(bench.repository), "first"))
     until(lambda: bench.count("fetch") == 1)
     newer = commit_files(bench.repository, {"newer": "x"})
-    came = threading.Semaphore(0)
-
-    def work(number: int) -> SlotAllocation:
-        came.release()
-        return pool.allocate_slot(str(bench.repository), f"{number}")
-
-    others = in_background(lambda: at_once(work, range(24)))
-    for _ in range(24):
-        assert came.acquire(timeout=WITHIN_SECONDS)
-    threading.Event().wait(0.3)  # from there to the call's first line
+    others = in_background(
+        lambda: at_once(lambda number: pool.allocate_slot(str(bench.repository), f"{number}"), range(24))
+    )
+    until(lambda: len(came) == 25)
     assert bench.count("fetch") == 1
     bench.open_gate("fetch")
     slots = others()
@@ -182,7 +202,6 @@ def test_processes_share_fetches_too(bench: Bench) -> None:
         for _ in range(6):
             assert process.stdout.readline() == "calling\n"
     until(lambda: bench.count("fetch") == 1)
-    threading.Event().wait(0.3)  # from there to the call's first line
     bench.open_gate("fetch")
     made: list[str] = []
     for process in running:
@@ -191,19 +210,20 @@ def test_processes_share_fetches_too(bench: Bench) -> None:
         assert process.returncode == 0, errors
         made += said.split()
     assert len(set(made)) == 24
-    assert bench.count("fetch") <= 3
+    assert bench.count("fetch") <= 2
 
 
-def test_a_failed_fetch_fails_for_all_whom_it_was_to_serve(bench: Bench) -> None:
+def test_a_failed_fetch_fails_for_all_whom_it_was_to_serve(bench: Bench, came: set[int]) -> None:
     pool = bench.pool(25, SYSTEM_CLOCK)
     pool.allocate_slot(str(bench.repository), "me")
+    came.clear()
     bench.close_gate("fetch")
     first = in_background(lambda: pool.allocate_slot(str(bench.repository), "first"))
     until(lambda: bench.count("fetch") == 2)
     others = in_background(
         lambda: at_once(lambda _: pool.allocate_slot(str(bench.repository), "me", base_ref="main"), range(12))
     )
-    threading.Event().wait(0.5)
+    until(lambda: len(came) == 13)
     shutil.rmtree(bench.repository / ".git")
     bench.open_gate("fetch")
     failures = [first(), *others()]
