@@ -96,7 +96,7 @@ class Bench:
 
     def slots(self) -> list[dict[str, Any]]:
         (file,) = self.state_dir.glob("pool/*/pool.json")
-        slots: list[dict[str, Any]] = json.loads(file.read_text())
+        slots: list[dict[str, Any]] = json.loads(file.read_text())["slots"]
         return slots
 
     def assert_nothing_is_left(self) -> None:
@@ -462,7 +462,7 @@ def test_secrets_of_a_file_are_hidden_from_the_model_and_kept_in_the_file(bench:
     assert files_at(bench.repository, result.branch)["settings.py"] == SETTINGS.replace("True", "False").encode()
     assert "hunter22" not in asked[0]
     assert "ghp_" not in asked[0]
-    assert "REDACTED_SECRET_1 stand for secrets" in asked[0].replace("such as ", "")
+    assert "Names such as REDACTED_SECRET_1 stand for secrets" in asked[0]
 
 
 def test_a_secret_is_not_moved_to_another_file(bench: Bench) -> None:

@@ -108,7 +108,9 @@ def _store(settings: ServeSettings) -> SidecarArtifactStore:
     if url is not None and url.startswith("s3://"):
         from necrocode.agent_runner.clients.artifact_store_s3 import S3ArtifactStore  # noqa: PLC0415  an extra, and slow
 
-        return S3ArtifactStore(url, compress=True, quota_bytes=settings.quota_bytes)
+        return S3ArtifactStore(
+            url, spool_dir=settings.data_dir / "spool", compress=True, quota_bytes=settings.quota_bytes
+        )
     return LocalArtifactStore(_folder(url, settings), compress=True, quota_bytes=settings.quota_bytes)
 
 

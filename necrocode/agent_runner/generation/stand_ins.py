@@ -21,7 +21,7 @@ NOTE = "Names such as {name}1 stand for secrets: keep each one exactly as it is,
 
 
 class StandIns:
-    """The names for the secrets in these pieces. ``replaced`` gives a text with each of its secrets given to a function.
+    """The names for the secrets in these pieces; ``replaced`` gives each secret of a text to a function.
 
     Secrets get the numbers in which they come, so that the same files make the same prompt.
     """
@@ -61,8 +61,7 @@ class StandIns:
             name = found[0]
             if change.file_path not in self._files_with.get(name, ()):
                 raise ChangeRejectedError(
-                    f"The answer writes {name} into {change.file_path}: a name that stands for a secret of another file,"
-                    " or for none."
+                    f"The answer writes {name} into {change.file_path}: it stands for no secret of that file."
                 )
             return self._secret_of[name]
 
