@@ -475,6 +475,28 @@ def test_a_secret_is_not_moved_to_another_file(bench: Bench) -> None:
         assert f"writes {name} into calc.py" in result.error_details.message
 
 
+def test_an_orchestrator_that_is_closed_leaves_nothing_open(bench: Bench) -> None:
+    def open_files() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    bench.run(GOOD_ANSWER)
+    before = open_files()
+    for _ in range(5):
+        with bench.orchestrator(ScriptedLLM([GOOD_ANSWER])) as orchestrator:
+            assert orchestrator.run(bench.task()).success
+    assert open_files() < before + 5  # a run that left something open would have left it five times
+
+
+def test_a_closed_orchestrator_runs_again_and_leaves_what_was_passed_in_open(bench: Bench) -> None:
+    with bench.registry as registry:
+        orchestrator = bench.orchestrator(ScriptedLLM([GOOD_ANSWER] * 2), {"task_registry": registry})
+        assert orchestrator.run(bench.task()).success
+        orchestrator.close()
+        orchestrator.close()
+        assert registry.get_task("1.1").status == "done"
+        assert orchestrator.run(bench.task()).success
+
+
 # --- interruptions at the end
 
 

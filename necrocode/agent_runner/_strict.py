@@ -169,7 +169,8 @@ def _unique_key_loader() -> type[yaml.SafeLoader]:
                 return super().construct_object(node, deep)
             except (LookupError, AttributeError, ValueError, TypeError) as error:
                 kind = node.tag.rsplit(":", 1)[-1]
-                problem = f"a value is not the {kind} that it should be ({error})"
+                why = str(error) if isinstance(error, ValueError) else _bounded_repr.repr(node.value)
+                problem = f"a value is not the {kind} that it should be ({why})"
                 raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
     return UniqueKeyLoader

@@ -6,7 +6,7 @@ import os
 import secrets
 import socket
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock
 from necrocode.agent_runner.config import RunnerConfig
@@ -16,6 +16,7 @@ from necrocode.agent_runner.wiring import Services, build_services
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import TracebackType
 
     from necrocode.agent_runner.models import RunnerResult, TaskContext
     from necrocode.agent_runner.protocols import ArtifactStore, LanguageModel, RepoPool, Sandbox, TaskRegistry
@@ -56,6 +57,20 @@ class RunnerOrchestrator:
         )
         self._services: Services | None = None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close what was opened for the runs, but nothing that was passed in; a later run opens it anew."""
+        services, self._services = self._services, None
+        if services is not None:
+            services.close()
+
     def run(self, task_context: TaskContext) -> RunnerResult:
         """Do the task, and say what came of it.
 
@@ -64,8 +79,8 @@ class RunnerOrchestrator:
         """
         record = RunRecord(task_context, self.runner_id, self._clock, self._on_progress)
         try:
-            self._services = self._services or self._wire()
-            self._run_steps(TaskRun(record, self.config, self._services))
+            services = self._services = self._services or self._wire()
+            self._run_steps(TaskRun(record, self.config, services))
         except KeyboardInterrupt as stop:
             record.cancel()
             raise RunInterrupted(record.result()) from stop

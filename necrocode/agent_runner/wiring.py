@@ -14,6 +14,8 @@ from necrocode.agent_runner.config import checked_token
 from necrocode.agent_runner.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pydantic import SecretStr
 
     from necrocode.agent_runner._clock import Clock
@@ -32,6 +34,15 @@ class Services:
     sandbox: Sandbox
     git: Git
     redactor: Redactor
+    own: tuple[object, ...] = ()
+    """Those that were made here and not passed in: whoever asked for them closes them."""
+
+    def close(self) -> None:
+        """Close connections and databases of the services that were made here."""
+        for service in self.own:
+            close: Callable[[], None] | None = getattr(service, "close", None)
+            if close is not None:
+                close()
 
 
 def build_services(
@@ -55,14 +66,22 @@ def build_services(
     llm_config = _with_key(config)
     git = Git(config.state_dir / "git", git_token)
     api_key = llm_config.api_key.get_secret_value() if llm_config.api_key is not None else None
+    own: list[object] = []
+    if task_registry is None:
+        own.append(task_registry := _task_registry(config, clock, service_token))
+    if repo_pool is None:
+        own.append(repo_pool := _repo_pool(config, clock, service_token, git))
+    if artifact_store is None:
+        own.append(artifact_store := _artifact_store(config, clock, service_token))
     return Services(
-        task_registry=task_registry or _task_registry(config, clock, service_token),
-        repo_pool=repo_pool or _repo_pool(config, clock, service_token, git),
-        artifact_store=artifact_store or _artifact_store(config, clock, service_token),
+        task_registry=task_registry,
+        repo_pool=repo_pool,
+        artifact_store=artifact_store,
         llm=llm or _llm(llm_config, clock),
         sandbox=sandbox or PlainSandbox(config.state_dir / "layers", max_output_bytes=config.max_output_bytes),
         git=git,
         redactor=Redactor(tuple(secret for secret in (git_token, service_token, api_key, _password(config)) if secret)),
+        own=tuple(own),
     )
 
 

@@ -40,6 +40,7 @@ _KINDS: tuple[tuple[type[errors.RunnerError], int, str], ...] = (
     (errors.IdempotencyKeyReusedError, 422, "idempotency-key-reused"),
     (errors.SlotAllocationError, 503, "no-available-slots"),
     (errors.RepositoryNotFoundError, 422, "repository-not-found"),
+    (errors.AuthenticationError, 422, "repository-refused"),  # no 401: the caller's own token is not the trouble
     (errors.WorkspacePreparationError, 500, "workspace-preparation-failed"),
     (errors.TaskContextValidationError, 422, "invalid-task"),
     (errors.ConfigurationError, 422, "invalid-request"),

@@ -452,6 +452,20 @@ class TaskQueueContract:
             registry.search_tasks(cursor=cursor)
         assert caught.value.status_code in {400, 422}
 
+    def test_long_lists_are_read_page_by_page(
+        self, registry: LocalTaskRegistry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("necrocode.agent_runner.clients.task_registry_local._LARGEST_PAGE", 3)
+        monkeypatch.setattr("necrocode.agent_runner.clients.task_registry_http._PAGE_SIZE", 3)
+        registry.create_taskset(taskset(*(definition(str(number)) for number in range(8))))
+        for number in range(8):
+            registry.add_event("1", f"e{number}")
+            registry.add_artifact("1", "log", f"u{number}")
+        assert [one.task_id for one in registry.list_tasks()] == [str(number) for number in range(8)]
+        assert [event.event_type for event in registry.list_events("1")] == [f"e{number}" for number in range(8)]
+        assert [artifact.uri for artifact in registry.list_artifacts("1")] == [f"u{number}" for number in range(8)]
+        assert len(list(islice(registry.follow_events(), 8))) == 8
+
     # --- the events of all tasks
 
     def test_events_of_all_tasks_are_found_by_time_and_spec(

@@ -25,11 +25,14 @@ from necrocode.agent_runner import (
     TaskRegistryClient,
 )
 from necrocode.agent_runner._git import Git
+from necrocode.services._app import create_app
+from necrocode.services.task_registry import task_registry_service
 from tests.contracts.lost_answers import lose_answers
 from tests.contracts.threads import at_once
 from tests.support.clocks import FakeClock
 from tests.support.repositories import CALC_TEST, CALC_TEST_COMMAND, FIXED_CALC, files_at, git
-from tests.support.wire_service import PoolService, RegistryService, StoreService
+from tests.support.served import served as serving
+from tests.support.wire_service import PoolService, StoreService
 
 TOKEN = "a-token-for-tests"
 GOOD_ANSWER = f"calc.py\n```python\n{FIXED_CALC}```\n"
@@ -44,7 +47,8 @@ class Site:
 
     folder: Path
     repository: Path
-    registry: RegistryService
+    registry_url: str
+    registry: LocalTaskRegistry
     pool: PoolService
     store: StoreService
 
@@ -61,7 +65,7 @@ class Site:
 
     def orchestrator(self, *answers: Any, **options: Any) -> RunnerOrchestrator:
         config = RunnerConfig(
-            task_registry_url=self.registry.url,
+            task_registry_url=self.registry_url,
             repo_pool_url=self.pool.url,
             artifact_store_url=self.store.url,
             service_token=TOKEN,
@@ -71,16 +75,16 @@ class Site:
         return RunnerOrchestrator(config, llm=ScriptedLLM(answers), **options)
 
     def status(self) -> str:
-        return self.registry.registry.get_task("1.1", spec_name="電卓").status
+        return self.registry.get_task("1.1", spec_name="電卓").status
 
     def events(self) -> list[str]:
-        return [one.event_type for one in self.registry.registry.list_events("1.1", spec_name="電卓")]
+        return [one.event_type for one in self.registry.list_events("1.1", spec_name="電卓")]
 
     def stored(self, result: RunnerResult) -> dict[str, bytes]:
         """The artifacts of a run as the store hands them out, checked against the registry's record of them."""
         found = {}
         with ArtifactStoreClient(self.store.url, token=TOKEN) as client:
-            for record in self.registry.registry.list_artifacts(result.task_id, spec_name=result.spec_name):
+            for record in self.registry.list_artifacts(result.task_id, spec_name=result.spec_name):
                 content = client.download(record.uri.rpartition("/artifacts/")[2])
                 assert record.size_bytes == len(content)
                 assert record.metadata["sha256"] == hashlib.sha256(content).hexdigest()
@@ -101,18 +105,18 @@ def site(tmp_path: Path, repository: Path) -> Iterator[Site]:
     pool = LocalRepoPool(served / "pool", Git(served / "git"), pool_size=SLOTS)
     with (
         LocalTaskRegistry(f"sqlite:///{served / 'registry.db'}") as registry,
-        RegistryService(registry, token=TOKEN) as registry_service,
+        serving(create_app(task_registry_service(registry), token=TOKEN)) as registry_url,
         PoolService(pool, token=TOKEN) as pool_service,
         StoreService(LocalArtifactStore(served / "store"), token=TOKEN) as store_service,
     ):
-        yield Site(tmp_path, repository, registry_service, pool_service, store_service)
+        yield Site(tmp_path, repository, registry_url, registry, pool_service, store_service)
 
 
 def test_a_task_becomes_a_tested_commit_and_every_service_knows(site: Site) -> None:
     result = site.orchestrator(GOOD_ANSWER).run(site.task())
     assert (result.success, result.error, result.reported, result.warnings) == (True, None, True, ())
     assert files_at(site.repository, BRANCH) == {"calc.py": FIXED_CALC.encode(), "test_calc.py": CALC_TEST.encode()}
-    record = site.registry.registry.get_task("1.1", spec_name="電卓")
+    record = site.registry.get_task("1.1", spec_name="電卓")
     assert (record.status, record.attempt, record.title) == ("done", 1, "足し算を直す")
     assert record.metadata["commit"] == git(site.repository, "rev-parse", BRANCH)
     assert site.events() == [
@@ -138,7 +142,7 @@ def test_failing_tests_are_on_record_and_nothing_is_delivered(site: Site) -> Non
     assert git(site.repository, "branch", "--format=%(refname:short)") == "main"
     assert site.status() == "failed"
     assert site.events()[-2:] == ["tests_completed", "run_finished"]
-    finished = site.registry.registry.list_events("1.1", spec_name="電卓")[-1].data
+    finished = site.registry.list_events("1.1", spec_name="電卓")[-1].data
     assert (finished["status"], finished["tests_passed"], finished["run_id"]) == ("failed", False, result.run_id)
     stored = site.stored(result)
     assert json.loads(stored["test"])["success"] is False
@@ -149,7 +153,7 @@ def test_failing_tests_are_on_record_and_nothing_is_delivered(site: Site) -> Non
 def test_a_failed_task_can_be_done_by_a_second_run(site: Site) -> None:
     for answer in (USELESS_ANSWER, GOOD_ANSWER):
         site.orchestrator(answer).run(site.task())
-    record = site.registry.registry.get_task("1.1", spec_name="電卓")
+    record = site.registry.get_task("1.1", spec_name="電卓")
     assert (record.status, record.attempt) == ("done", 2)
 
 
@@ -164,7 +168,7 @@ def test_a_repository_that_is_not_there_is_told_as_such(site: Site) -> None:
 def test_a_run_over_a_bad_network_has_each_effect_once(site: Site) -> None:
     clock = FakeClock()
     with (
-        TaskRegistryClient(site.registry.url, token=TOKEN, clock=clock) as registry,
+        TaskRegistryClient(site.registry_url, token=TOKEN, clock=clock) as registry,
         RepoPoolClient(site.pool.url, token=TOKEN, clock=clock) as pool,
         ArtifactStoreClient(site.store.url, token=TOKEN, clock=clock) as store,
     ):
@@ -177,7 +181,7 @@ def test_a_run_over_a_bad_network_has_each_effect_once(site: Site) -> None:
     assert site.status() == "done"
     assert len(site.events()) == len(set(site.events())) == 7
     assert set(site.stored(result)) == {"diff", "test", "transcript", "log"}
-    assert len(site.registry.registry.list_artifacts("1.1", spec_name="電卓")) == 4
+    assert len(site.registry.list_artifacts("1.1", spec_name="電卓")) == 4
     site.assert_all_slots_are_free()
 
 
@@ -185,14 +189,14 @@ def test_six_tasks_at_once_share_two_slots(site: Site) -> None:
     orchestrator = site.orchestrator(*[GOOD_ANSWER] * 6)
     results = at_once(lambda number: orchestrator.run(site.task(task_id=f"2.{number}")), range(6))
     assert [getattr(result, "error", result) for result in results] == [None] * 6
-    registry = site.registry.registry
+    registry = site.registry
     assert {registry.get_task(f"2.{number}", spec_name="電卓").status for number in range(6)} == {"done"}
     assert len(git(site.repository, "branch", "--format=%(refname:short)").split()) == 7
     site.assert_all_slots_are_free()
 
 
 def test_a_wrong_token_is_told_before_anything_is_done(site: Site) -> None:
-    with TaskRegistryClient(site.registry.url, token="another-token", clock=FakeClock()) as registry:
+    with TaskRegistryClient(site.registry_url, token="another-token", clock=FakeClock()) as registry:
         result = site.orchestrator(GOOD_ANSWER, task_registry=registry).run(site.task())
     assert result.error_details is not None
     assert result.error_details.type == "AuthenticationError"

@@ -1,4 +1,4 @@
-"""The three services on loopback, as far as the clients need them: thin shells over the embedded implementations."""
+"""Repo pool and artifact store on loopback, as far as the clients need them: thin shells over the embedded ones."""
 
 from __future__ import annotations
 
@@ -24,13 +24,11 @@ from necrocode.agent_runner import (
     IllegalTransitionError,
     LocalArtifactStore,
     LocalRepoPool,
-    LocalTaskRegistry,
     RepositoryNotFoundError,
     RunnerError,
     SlotAllocationError,
     SlotNotFoundError,
     StaleLeaseError,
-    TaskContext,
     TaskContextValidationError,
     TaskNotFoundError,
     WorkspacePreparationError,
@@ -50,7 +48,6 @@ _PROBLEMS: list[tuple[type[RunnerError], int, str]] = [
     (ArtifactUploadError, 507, "artifact-not-stored"),
     (RunnerError, 500, "internal-error"),
 ]  # fmt: skip
-_ITEMS_A_PAGE = 3  # so few that clients have to turn pages
 
 
 @dataclass
@@ -169,59 +166,6 @@ class WireService:
         )
 
 
-class RegistryService(WireService):
-    """The task registry's wire."""
-
-    name = "task-registry"
-    capabilities = ("register-task",)
-
-    def __init__(self, registry: LocalTaskRegistry, *, token: str | None = None) -> None:
-        super().__init__(token=token)
-        self.registry = registry
-
-    def routes(self) -> Sequence[Route]:
-        return (
-            ("PUT", r"/tasks/([^/]+)", self._register),
-            ("GET", r"/tasks/([^/]+)", self._task),
-            ("PUT", r"/tasks/([^/]+)/status", self._status),
-            ("POST", r"/tasks/([^/]+)/events", self._add_event),
-            ("GET", r"/tasks/([^/]+)/events", self._events),
-            ("POST", r"/tasks/([^/]+)/artifacts", self._add_artifact),
-            ("GET", r"/tasks/([^/]+)/artifacts", self._artifacts),
-        )
-
-    def _register(self, call: Call, task_id: str) -> Reply:
-        place = {"task_id": task_id, "spec_name": call.query["spec_name"], "repo_url": "unknown"}
-        self.registry.register_task(TaskContext(**(call.json | place)))
-        return self._task(call, task_id)
-
-    def _task(self, call: Call, task_id: str) -> Reply:
-        return Reply(body=_plain(self.registry.get_task(task_id, spec_name=_spec(call))))
-
-    def _status(self, call: Call, task_id: str) -> Reply:
-        body = call.json
-        self.registry.update_task_status(task_id, body["status"], body.get("metadata"), spec_name=_spec(call))
-        return self._task(call, task_id)
-
-    def _add_event(self, call: Call, task_id: str) -> Reply:
-        body = call.json
-        self.registry.add_event(task_id, body["event_type"], body.get("data"), spec_name=_spec(call))
-        return Reply(201)
-
-    def _events(self, call: Call, task_id: str) -> Reply:
-        return _page(call, self.registry.list_events(task_id, spec_name=_spec(call)))
-
-    def _add_artifact(self, call: Call, task_id: str) -> Reply:
-        body = call.json
-        self.registry.add_artifact(
-            task_id, body["type"], body["uri"], body.get("size_bytes"), body.get("metadata"), spec_name=_spec(call)
-        )
-        return Reply(201)
-
-    def _artifacts(self, call: Call, task_id: str) -> Reply:
-        return _page(call, self.registry.list_artifacts(task_id, spec_name=_spec(call)))
-
-
 class PoolService(WireService):
     """The repo pool's wire."""
 
@@ -332,16 +276,5 @@ def _problem(status: int, slug: str, detail: str) -> Reply:
     return Reply(status, body, {"Content-Type": "application/problem+json"})
 
 
-def _page(call: Call, records: Sequence[BaseModel]) -> Reply:
-    start = int(base64.b64decode(call.query["cursor"])) if "cursor" in call.query else 0
-    end = start + min(int(call.query.get("limit", 1000)), _ITEMS_A_PAGE)
-    cursor = base64.b64encode(str(end).encode()).decode() if end < len(records) else None
-    return Reply(body={"items": [_plain(record) for record in records[start:end]], "next_cursor": cursor})
-
-
 def _plain(record: BaseModel) -> Any:
     return record.model_dump(mode="json")
-
-
-def _spec(call: Call) -> str | None:
-    return call.query.get("spec_name")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import stat
@@ -320,3 +321,25 @@ def test_a_folder_goes_whatever_is_in_it_and_no_link_is_followed(tmp_path: Path)
     assert (tmp_path / "outside/kept").read_text() == "kept"
     assert stat.S_IMODE((tmp_path / "outside").stat().st_mode) == 0o750
     remove_tree(tmp_path / "folder")
+
+
+# --- layers of processes that died
+
+
+def test_layers_of_dead_processes_are_removed_and_those_in_use_are_not(tmp_path: Path) -> None:
+    root, checkout = tmp_path / "layers", tmp_path / "checkout"
+    checkout.mkdir()
+    for name in ("layer-dead", "layer-young", "layer-held", "another"):
+        (root / name / "top").mkdir(parents=True)
+        (root / name / "top" / "file").write_text("x")
+    (root / "layer-dead" / "top").chmod(0)
+    for name in ("layer-dead", "layer-held", "another"):
+        os.utime(root / name, (0, 0))
+    handle = os.open(root / "layer-held", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        with open_layer(checkout, root, kind="copy") as layer:
+            left = {path.name for path in root.iterdir()} - {layer.folder.name}
+    finally:
+        os.close(handle)
+    assert left == {"layer-young", "layer-held", "another"}

@@ -74,6 +74,7 @@ _ERROR_BY_SLUG: dict[str, type[RunnerError]] = {
     "idempotency-key-reused": IdempotencyKeyReusedError,
     "invalid-task": TaskContextValidationError,
     "repository-not-found": RepositoryNotFoundError,
+    "repository-refused": AuthenticationError,
     "workspace-preparation-failed": WorkspacePreparationError,
     "storage-full": StorageFullError,
 }

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING
 from necrocode.agent_runner._git import REMOTE_HEAD, GitError, Repository
 from necrocode.agent_runner.clients._pool_fetch import SharedFetches
 from necrocode.agent_runner.clients._pool_files import locked_within, write_whole
-from necrocode.agent_runner.errors import RepositoryNotFoundError, RunnerTimeoutError, WorkspacePreparationError
+from necrocode.agent_runner.errors import (
+    AuthenticationError,
+    RepositoryNotFoundError,
+    RunnerError,
+    RunnerTimeoutError,
+    WorkspacePreparationError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -24,6 +30,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _COMMIT_ID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_REFUSED = re.compile(
+    r"Authentication failed|could not read (?:Username|Password)|returned error: 40[13]|Permission denied \(publickey"
+)
 _NOT_THERE = re.compile(
     r"not found|does not exist|does not appear to be a git repository|repository '.*' not", re.IGNORECASE
 )
@@ -159,15 +168,18 @@ class Mirror:
         with self.repository.objects() as objects:
             return objects.resolve(name)
 
-    def _explained(self, error: GitError) -> WorkspacePreparationError:
+    def _explained(self, error: GitError) -> RunnerError:
         if "couldn't find remote ref HEAD" in error.output:
             return RepositoryNotFoundError(f"{self._url} has no commit yet.", hint="Make a first commit there.")
         if _NOT_THERE.search(error.output):
             return RepositoryNotFoundError(f"There is no repository at {self._url}: {error}", hint="Check repo_url.")
+        if _REFUSED.search(error.output):
+            return AuthenticationError(
+                f"Cannot fetch {self._url}: {error}",
+                hint="For https set GIT_TOKEN (it is sent over nothing else), for ssh a key that git finds.",
+            )
         return WorkspacePreparationError(
-            f"Cannot fetch {self._url}: {error}",
-            hint="Is it reachable, and is GIT_TOKEN set if it is private?",
-            retryable=True,
+            f"Cannot fetch {self._url}: {error}", hint="Is the host reachable from here?", retryable=True
         )
 
     # --- worktrees ---

@@ -7,10 +7,13 @@ Either way the checkout is never written to, and ``.git`` is not there to be fou
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
 import tempfile
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 LayerKind = Literal["overlay", "copy"]
 
 _PROBE_SECONDS = 10
+_PREFIX = "layer-"
+_YOUNG_SECONDS = 60.0  # between its making and its lock a folder looks like a dead one
 # Arguments: lower folder, layer folder, uid, gid, command. The mapping makes us root inside, which mounting needs; a
 # second one gives the command its own ids back. "cd" comes after the mount: before it, "." would be the empty folder.
 _ENTER = """\
@@ -111,13 +116,32 @@ def overlay_works(root: Path) -> bool:
 
 @contextmanager
 def _folder(root: Path) -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="layer-", dir=root))
+    _sweep(root)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
+    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
+        fcntl.flock(held, fcntl.LOCK_EX)  # the system gives it back when this process dies: see _sweep
         for name in ("upper", "work", "top", "empty", "home", "tmp"):
             (folder / name).mkdir()
         yield folder
     finally:
+        os.close(held)
         remove_tree(folder)
+
+
+@cache
+def _sweep(root: Path) -> None:
+    """Remove the layers of processes that died, once a process: those that nobody holds, and that are not just made."""
+    for folder in root.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime < _YOUNG_SECONDS:
+                continue
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove_tree(folder)
+            finally:
+                os.close(handle)
 
 
 def remove_tree(folder: Path) -> None:
