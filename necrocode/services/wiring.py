@@ -10,15 +10,14 @@ from pydantic import Field, SecretStr, field_validator
 
 from necrocode.agent_runner._git import Git
 from necrocode.agent_runner._names import expand_home
-from necrocode.agent_runner._strict import StrictModel, read_yaml_mapping
+from necrocode.agent_runner._strict import StrictModel
 from necrocode.agent_runner.clients.artifact_store_local import LocalArtifactStore
 from necrocode.agent_runner.clients.repo_pool_local import LocalRepoPool
 from necrocode.agent_runner.clients.task_registry_local import LocalTaskRegistry
 from necrocode.agent_runner.config import checked_token
 from necrocode.agent_runner.errors import ConfigurationError
-from necrocode.agent_runner.records import PoolSet
 from necrocode.services.artifact_store import artifact_store_service
-from necrocode.services.repo_pool import repo_pool_service
+from necrocode.services.repo_pool import read_pools_file, repo_pool_service
 from necrocode.services.task_registry import task_registry_service
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ def build_service(name: ServiceName, settings: ServeSettings) -> Service:
     if name == "repo-pool":
         return repo_pool_service(
             LocalRepoPool(settings.data_dir / "pool", _git(settings), pool_size=settings.pool_size),
-            pools=_pools(settings),
+            pools=None if settings.pools_file is None else read_pools_file(settings.pools_file),
             allowed_sources=settings.allowed_sources,
         )
     return artifact_store_service(
@@ -95,12 +94,6 @@ def _database_url(settings: ServeSettings) -> str:
 def _git(settings: ServeSettings) -> Git:
     token = settings.git_token
     return Git(settings.data_dir / "git", None if token is None else token.get_secret_value())
-
-
-def _pools(settings: ServeSettings) -> PoolSet | None:
-    if settings.pools_file is None:
-        return None
-    return PoolSet(**read_yaml_mapping(settings.pools_file, what="pools file", error_type=ConfigurationError))
 
 
 def _store(settings: ServeSettings) -> SidecarArtifactStore:
