@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PYTEST_ARGS ?=
 
-.PHONY: demo test check format local-llm clean
+.PHONY: demo test check format fuzz-api soak local-llm clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,13 @@ check: $(VENV)/.installed
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# What default CI does with few examples or small sizes.
+fuzz-api: $(VENV)/.installed
+	NECROCODE_API_EXAMPLES=300 $(BIN)/pytest --timeout 3600 tests/services/test_openapi.py $(PYTEST_ARGS)
+
+soak: $(VENV)/.installed
+	$(BIN)/pytest --timeout 3600 -m soak tests $(PYTEST_ARGS)
 
 # Needs a real model behind OPENAI_BASE_URL; see docs/testing.md.
 local-llm: $(VENV)/.installed
