@@ -223,7 +223,7 @@ class CommandResult(Value):
     exit_code: int | None
     """None when the command was stopped at the time limit; negative: the signal that ended it."""
     duration_seconds: float
-    output: str
+    output: Writable
     """Standard output and error in order, the middle left out where it was too long."""
     truncated_bytes: int = 0
     timed_out: bool = False
@@ -266,7 +266,7 @@ class PushResult(Value):
 
     branch: str
     commit: str
-    repository: str
+    repository: Writable
     """The repository that now has the branch: a remote's URL, or where ``pushed`` is false a local path."""
     pushed: bool
 
@@ -274,10 +274,10 @@ class PushResult(Value):
 class Artifact(Value):
     """One stored artifact."""
 
-    type: str
-    uri: str
+    type: Writable
+    uri: Writable
     size_bytes: int
-    sha256: str
+    sha256: Writable
 
 
 class ErrorDetails(Value):

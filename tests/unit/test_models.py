@@ -300,3 +300,11 @@ def test_half_a_character_is_refused_by_name(name: str) -> None:
 def test_a_number_too_long_to_be_written_is_refused_like_any_other() -> None:
     with pytest.raises(TaskContextValidationError, match="max_tokens"):
         TaskContext(**NEEDED, max_tokens=-(10**5000))
+
+
+def test_a_result_with_what_others_said_can_always_be_written() -> None:
+    artifact = Artifact(type="log", uri="x://\ud800", size_bytes=1, sha256="\udfff")
+    command = CommandResult(command="c", exit_code=0, duration_seconds=0.1, output="\ud800")
+    push = PushResult(branch="b", commit="c", repository="/\udc80", pushed=True)
+    for made in (artifact, command, push):
+        assert "\ufffd" in made.model_dump_json()
