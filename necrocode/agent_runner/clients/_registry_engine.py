@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
-from necrocode.agent_runner.clients._registry_sql import POSTGRES_ARGUMENTS
+from necrocode.agent_runner.clients._registry_sql import BUSY_TIMEOUT_SECONDS, POSTGRES_ARGUMENTS, configure_sqlite
 from necrocode.agent_runner.errors import ConfigurationError, ServiceConnectionError, ServiceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-_BUSY_TIMEOUT_SECONDS = 30
 
 
 @contextmanager
@@ -58,13 +56,11 @@ def _sqlite_engine(file: Path, *, read_only: bool) -> sa.Engine:
     except OSError as error:
         raise ServiceConnectionError(f"The task registry {file} cannot be made: {error.strerror}.") from error
     engine = sa.create_engine(
-        sa.URL.create("sqlite", database=str(file)), connect_args={"timeout": _BUSY_TIMEOUT_SECONDS}
+        sa.URL.create("sqlite", database=str(file)), connect_args={"timeout": BUSY_TIMEOUT_SECONDS}
     )
 
     def connected(connection: Any, _record: object) -> None:  # noqa: ANN401  sqlite3's own connection
-        connection.isolation_level = None  # the transaction is begun below, not by the driver
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            connection.execute(f"PRAGMA {pragma}")
+        configure_sqlite(connection)
 
     def begun(connection: sa.Connection) -> None:
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")

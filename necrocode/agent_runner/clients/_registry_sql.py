@@ -7,6 +7,8 @@ them anew would cost a multiple of that.
 from __future__ import annotations
 
 import hashlib
+import sqlite3
+import time
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -22,6 +24,32 @@ if TYPE_CHECKING:
 
 # A database made without a locale has the encoding SQL_ASCII, and psycopg gives its texts back as bytes unless told.
 POSTGRES_ARGUMENTS = {"connect_timeout": 10, "client_encoding": "utf8"}
+
+BUSY_TIMEOUT_SECONDS = 30.0
+"""How long SQLite waits for other processes."""
+_POLL_SECONDS = 0.02
+
+
+def configure_sqlite(connection: Any) -> None:  # noqa: ANN401  sqlite3's own connection
+    """Set a new connection up: transactions begun by us, readers beside a writer, every commit on disk."""
+    connection.isolation_level = None
+    _use_write_ahead_log(connection)
+    for pragma in ("synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _use_write_ahead_log(connection: Any) -> None:  # noqa: ANN401  sqlite3's own connection
+    """The change of mode is refused at once while others use the file: SQLite's own waiting does not cover it."""
+    until = time.monotonic() + BUSY_TIMEOUT_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(_POLL_SECONDS)
+        else:
+            return
 
 
 def insert_row(table: sa.Table, *columns: str) -> sa.Insert:

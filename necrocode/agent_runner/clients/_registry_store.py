@@ -19,7 +19,13 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from necrocode.agent_runner.clients._group_commit import GroupWriter
-from necrocode.agent_runner.clients._registry_sql import POSTGRES_ARGUMENTS, Database, Transaction
+from necrocode.agent_runner.clients._registry_sql import (
+    BUSY_TIMEOUT_SECONDS,
+    POSTGRES_ARGUMENTS,
+    Database,
+    Transaction,
+    configure_sqlite,
+)
 from necrocode.agent_runner.clients._registry_upgrade import schema_revision, upgrade_schema
 from necrocode.agent_runner.clients.registry_schema import HEAD_REVISION
 from necrocode.agent_runner.errors import ConfigurationError, ServiceConnectionError, ServiceError
@@ -28,7 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-_BUSY_TIMEOUT_SECONDS = 30.0
 _POOL_SIZE = 16
 _LEFT_TO_THE_PARENT: list[object] = []  # connections of a parent process: closing them here would disturb it there
 _Result = TypeVar("_Result")
@@ -215,7 +220,7 @@ class SqliteStore(_PooledStore):
     def _make_engine(self) -> sa.Engine:
         engine = sa.create_engine(
             sa.URL.create("sqlite", database=str(self._file)),  # a path may hold what means something in a URL
-            connect_args={"timeout": _BUSY_TIMEOUT_SECONDS},
+            connect_args={"timeout": BUSY_TIMEOUT_SECONDS},
             json_serializer=_json,
             pool_size=_POOL_SIZE,
         )
@@ -335,10 +340,8 @@ def _without_password(url: str) -> str:
         return url.partition("://")[0] or "without a scheme"
 
 
-def _configure_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401  sqlite3's own connection
-    connection.isolation_level = None  # transactions are begun by us, not by the driver
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-        connection.execute(f"PRAGMA {pragma}")
+def _configure_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401  SQLAlchemy's signature
+    configure_sqlite(connection)
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
