@@ -214,7 +214,7 @@ def test_a_registry_that_stays_locked_is_a_service_error(
     bench: Bench, registry: LocalTaskRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry.register_task(task())
-    monkeypatch.setattr(_registry_store, "_BUSY_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(_registry_store, "BUSY_TIMEOUT_SECONDS", 0.05)
     with closing(sqlite3.connect(bench.file, isolation_level=None)) as holder, LocalTaskRegistry(bench.url) as other:
         holder.execute("BEGIN IMMEDIATE")
         with pytest.raises(ServiceError, match="locked") as caught:
