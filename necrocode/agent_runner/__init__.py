@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     )
     from necrocode.agent_runner.errors import (
         AmbiguousTaskError,
+        ArtifactDamagedError,
         ArtifactNotFoundError,
         ArtifactUploadError,
         AuthenticationError,
@@ -132,6 +133,7 @@ _HOME_OF = {
     "AmbiguousTaskError": "errors",
     "Artifact": "models",
     "ArtifactFilter": "records",
+    "ArtifactDamagedError": "errors",
     "ArtifactNotFoundError": "errors",
     "ArtifactPage": "records",
     "ArtifactRecord": "records",
@@ -219,6 +221,7 @@ _HOME_OF = {
 __all__ = [
     "AmbiguousTaskError",
     "Artifact",
+    "ArtifactDamagedError",
     "ArtifactFilter",
     "ArtifactNotFoundError",
     "ArtifactPage",

@@ -85,6 +85,10 @@ def check_repository_url(url: str) -> str:
         _check_lengths(url)
         return url
     parts = urlsplit(url)
+    if set("%\\") & set(parts.netloc):  # git decodes these before it looks where the host ends
+        raise ValueError("the host part of the URL may not hold '%' or a backslash")
+    if parts.scheme == "file" and parts.netloc not in {"", "localhost"}:
+        raise ValueError("a file URL names no host (git would ignore it): file:///path")
     if parts.scheme not in {"https", "http", "ssh", "git", "file"}:
         raise ValueError(f"the scheme {parts.scheme!r} is not one of https, http, ssh, git, file")
     if parts.password is not None or (parts.username and parts.scheme in {"http", "https"}):

@@ -100,7 +100,7 @@ class StrictModel(BaseModel):
         return "" if hidden else f" (got {value})"
 
 
-def _check_json(value: dict[str, Any]) -> dict[str, Any]:
+def check_json(value: dict[str, Any]) -> dict[str, Any]:
     """A mapping that JSON can hold, within bounds; what stands in it twice counts twice, as it will in JSON."""
     waiting: list[tuple[object, int]] = [(value, 1)]
     count = characters = 0
@@ -125,7 +125,7 @@ def _check_json(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-JsonObject = Annotated[dict[str, Any], AfterValidator(_check_json)]
+JsonObject = Annotated[dict[str, Any], AfterValidator(check_json)]
 """A mapping that JSON can hold: at most 64 deep, 100 000 values, a million characters."""
 
 

@@ -84,7 +84,7 @@ class LLMConfig(StrictModel):
     @field_validator("endpoint")
     @classmethod
     def _check_endpoint(cls, value: str | None) -> str | None:
-        return None if value is None else _http_url(value)
+        return None if value is None else checked_http_url(value)
 
     @field_validator("api_key")
     @classmethod
@@ -158,7 +158,7 @@ class RunnerConfig(StrictModel):
     def _check_url(cls, value: str | None) -> str | None:
         if value is None or value.startswith(_EMBEDDED_URLS):
             return value
-        return _http_url(value)
+        return checked_http_url(value)
 
     @field_validator("git_token", "service_token")
     @classmethod
@@ -259,7 +259,8 @@ def checked_token(value: SecretStr | str | None) -> SecretStr | None:
     return SecretStr(text) if text else None
 
 
-def _http_url(value: str) -> str:
+def checked_http_url(value: str) -> str:
+    """An ``http`` or ``https`` URL without user and password, and without a slash at its end."""
     parts = urlsplit(value)
     try:
         port_is_valid = parts.port is None or parts.port > 0

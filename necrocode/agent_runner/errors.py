@@ -30,6 +30,7 @@
     │   ├── AmbiguousTaskError                 a bare task id names tasks of several specs
     │   ├── IllegalTransitionError             the task's state does not allow this change
     │   ├── ArtifactNotFoundError              the store has no such artifact
+    │   │   └── ArtifactDamagedError           ... or no longer as it was stored
     │   ├── SlotNotFoundError                  the pool has no such slot
     │   ├── PoolNotFoundError                  there is no such pool
     │   ├── PoolExistsError                    there is such a pool already, and it is another
@@ -185,6 +186,10 @@ class IllegalTransitionError(ServiceError):
 
 class ArtifactNotFoundError(ServiceError):
     """The artifact store has no such artifact."""
+
+
+class ArtifactDamagedError(ArtifactNotFoundError):
+    """The store has the artifact, but not the bytes that were stored: its sha256 differs."""
 
 
 class SlotNotFoundError(ServiceError):

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 OPEN_PATHS = frozenset({"/health", "/openapi.json"})
 """What is answered without a token: whether the service lives, and what it can do."""
 _MOST_CLIENTS = 10_000
+_LONGEST_LOGGED = 2000
 _BURST_SECONDS = 2.0
 
 
@@ -130,8 +131,8 @@ class Edge:
             line = {
                 "service": self._service,
                 "client": _client(scope),
-                "method": scope["method"],
-                "path": scope["path"],
+                "method": scope["method"][:_LONGEST_LOGGED],
+                "path": scope["path"][:_LONGEST_LOGGED],
                 "status": exchange.status,
                 "seconds": round(seconds, 6),
                 "received_bytes": exchange.received_bytes,
@@ -173,10 +174,9 @@ class _Meters:
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     def tell(self, method: str, route: str, status: int, seconds: float) -> None:
-        key = (method, route, status)
+        key = (method if method in _METHODS else "(other)", route, status)
         if key not in self._children:  # looking a child up by labels costs more than the rest of it
-            known = method if method in _METHODS else "(other)"
-            self._children[key] = self._count.labels(known, route, str(status)), self._seconds.labels(route)
+            self._children[key] = self._count.labels(key[0], route, str(status)), self._seconds.labels(route)
         count, histogram = self._children[key]
         count.inc()
         histogram.observe(seconds)

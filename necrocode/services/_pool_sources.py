@@ -57,7 +57,10 @@ def _place_of(repo_url: str) -> tuple[str | None, str | None]:
         if "://" in repo_url:
             parts = urlsplit(repo_url)
             if parts.scheme == "file":
-                return (parts.hostname, None) if parts.hostname else (None, os.path.realpath(unquote(parts.path)))
+                is_here = parts.netloc in {"", "localhost"}  # git ignores any other host
+                return None, os.path.realpath(unquote(parts.path)) if is_here else None
+            if set("%\\") & set(parts.netloc):
+                return None, None
             host = f"[{parts.hostname}]" if parts.hostname and ":" in parts.hostname else parts.hostname
             return f"{host or ''}:{parts.port or 0}", None
         if ":" in repo_url.split("/", 1)[0]:

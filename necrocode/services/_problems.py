@@ -33,6 +33,7 @@ _KINDS: tuple[tuple[type[errors.RunnerError], int, str], ...] = (
     (errors.PoolNotFoundError, 404, "pool-not-found"),
     (errors.PoolExistsError, 409, "pool-exists"),
     (errors.PoolInUseError, 409, "pool-in-use"),
+    (errors.ArtifactDamagedError, 410, "artifact-damaged"),
     (errors.ArtifactNotFoundError, 404, "artifact-not-found"),
     (errors.AmbiguousTaskError, 409, "ambiguous-task"),
     (errors.IllegalTransitionError, 409, "illegal-transition"),
@@ -105,7 +106,7 @@ def problem_of(error: errors.RunnerError) -> Response:
 
 
 def _own_statuses() -> frozenset[int]:
-    return frozenset({*FOR_EVERY_ROUTE, 409, 412, 416, 507})
+    return frozenset({*FOR_EVERY_ROUTE, 409, 410, 412, 416, 507})
 
 
 async def on_runner_error(_request: Request, error: Exception) -> Response:

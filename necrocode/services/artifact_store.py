@@ -107,6 +107,7 @@ def artifact_store_service(
     sweeps: list[asyncio.Task[None]] = []
 
     async def start() -> None:
+        await routes.check()  # a bucket or folder that is not there ends the service before it listens for nothing
         if sweep_every_seconds is not None:
             sweeps.append(asyncio.create_task(_sweep_regularly(routes, sweep_every_seconds, stopping)))
 
@@ -205,7 +206,7 @@ class _Routes:
             206: _BINARY | {"description": "A part"},
             304: {"description": "As known"},
         }
-        router.get(one, summary="The bytes", response_class=Response, responses={**answers, **problems(416)})(
+        router.get(one, summary="The bytes", response_class=Response, responses={**answers, **problems(410, 416)})(
             self.download
         )
         router.head(
@@ -325,8 +326,8 @@ class _Routes:
     async def verify(self, wanted: Wanted) -> VerifyReport:
         return await self._tour(lambda: self._store.verify(wanted))
 
-    async def export(self, wanted: Wanted) -> Response:
-        chunks = self._store.export_chunks(wanted)
+    async def export(self, request: Request, wanted: Wanted) -> Response:
+        chunks = self._store.export_chunks(wanted, shown=lambda one: self._shown(one, request))
         first = await self._tour(lambda: next(chunks, b""))
         headers = {"Content-Disposition": 'attachment; filename="export.zip"'}
         return StreamingResponse(self._streamed(first, chunks, self._tours), 200, headers, media_type="application/zip")

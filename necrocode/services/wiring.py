@@ -14,7 +14,7 @@ from necrocode.agent_runner._strict import StrictModel
 from necrocode.agent_runner.clients.artifact_store_local import LocalArtifactStore
 from necrocode.agent_runner.clients.repo_pool_local import LocalRepoPool
 from necrocode.agent_runner.clients.task_registry_local import LocalTaskRegistry
-from necrocode.agent_runner.config import checked_token
+from necrocode.agent_runner.config import checked_http_url, checked_token
 from necrocode.agent_runner.errors import ConfigurationError
 from necrocode.services.artifact_store import artifact_store_service
 from necrocode.services.repo_pool import read_pools_file, repo_pool_service
@@ -60,6 +60,11 @@ class ServeSettings(StrictModel):
     @classmethod
     def _expand(cls, value: Path | None) -> Path | None:
         return None if value is None else expand_home(value).absolute()
+
+    @field_validator("public_url")
+    @classmethod
+    def _check_public_url(cls, value: str | None) -> str | None:
+        return None if value is None else checked_http_url(value)
 
     @field_validator("token", "git_token")
     @classmethod

@@ -401,3 +401,18 @@ def test_a_pools_file_that_is_wrong_is_told(tmp_path: Path, content: str, told: 
     file.write_text(content)
     with pytest.raises(ConfigurationError, match=told):
         read_pools_file(file)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file://git.example.com/srv/secret.git",
+        "ssh://evil.com%2f@git.example.com/x",
+        "ssh://evil.com%3a22%2fx@git.example.com/y",
+        "git://127.0.0.1%2f@git.example.com/x",
+        "ssh://a%40evil.com%2f@git.example.com/x",
+    ],
+)
+def test_a_url_that_git_takes_to_another_place_than_it_seems_is_not_allowed(url: str) -> None:
+    with pytest.raises(RepositoryNotFoundError):
+        AllowedSources(["git.example.com"]).check(url)

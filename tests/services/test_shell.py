@@ -309,3 +309,14 @@ def test_answers_are_kept_for_a_day(answered: AnsweredWrites, clock: FakeClock) 
     assert asyncio.run(answered.once("k", "f", write)) == {"call": 1}
     clock.sleep(2)
     assert asyncio.run(answered.once("k", "another", write)) == {"call": 2}
+
+
+def test_methods_that_nobody_knows_are_counted_as_one(url: str) -> None:
+    port = int(url.rsplit(":", 1)[1])
+    for method in ("PURGE", "LOCK", "MKCOL"):  # parsers differ in whether they take any word as a method
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(f"{method} /things/a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            assert connection.recv(1000).startswith(b"HTTP/1.1 401")
+    text = requests.get(f"{url}/metrics", headers={"Authorization": f"Bearer {TOKEN}"}, timeout=5).text
+    assert 'method="(other)"' in text
+    assert "PURGE" not in text

@@ -257,3 +257,24 @@ def test_a_path_that_no_system_call_takes_is_refused_early(path: str) -> None:
 @pytest.mark.parametrize(("one", "other"), [("A.py", "a.PY"), ("が.txt", "が.txt"), ("STRASSE", "straße")])
 def test_names_that_are_one_file_on_some_file_systems_fold_to_one(one: str, other: str) -> None:
     assert fold_name(one) == fold_name(other)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file://github.com/srv/secret.git",
+        "ssh://evil.com%2f@github.com/x",
+        "ssh://evil.com%3a22%2fx@github.com/y",
+        "git://127.0.0.1%2f@github.com/x",
+        "https://github.com%2f@evil.com/x",
+        "ssh://evil.com\\@github.com/x",
+    ],
+)
+def test_a_url_that_git_takes_to_another_place_than_it_seems_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"host|user or password"):
+        check_repository_url(url)
+
+
+def test_a_file_url_of_this_machine_is_taken() -> None:
+    for url in ("file:///srv/a.git", "file://localhost/srv/a.git", "https://host/a%20b.git"):
+        assert check_repository_url(url) == url

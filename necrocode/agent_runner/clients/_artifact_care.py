@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner.clients import _artifact_names as names
-from necrocode.agent_runner.errors import ArtifactNotFoundError
+from necrocode.agent_runner.errors import ArtifactDamagedError, ArtifactNotFoundError
 from necrocode.agent_runner.records import (
     ArtifactFilter,
     DeletedArtifacts,
@@ -104,7 +104,8 @@ def verify(
                 checked_bytes += sum(map(len, contents(artifact)))
             except ArtifactNotFoundError as error:
                 if described(key) is not None:  # else it was deleted meanwhile
-                    (missing if error.status_code == 404 else damaged).append(artifact.artifact_id)  # noqa: PLR2004  HTTP's
+                    is_damaged = isinstance(error, ArtifactDamagedError)
+                    (damaged if is_damaged else missing).append(artifact.artifact_id)
     orphans = tuple(blob.key for blob in _orphans(blobs, _prefix(wanted)))
     return VerifyReport(
         checked=checked, checked_bytes=checked_bytes, damaged=tuple(damaged), missing=tuple(missing), orphans=orphans

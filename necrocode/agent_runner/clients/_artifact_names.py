@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
@@ -20,6 +21,8 @@ PLACE = ("spec_name", "task_id", "run_id")
 _FILE_NAMES = {"diff": "diff.patch", "log": "log.txt", "test": "test.json", "transcript": "transcript.json"}
 _KEY_PARTS = 4
 _LONGEST_PART = 255
+_LONGEST_KEPT = 200
+_CUT_ESCAPE = re.compile(r"%[0-9A-F]?$")
 _PART = re.compile(r"[A-Za-z0-9._~% -]+")
 _JSON_ARTIFACT = re.compile(r"(test|transcript)(-\d+)?\.json")
 _SIDECAR_ENDING = ".json"
@@ -37,7 +40,9 @@ def part(value: object, name: str, *, missing: str | None = None) -> str:
     if value is None or value == "":
         return missing or f"no-{name}"
     text = quote(str(value), safe="-_.~ ")
-    return text.replace(".", "%2E") if set(text) == {"."} else text[:200]
+    if len(text) > _LONGEST_KEPT:  # cut, but not to what another long name is cut to, and not inside an escape
+        text = f"{_CUT_ESCAPE.sub('', text[:_LONGEST_KEPT])}~{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return text.replace(".", "%2E") if set(text) == {"."} else text
 
 
 def versions(key: str) -> Iterator[str]:

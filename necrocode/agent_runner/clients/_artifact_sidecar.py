@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from necrocode.agent_runner._strict import check_json
 from necrocode.agent_runner.clients import _artifact_names as names
 from necrocode.agent_runner.errors import ArtifactUploadError
 from necrocode.agent_runner.records import StoredArtifact
@@ -42,7 +43,10 @@ def as_json(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
             status_code=400,
         )
     value: dict[str, Any] = json.loads(text)
-    return value
+    try:
+        return check_json(value)
+    except ValueError as error:
+        raise ArtifactUploadError(f"The metadata of the artifact {error}.", status_code=400) from error
 
 
 def check_tags(tags: Sequence[str]) -> tuple[str, ...]:

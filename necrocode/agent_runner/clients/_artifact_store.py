@@ -17,7 +17,13 @@ from necrocode.agent_runner.clients import _artifact_names as names
 from necrocode.agent_runner.clients import _artifact_sidecar as sidecar
 from necrocode.agent_runner.clients._artifact_blobs import CHUNK_BYTES, Blobs
 from necrocode.agent_runner.clients._artifact_incoming import IncomingArtifact, Quota
-from necrocode.agent_runner.errors import ArtifactNotFoundError, ArtifactUploadError, RunnerError, ServiceError
+from necrocode.agent_runner.errors import (
+    ArtifactDamagedError,
+    ArtifactNotFoundError,
+    ArtifactUploadError,
+    RunnerError,
+    ServiceError,
+)
 from necrocode.agent_runner.records import ArtifactFilter, ArtifactPage, DeletedArtifacts, StoredArtifact
 
 if TYPE_CHECKING:
@@ -289,9 +295,12 @@ class SidecarArtifactStore:
         for chunk in self.export_chunks(wanted):
             target.write(chunk)
 
-    def export_chunks(self, wanted: ArtifactFilter = _ALL) -> Iterator[bytes]:
-        """The archive of ``export``, piece by piece."""
-        return archive.zipped(self.walk(wanted), lambda one: self.read(one.artifact_id).chunks, self._clock.now())
+    def export_chunks(
+        self, wanted: ArtifactFilter = _ALL, *, shown: Callable[[StoredArtifact], StoredArtifact] | None = None
+    ) -> Iterator[bytes]:
+        """The archive of ``export``, piece by piece; ``shown`` may word the records of its list in another way."""
+        artifacts = self.walk(wanted) if shown is None else map(shown, self.walk(wanted))
+        return archive.zipped(artifacts, lambda one: self.read(one.artifact_id).chunks, self._clock.now())
 
     def _described(self, key: str) -> StoredArtifact | None:
         content = self._blobs.read_small(names.sidecar_of(key))
@@ -300,9 +309,7 @@ class SidecarArtifactStore:
     def _key(self, reference: str) -> str:
         key = self._blobs.key_of(reference) if "://" in reference else names.key_of_id(reference)
         if key is None or not names.is_key(key):
-            raise ArtifactNotFoundError(
-                f"{reference!r} is no artifact of the store in {self._blobs.named()}.", status_code=404
-            )
+            raise ArtifactNotFoundError(f"{reference!r} is no artifact of this store.", status_code=404)
         return key
 
 
@@ -381,5 +388,5 @@ def _not_found(reference: str) -> ArtifactNotFoundError:
     return ArtifactNotFoundError(f"The artifact store has no artifact {reference}.", status_code=404)
 
 
-def _damaged(artifact: StoredArtifact) -> ArtifactNotFoundError:
-    return ArtifactNotFoundError(f"The artifact {artifact.uri} is damaged: its sha256 differs.", status_code=500)
+def _damaged(artifact: StoredArtifact) -> ArtifactDamagedError:
+    return ArtifactDamagedError(f"The artifact {artifact.artifact_id} is damaged: its sha256 differs.", status_code=410)

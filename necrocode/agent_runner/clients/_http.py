@@ -27,6 +27,7 @@ from necrocode.agent_runner.clients._upload_body import RewoundFile, UploadBody
 from necrocode.agent_runner.clients._watched import WatchedAdapter
 from necrocode.agent_runner.errors import (
     AmbiguousTaskError,
+    ArtifactDamagedError,
     AuthenticationError,
     ConfigurationError,
     IdempotencyKeyReusedError,
@@ -65,6 +66,7 @@ MAX_ANSWER_BYTES = 64_000_000
 _CHUNK_BYTES = 1 << 20
 _ERROR_BY_SLUG: dict[str, type[RunnerError]] = {
     "stale-lease": StaleLeaseError,
+    "artifact-damaged": ArtifactDamagedError,
     "pool-not-found": PoolNotFoundError,
     "pool-exists": PoolExistsError,
     "pool-in-use": PoolInUseError,
