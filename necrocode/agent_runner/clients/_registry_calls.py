@@ -245,8 +245,8 @@ class RegistryCalls:
         return Call(_registry_history.newest_event, int, changes=False)
 
     def ping(self) -> Call[int]:
-        """Whether the database answers."""
-        return self.newest_event()
+        """Whether the database answers, to those who write: on SQLite they have a thread of their own."""
+        return Call(_registry_history.newest_event, int)
 
     def last_settled_event(self) -> Call[int]:
         """The number up to which events are complete."""

@@ -118,8 +118,7 @@ class _PooledStore:
 
     def _in_transaction(self, operation: Callable[[Transaction], _Result], *, by_statement: bool = False) -> _Result:
         engine, database = self._open()
-        with self._translating():
-            connection = engine.raw_connection()
+        connection = self._borrowed(engine)
         driver_connection: Any = connection.driver_connection
         try:
             if by_statement:
@@ -141,6 +140,15 @@ class _PooledStore:
                 driver_connection.autocommit = False
             connection.close()
         return result
+
+    def _borrowed(self, engine: sa.Engine) -> sa.PoolProxiedConnection:
+        """A connection of the pool, which lets the driver's own errors through."""
+        driver: Any = engine.dialect.loaded_dbapi
+        with self._translating():
+            try:
+                return engine.raw_connection()
+            except driver.Error as error:
+                raise ServiceConnectionError(f"The task registry cannot use {self._name}: {error}.") from error
 
     def submit_read(self, operation: Callable[[Transaction], _Result]) -> Future[_Result]:
         """As ``read``, without waiting."""
@@ -232,8 +240,7 @@ class SqliteStore(_PooledStore):
 
     def _connect_writer(self) -> _SqliteWriter:
         engine, database = self._open()
-        with self._translating():
-            return _SqliteWriter(database, engine.raw_connection())
+        return _SqliteWriter(database, self._borrowed(engine))
 
 
 class _SqliteWriter:
@@ -250,6 +257,7 @@ class _SqliteWriter:
         return is_open
 
     def close(self) -> None:
+        self._connection.invalidate()  # after an error nobody knows what state it is in
         self._connection.close()
 
 
