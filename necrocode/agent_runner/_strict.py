@@ -100,8 +100,11 @@ class StrictModel(BaseModel):
         return "" if hidden else f" (got {value})"
 
 
-def _check_json(value: dict[str, Any]) -> dict[str, Any]:
-    """A mapping that JSON can hold, within bounds; what stands in it twice counts twice, as it will in JSON."""
+def check_json(value: dict[str, Any]) -> dict[str, Any]:
+    """The mapping, which JSON can hold, within bounds; ``ValueError`` for any other.
+
+    What stands in it twice counts twice, as it will in JSON.
+    """
     waiting: list[tuple[object, int]] = [(value, 1)]
     count = characters = 0
     while waiting:
@@ -125,7 +128,7 @@ def _check_json(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-JsonObject = Annotated[dict[str, Any], AfterValidator(_check_json)]
+JsonObject = Annotated[dict[str, Any], AfterValidator(check_json)]
 """A mapping that JSON can hold: at most 64 deep, 100 000 values, a million characters."""
 
 

@@ -7,10 +7,11 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from necrocode.agent_runner import LocalTaskRegistry, ServiceConnectionError, TaskContext
+from necrocode.agent_runner import LocalTaskRegistry, ServiceConnectionError, ServiceError, TaskContext
 from necrocode.agent_runner.clients._group_commit import GroupWriter
 from tests.support.postgres import start_server
 
@@ -63,6 +64,7 @@ def test_writes_are_answered_after_an_error_that_nobody_foresaw() -> None:
     writer.close()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_writer_that_died_is_followed_by_another() -> None:
     died = threading.Event()
 
@@ -93,3 +95,24 @@ def test_a_postgresql_that_stopped_is_a_connection_error() -> None:
             with pytest.raises(ServiceConnectionError):
                 attempt(registry)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _deep() -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(300):
+        value = {"a": value}
+    return value
+
+
+@pytest.mark.parametrize("data", [{"a": "\ud800"}, {"\udfff": 1}, _deep(), {"a": float("nan")}, {"a": object()}])
+def test_what_no_answer_could_hold_is_not_taken_in(registry: LocalTaskRegistry, data: dict[str, Any]) -> None:
+    registry.register_task(TASK)
+    with pytest.raises(ServiceError, match="no JSON") as caught:
+        registry.add_event("1", "e", data)
+    assert caught.value.status_code == 400
+    with pytest.raises(ServiceError, match="no JSON"):
+        registry.update_task_status("1", "running", data)
+    with pytest.raises(ServiceError, match="no JSON"):
+        registry.add_artifact("1", "log", "uri", metadata=data)
+    assert registry.get_task("1").status == "ready"
+    assert registry.list_events("1") == registry.list_artifacts("1") == ()

@@ -6,7 +6,6 @@ who waits (``read``, ``write``) or as a future (``submit``, ``submit_read``).
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import weakref
@@ -19,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from necrocode.agent_runner.clients._group_commit import GroupWriter
+from necrocode.agent_runner.clients._registry_json import from_json, to_json
 from necrocode.agent_runner.clients._registry_sql import (
     BUSY_TIMEOUT_SECONDS,
     POSTGRES_ARGUMENTS,
@@ -229,7 +229,8 @@ class SqliteStore(_PooledStore):
         engine = sa.create_engine(
             sa.URL.create("sqlite", database=str(self._file)),  # a path may hold what means something in a URL
             connect_args={"timeout": BUSY_TIMEOUT_SECONDS},
-            json_serializer=_json,
+            json_serializer=to_json,
+            json_deserializer=from_json,
             pool_size=_POOL_SIZE,
         )
         sa.event.listen(engine, "connect", _configure_sqlite)
@@ -306,7 +307,8 @@ class PostgresStore(_PooledStore):
         try:
             return sa.create_engine(
                 sa.make_url(self._url).set(drivername="postgresql+psycopg"),
-                json_serializer=_json,
+                json_serializer=to_json,
+                json_deserializer=from_json,
                 pool_size=_POOL_SIZE,
                 max_overflow=0,
                 connect_args=POSTGRES_ARGUMENTS,
@@ -331,10 +333,6 @@ def _bring_up_to_date(engine: sa.Engine) -> None:
     if revision != HEAD_REVISION:
         with engine.begin() as connection:
             upgrade_schema(connection)
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, allow_nan=False)  # NaN is no JSON: no other reader could read it
 
 
 def _cause(error: SQLAlchemyError) -> object:
