@@ -96,6 +96,9 @@ def test_the_old_calls_answer_as_they_always_did(url: str) -> None:
         ("DELETE", "/tasks/1/lease", None, (400, "invalid-request")),
         ("POST", "/tasks/1/retry", None, (409, "illegal-transition")),
         ("GET", "/events?since=yesterday", None, (400, "invalid-request")),
+        ("GET", "/events?since=1", None, (400, "invalid-request")),
+        ("GET", "/events?since=0001-01-01T00:00:00%2B14:00", None, (400, "invalid-request")),
+        ("GET", "/events?until=9999-12-31T23:59:59-14:00", None, (400, "invalid-request")),
     ],
 )  # fmt: skip
 def test_what_is_refused_says_why(url: str, method: str, path: str, body: Any, expected: tuple[int, str]) -> None:

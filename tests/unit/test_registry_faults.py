@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +117,9 @@ def test_what_no_answer_could_hold_is_not_taken_in(registry: LocalTaskRegistry, 
         registry.add_artifact("1", "log", "uri", metadata=data)
     assert registry.get_task("1").status == "ready"
     assert registry.list_events("1") == registry.list_artifacts("1") == ()
+
+
+def test_a_time_that_utc_does_not_have_is_refused(registry: LocalTaskRegistry) -> None:
+    with pytest.raises(ServiceError, match="years 1 to 9999") as caught:
+        registry.search_events(since=datetime.fromisoformat("0001-01-01T00:00:00+14:00"))
+    assert caught.value.status_code == 400
