@@ -101,7 +101,10 @@ class StrictModel(BaseModel):
 
 
 def check_json(value: dict[str, Any]) -> dict[str, Any]:
-    """A mapping that JSON can hold, within bounds; what stands in it twice counts twice, as it will in JSON."""
+    """The mapping, which JSON can hold, within bounds; ``ValueError`` for any other.
+
+    What stands in it twice counts twice, as it will in JSON.
+    """
     waiting: list[tuple[object, int]] = [(value, 1)]
     count = characters = 0
     while waiting:

@@ -8,6 +8,7 @@ from fastapi import Header, Path, Query
 from pydantic import AfterValidator, BaseModel, Field
 
 from necrocode.agent_runner import _names
+from necrocode.agent_runner._strict import JsonObject
 from necrocode.agent_runner.records import TaskDefinition, TaskSet
 
 _LONGEST_TEXT = 200_000
@@ -45,14 +46,14 @@ class StatusBody(BaseModel):
         max_length=50,
         description="blocked, ready, running, done, failed or cancelled; also pending, in_progress and completed.",
     )
-    metadata: dict[str, Any] | None = Field(default=None, description="Added to what the task has.")
+    metadata: JsonObject | None = Field(default=None, description="Added to what the task has.")
 
 
 class EventBody(BaseModel):
     """Something that happened."""
 
     event_type: str = Field(max_length=1000)
-    data: dict[str, Any] | None = None
+    data: JsonObject | None = None
 
 
 class ArtifactBody(BaseModel):
@@ -61,7 +62,7 @@ class ArtifactBody(BaseModel):
     type: str = Field(max_length=1000)
     uri: str = Field(max_length=10_000)
     size_bytes: int | None = Field(default=None, ge=0, le=_MOST_BYTES)
-    metadata: dict[str, Any] | None = None
+    metadata: JsonObject | None = None
 
 
 class TaskBody(BaseModel):

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response, StreamingResponse
 from prometheus_client import CollectorRegistry, Counter
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
 from necrocode.agent_runner.errors import RunnerError
@@ -33,6 +33,7 @@ from necrocode.services import _byte_ranges as ranges
 from necrocode.services._app import Service
 from necrocode.services._headers import IdempotencyKey
 from necrocode.services._idempotency import AnsweredWrites
+from necrocode.services._moments import Moment
 from necrocode.services._problems import problem, problems
 from necrocode.services._upload_form import UploadForm
 
@@ -138,16 +139,6 @@ async def _sweep_regularly(routes: _Routes, every_seconds: float, stopping: asyn
             logger.warning("the sweep failed and is tried again later: %s", error)
         with suppress(TimeoutError):
             await asyncio.wait_for(stopping.wait(), every_seconds)
-
-
-def _is_no_number(value: object) -> object:
-    """Pydantic would take a number for seconds since the epoch."""
-    if isinstance(value, str) and "-" not in value[1:]:
-        raise ValueError("must be a time of RFC 3339, with its zone")
-    return value
-
-
-Moment = Annotated[AwareDatetime, BeforeValidator(_is_no_number)]
 
 
 async def _wanted(

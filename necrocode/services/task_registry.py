@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from prometheus_client import CollectorRegistry, Counter
-from pydantic import AwareDatetime, BaseModel
+from pydantic import BaseModel
 
 from necrocode.agent_runner.clients._registry_calls import OnceOnly
 from necrocode.agent_runner.records import (
@@ -27,6 +27,7 @@ from necrocode.agent_runner.records import (
 from necrocode.agent_runner.task_graph import GRAPH_MEDIA_TYPES, GraphFormat, TaskGraph, render_graph
 from necrocode.services._app import Service
 from necrocode.services._headers import IdempotencyKey, LeaseEpoch
+from necrocode.services._moments import Moment
 from necrocode.services._problems import problems
 from necrocode.services._registry_bodies import (
     ArtifactBody,
@@ -286,8 +287,8 @@ def _event_routes(router: APIRouter, desk: _Desk) -> None:
 
     @router.get("/events", response_model=EventPage, tags=["events"])
     async def events(
-        since: Annotated[AwareDatetime | None, Query(description="From this moment on.")] = None,
-        until: Annotated[AwareDatetime | None, Query(description="Before this moment.")] = None,
+        since: Annotated[Moment | None, Query(description="From this moment on.")] = None,
+        until: Annotated[Moment | None, Query(description="Before this moment.")] = None,
         spec_name: OptionalSpec = None,
         limit: Limit = 100,
         cursor: Cursor = None,

@@ -38,6 +38,14 @@ def url(registry: LocalTaskRegistry) -> Iterator[str]:
         yield url
 
 
+def nested(depth: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+DEEP = nested(300)
 RING = {"task_id": "1", "dependencies": ["1"]}
 
 
@@ -71,6 +79,10 @@ def test_the_old_calls_answer_as_they_always_did(url: str) -> None:
         ("PUT", "/tasks/9/status", {"status": "done"}, (404, "task-not-found")),
         ("PUT", "/tasks/1/status", {"status": "unheard"}, (400, "invalid-request")),
         ("PUT", "/tasks/1/status", {}, (422, "invalid-request")),
+        ("PUT", "/tasks/1/status", {"status": "running", "metadata": {"a": "\ud800"}}, (422, "invalid-request")),
+        ("POST", "/tasks/1/events", {"event_type": "e", "data": {"\udfff": 1}}, (422, "invalid-request")),
+        ("POST", "/tasks/1/events", {"event_type": "e", "data": DEEP}, (422, "invalid-request")),
+        ("POST", "/tasks/1/artifacts", {"type": "log", "uri": "u", "metadata": DEEP}, (422, "invalid-request")),
         ("PUT", "/tasks/1?spec_name=../x", {}, (400, "invalid-request")),
         ("GET", "/tasks/-x", None, (400, "invalid-request")),
         ("GET", "/tasks?limit=1001", None, (400, "invalid-request")),
@@ -84,6 +96,9 @@ def test_the_old_calls_answer_as_they_always_did(url: str) -> None:
         ("DELETE", "/tasks/1/lease", None, (400, "invalid-request")),
         ("POST", "/tasks/1/retry", None, (409, "illegal-transition")),
         ("GET", "/events?since=yesterday", None, (400, "invalid-request")),
+        ("GET", "/events?since=1", None, (400, "invalid-request")),
+        ("GET", "/events?since=0001-01-01T00:00:00%2B14:00", None, (400, "invalid-request")),
+        ("GET", "/events?until=9999-12-31T23:59:59-14:00", None, (400, "invalid-request")),
     ],
 )  # fmt: skip
 def test_what_is_refused_says_why(url: str, method: str, path: str, body: Any, expected: tuple[int, str]) -> None:
@@ -149,3 +164,20 @@ def test_a_stream_ends_with_the_service(tmp_path: Path) -> None:
         service.process.terminate()
         assert all(line == b"" or line.startswith(b":") for line in lines), "and the answer ends whole"
         assert service.process.wait(30) in {0, 143}
+
+
+def test_what_an_older_release_took_in_spoils_no_answer_and_no_stream(url: str, registry: LocalTaskRegistry) -> None:
+    for number in range(3):
+        registry.add_event("1", f"e{number}")
+    with registry.store.connection() as connection:
+        for number, stored in enumerate(('{"a": "\\ud800b"}', json.dumps(nested(300))), 1):
+            connection.exec_driver_sql(f"UPDATE events SET data = '{stored}' WHERE sequence = {number}")  # noqa: S608
+        connection.exec_driver_sql("""UPDATE tasks SET metadata = '{"\\udfff": 1}'""")
+    answer = requests.get(f"{url}/tasks/1/events", timeout=10)
+    assert answer.status_code == 200
+    assert answer.json()["items"][0]["data"] == {"a": "\ufffdb"}
+    assert requests.get(f"{url}/events", timeout=10).json()["items"][1]["data"]["a"]
+    answer = requests.put(f"{url}/tasks/1/status", json={"status": "running"}, timeout=10)
+    assert (answer.status_code, answer.json()["metadata"]) == (200, {"\ufffd": 1})
+    with TaskRegistryClient(url) as client:
+        assert [event.event_type for event in islice(client.follow_events(after=0), 3)] == ["e0", "e1", "e2"]

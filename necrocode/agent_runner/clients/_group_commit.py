@@ -10,11 +10,12 @@ import os
 import threading
 import weakref
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from necrocode.agent_runner.errors import RunnerError, ServiceError
+from necrocode.agent_runner.errors import ServiceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -64,11 +65,12 @@ class GroupWriter:
         with self._lock:
             if self._queue is None:
                 self._queue = SimpleQueue()
+                self._stop = weakref.finalize(self, self._queue.put, None)
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(
                     target=_work, args=(self._queue, self._connect), name="necrocode-registry-writer", daemon=True
                 )
                 self._thread.start()
-                self._stop = weakref.finalize(self, self._queue.put, None)
             self._queue.put(job)
         return job.future
 
@@ -107,12 +109,19 @@ def _work(queue: SimpleQueue[_Job | None], connect: Callable[[], WriteConnection
             continue
         try:
             connection = connection or connect()
-        except RunnerError as error:
-            _answer(jobs, [error] * len(jobs))
-        else:
-            _answer(jobs, _outcomes(connection, [job.operation for job in jobs]))
+            outcomes = _outcomes(connection, [job.operation for job in jobs])
+        except Exception as error:  # noqa: BLE001  whoever waits for an answer would wait for ever
+            outcomes = [error] * len(jobs)
+            _give_up(connection)
+            connection = None
+        _answer(jobs, outcomes)
+    _give_up(connection)
+
+
+def _give_up(connection: WriteConnection | None) -> None:
     if connection is not None:
-        connection.close()
+        with suppress(Exception):  # it was of no more use anyway
+            connection.close()
 
 
 def _next_batch(queue: SimpleQueue[_Job | None]) -> tuple[list[_Job], bool]:

@@ -20,6 +20,7 @@ from necrocode.agent_runner.clients import (
     _registry_tasks,
     _registry_tasksets,
 )
+from necrocode.agent_runner.clients._registry_json import checked_json
 from necrocode.agent_runner.clients._registry_sql import insert_row
 from necrocode.agent_runner.clients._task_states import canonical_status
 from necrocode.agent_runner.clients.registry_schema import idempotency_keys
@@ -144,9 +145,10 @@ class RegistryCalls:
         lease_epoch: int | None = None,
     ) -> Call[TaskRecord]:
         """Move a task to a state."""
+        kept = checked_json("metadata", metadata)
         return Call(
             lambda transaction: _registry_tasks.update_status(
-                transaction, self._clock.now(), task_id, status, metadata, spec_name, lease_epoch
+                transaction, self._clock.now(), task_id, status, kept, spec_name, lease_epoch
             ),
             TaskRecord.model_validate,
         )
@@ -171,9 +173,10 @@ class RegistryCalls:
         lease_epoch: int | None = None,
     ) -> Call[EventRecord]:
         """Append an event."""
+        kept = checked_json("data", data)
         return Call(
             lambda transaction: _registry_history.add_event(
-                transaction, self._clock.now(), task_id, event_type, data or {}, spec_name, lease_epoch
+                transaction, self._clock.now(), task_id, event_type, kept, spec_name, lease_epoch
             ),
             EventRecord.model_validate,
         )
@@ -182,9 +185,10 @@ class RegistryCalls:
         self, task_id: str, values: Row, *, spec_name: str | None, lease_epoch: int | None = None
     ) -> Call[ArtifactRecord]:
         """Record an artifact: ``type``, ``uri``, ``size_bytes``, ``metadata``."""
+        kept = values | {"metadata": checked_json("metadata", values["metadata"])}
         return Call(
             lambda transaction: _registry_history.add_artifact(
-                transaction, self._clock.now(), task_id, values, spec_name, lease_epoch
+                transaction, self._clock.now(), task_id, kept, spec_name, lease_epoch
             ),
             ArtifactRecord.model_validate,
         )
@@ -245,8 +249,8 @@ class RegistryCalls:
         return Call(_registry_history.newest_event, int, changes=False)
 
     def ping(self) -> Call[int]:
-        """Whether the database answers."""
-        return self.newest_event()
+        """Whether the database answers, to those who write: on SQLite they have a thread of their own."""
+        return Call(_registry_history.newest_event, int)
 
     def last_settled_event(self) -> Call[int]:
         """The number up to which events are complete."""

@@ -82,6 +82,10 @@ class Prepared:
         try:
             for name, process in self._binds:
                 given[name] = process(given[name])
+        except OverflowError as error:  # the first and last day of all, turned to UTC
+            raise ServiceError(
+                "The task registry knows times of the years 1 to 9999 only, in UTC too.", status_code=400
+            ) from error
         except (TypeError, ValueError, RecursionError) as error:
             raise ServiceError(
                 f"The task registry cannot keep something that is no JSON: {error}.", status_code=400

@@ -6,7 +6,6 @@ who waits (``read``, ``write``) or as a future (``submit``, ``submit_read``).
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import weakref
@@ -19,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from necrocode.agent_runner.clients._group_commit import GroupWriter
+from necrocode.agent_runner.clients._registry_json import from_json, to_json
 from necrocode.agent_runner.clients._registry_sql import (
     BUSY_TIMEOUT_SECONDS,
     POSTGRES_ARGUMENTS,
@@ -118,8 +118,7 @@ class _PooledStore:
 
     def _in_transaction(self, operation: Callable[[Transaction], _Result], *, by_statement: bool = False) -> _Result:
         engine, database = self._open()
-        with self._translating():
-            connection = engine.raw_connection()
+        connection = self._borrowed(engine)
         driver_connection: Any = connection.driver_connection
         try:
             if by_statement:
@@ -141,6 +140,15 @@ class _PooledStore:
                 driver_connection.autocommit = False
             connection.close()
         return result
+
+    def _borrowed(self, engine: sa.Engine) -> sa.PoolProxiedConnection:
+        """A connection of the pool, which lets the driver's own errors through."""
+        driver: Any = engine.dialect.loaded_dbapi
+        with self._translating():
+            try:
+                return engine.raw_connection()
+            except driver.Error as error:
+                raise ServiceConnectionError(f"The task registry cannot use {self._name}: {error}.") from error
 
     def submit_read(self, operation: Callable[[Transaction], _Result]) -> Future[_Result]:
         """As ``read``, without waiting."""
@@ -221,7 +229,8 @@ class SqliteStore(_PooledStore):
         engine = sa.create_engine(
             sa.URL.create("sqlite", database=str(self._file)),  # a path may hold what means something in a URL
             connect_args={"timeout": BUSY_TIMEOUT_SECONDS},
-            json_serializer=_json,
+            json_serializer=to_json,
+            json_deserializer=from_json,
             pool_size=_POOL_SIZE,
         )
         sa.event.listen(engine, "connect", _configure_sqlite)
@@ -232,8 +241,7 @@ class SqliteStore(_PooledStore):
 
     def _connect_writer(self) -> _SqliteWriter:
         engine, database = self._open()
-        with self._translating():
-            return _SqliteWriter(database, engine.raw_connection())
+        return _SqliteWriter(database, self._borrowed(engine))
 
 
 class _SqliteWriter:
@@ -250,6 +258,7 @@ class _SqliteWriter:
         return is_open
 
     def close(self) -> None:
+        self._connection.invalidate()  # after an error nobody knows what state it is in
         self._connection.close()
 
 
@@ -298,7 +307,8 @@ class PostgresStore(_PooledStore):
         try:
             return sa.create_engine(
                 sa.make_url(self._url).set(drivername="postgresql+psycopg"),
-                json_serializer=_json,
+                json_serializer=to_json,
+                json_deserializer=from_json,
                 pool_size=_POOL_SIZE,
                 max_overflow=0,
                 connect_args=POSTGRES_ARGUMENTS,
@@ -323,10 +333,6 @@ def _bring_up_to_date(engine: sa.Engine) -> None:
     if revision != HEAD_REVISION:
         with engine.begin() as connection:
             upgrade_schema(connection)
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, allow_nan=False)  # NaN is no JSON: no other reader could read it
 
 
 def _cause(error: SQLAlchemyError) -> object:
