@@ -34,6 +34,7 @@ from tests.contracts.threads import at_once
 from tests.support.clocks import FakeClock
 from tests.support.repositories import git, make_repository
 from tests.support.served import served
+from tests.support.trees import make_deep
 
 WITHIN_SECONDS = 30
 
@@ -401,3 +402,20 @@ def test_a_pools_file_that_is_wrong_is_told(tmp_path: Path, content: str, told: 
     file.write_text(content)
     with pytest.raises(ConfigurationError, match=told):
         read_pools_file(file)
+
+
+# --- what must not take it down
+
+
+def test_a_tree_of_any_depth_in_a_slot_keeps_no_service_from_its_start(bench: Bench, repository: Path) -> None:
+    first = bench.pool(1)
+    slot = first.allocate_slot(str(repository), "me")
+    make_deep(slot.slot_path)
+    first.release_slot(slot.slot_id, lease_token=slot.lease_token)
+    url = bench.serve(bench.pool(1))
+    again = post(url, "/slots/allocate", wanted(repository))
+    assert again.status_code == 201, again.text
+    other = bench.pool(1)
+    post(bench.serve(other), f"/slots/{slot.slot_id}/release")
+    until(lambda: other.reclaim_expired() == [] and not list((other.root / ".trash").iterdir()))
+    assert requests.get(f"{bench.serve()}/health", timeout=5).status_code == 200
