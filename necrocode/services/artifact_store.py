@@ -107,6 +107,7 @@ def artifact_store_service(
     sweeps: list[asyncio.Task[None]] = []
 
     async def start() -> None:
+        await routes.prepare()
         if sweep_every_seconds is not None:
             sweeps.append(asyncio.create_task(_sweep_regularly(routes, sweep_every_seconds, stopping)))
 
@@ -222,8 +223,12 @@ class _Routes:
         )(self.export)
         return router
 
+    async def prepare(self) -> None:
+        await self._answered.prepare()
+
     async def check(self) -> None:
         await self._transfer(self._store.ensure_available)
+        await self._answered.check()
 
     async def upload(self, request: Request, key: IdempotencyKey = None) -> UploadedArtifact:
         try:

@@ -419,3 +419,26 @@ def test_a_tree_of_any_depth_in_a_slot_keeps_no_service_from_its_start(bench: Be
     post(bench.serve(other), f"/slots/{slot.slot_id}/release")
     until(lambda: other.reclaim_expired() == [] and not list((other.root / ".trash").iterdir()))
     assert requests.get(f"{bench.serve()}/health", timeout=5).status_code == 200
+
+
+def test_no_slot_is_lost_when_its_answer_cannot_be_kept(
+    bench: Bench, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = bench.pool(1)
+    url = bench.serve(pool)
+    allocate = pool.allocate_slot_while
+
+    def then_break(*arguments: Any, **options: Any) -> SlotAllocation:
+        slot = allocate(*arguments, **options)
+        (pool.root / ".answered.db").write_bytes(b"no database at all" * 100)
+        return slot
+
+    monkeypatch.setattr(pool, "allocate_slot_while", then_break)
+    answer = post(url, "/slots/allocate", wanted(repository), **{"Idempotency-Key": "k"})
+    assert (answer.status_code, answer.json()["type"]) == (503, "store-unavailable")
+    assert pool.pools_status()[0].counts["allocated"] == 0
+    assert requests.get(f"{url}/health", timeout=5).status_code == 503
+    monkeypatch.undo()
+    url = bench.serve(bench.pool(1))
+    assert requests.get(f"{url}/health", timeout=5).status_code == 200
+    assert post(url, "/slots/allocate", wanted(repository), **{"Idempotency-Key": "k"}).status_code == 201
