@@ -20,7 +20,14 @@ from pydantic import BaseModel, Field
 
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock
 from necrocode.agent_runner._strict import read_yaml_mapping
-from necrocode.agent_runner.errors import ConfigurationError, RunnerError, SlotAllocationError, SlotNotFoundError
+from necrocode.agent_runner.errors import (
+    ConfigurationError,
+    RepositoryNotFoundError,
+    RunnerError,
+    SlotAllocationError,
+    SlotNotFoundError,
+    WorkspacePreparationError,
+)
 from necrocode.agent_runner.records import PoolDefinition, PoolRecord, PoolSet, SlotAllocation, SlotRecord, SlotState
 from necrocode.services._app import Service
 from necrocode.services._headers import IdempotencyKey
@@ -253,7 +260,8 @@ class _Upkeep:
     async def start(self) -> None:
         await self.desk.answered.prepare()
         await self.desk.call(self.desk.pool.reconcile)
-        names = [await self.desk.call(self._create, definition) for definition in self.pools.pools]
+        made = [await self.desk.call(self._create, definition) for definition in self.pools.pools]
+        names = [name for name in made if name is not None]
         self._tasks = (asyncio.create_task(self._sweep()), asyncio.create_task(self._warm(names)))
 
     async def close(self) -> None:
@@ -263,10 +271,18 @@ class _Upkeep:
             with suppress(asyncio.CancelledError):
                 await task
 
-    def _create(self, wanted: PoolDefinition) -> str:
-        size = wanted.pool_size or self.pools.pool_size or self.desk.pool.pool_size
-        made = self.desk.pool.create_pool(wanted.repo_url, name=wanted.name, pool_size=size, resize=True)
-        return made.name
+    def _create(self, wanted: PoolDefinition) -> str | None:
+        """The pool's name; None when it is there, but damaged, which must not keep the others from their work."""
+        pool = self.desk.pool
+        size = wanted.pool_size or self.pools.pool_size or pool.pool_size
+        try:
+            return pool.create_pool(wanted.repo_url, name=wanted.name, pool_size=size, resize=True).name
+        except RepositoryNotFoundError:
+            raise
+        except WorkspacePreparationError as error:
+            pool.check()
+            logger.warning("A pool of the pools file cannot be used: %s", error)
+            return None
 
     async def _warm(self, names: Sequence[str]) -> None:
         for name in names:
