@@ -102,6 +102,8 @@ class PoolRecord(Value):
     """Slots by state; a slot that was never needed is not there yet."""
     slots: tuple[SlotRecord, ...] = ()
     use: PoolUse = Field(default_factory=PoolUse)
+    trouble: str | None = None
+    """Why nothing is known of its slots: its list of them is damaged. None: all is well."""
 
 
 class PoolDefinition(StrictModel):

@@ -53,6 +53,7 @@ class PoolCollector(Collector):
             logger.warning("The pools cannot be counted: %s", error)
             pools = ()
         yield _slots(pools)
+        yield _damaged(pools)
         for name in ("allocations", "released", "forced", "expired", "fetches"):
             family = CounterMetricFamily(f"necrocode_pool_{name}", f"{name.capitalize()} of a pool", labels=("pool",))
             for pool in pools:
@@ -65,4 +66,11 @@ def _slots(pools: tuple[PoolRecord, ...]) -> Metric:
     for pool in pools:
         for state, count in pool.counts.items():
             family.add_metric((pool.name, state), count)
+    return family
+
+
+def _damaged(pools: tuple[PoolRecord, ...]) -> Metric:
+    family = GaugeMetricFamily("necrocode_pool_damaged", "1 when a pool's list of slots is damaged", labels=("pool",))
+    for pool in pools:
+        family.add_metric((pool.name,), int(pool.trouble is not None))
     return family

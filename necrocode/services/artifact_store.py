@@ -108,6 +108,7 @@ def artifact_store_service(
     sweeps: list[asyncio.Task[None]] = []
 
     async def start() -> None:
+        await routes.prepare()
         await routes.check()  # a bucket or folder that is not there ends the service before it listens for nothing
         if sweep_every_seconds is not None:
             sweeps.append(asyncio.create_task(_sweep_regularly(routes, sweep_every_seconds, stopping)))
@@ -214,8 +215,12 @@ class _Routes:
         )(self.export)
         return router
 
+    async def prepare(self) -> None:
+        await self._answered.prepare()
+
     async def check(self) -> None:
         await self._transfer(self._store.ensure_available)
+        await self._answered.check()
 
     async def upload(self, request: Request, key: IdempotencyKey = None) -> UploadedArtifact:
         try:

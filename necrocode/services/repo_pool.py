@@ -20,7 +20,14 @@ from pydantic import BaseModel, Field
 
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock
 from necrocode.agent_runner._strict import read_yaml_mapping
-from necrocode.agent_runner.errors import ConfigurationError, RunnerError, SlotAllocationError, SlotNotFoundError
+from necrocode.agent_runner.errors import (
+    ConfigurationError,
+    RepositoryNotFoundError,
+    RunnerError,
+    SlotAllocationError,
+    SlotNotFoundError,
+    WorkspacePreparationError,
+)
 from necrocode.agent_runner.records import PoolDefinition, PoolRecord, PoolSet, SlotAllocation, SlotRecord, SlotState
 from necrocode.services._app import Service
 from necrocode.services._headers import IdempotencyKey
@@ -157,7 +164,7 @@ def repo_pool_service(
         title="necrocode Repo Pool Manager",
         capabilities=CAPABILITIES,
         router=_router(desk),
-        check=partial(desk.call, pool.check),
+        check=desk.check,
         start=upkeep.start,
         close=upkeep.close,
         max_body_bytes=_MAX_BODY_BYTES,
@@ -184,6 +191,11 @@ class _Desk:
         """What a method of the pool returns, in a thread."""
         return await anyio.to_thread.run_sync(partial(function, *arguments, **options), limiter=self.calls)
 
+    async def check(self) -> None:
+        """Return when slots can be handed out, and what was answered can be kept."""
+        await self.call(self.pool.check)
+        await self.answered.check()
+
     async def allocate(self, request: Request, wanted: Allocate, key: str | None) -> Any:  # noqa: ANN401  JSON
         """An allocation as JSON; given up, with no slot held, when the caller hangs up or the service ends."""
         await self.call(self.sources.check, wanted.repo_url)
@@ -191,9 +203,16 @@ class _Desk:
         gone = threading.Event()
         watch = asyncio.create_task(_tell_when_gone(request, self.stopping, gone))
         try:
-            return await self.answered.once(key, fingerprint, partial(self._allocate, wanted, gone))
+            write = partial(self._allocate, wanted, gone)
+            return await self.answered.once(key, fingerprint, write, undo=self._give_back)
         finally:
             watch.cancel()
+
+    async def _give_back(self, answer: Any) -> None:  # noqa: ANN401  JSON
+        try:
+            await self.call(self.pool.release_slot, answer["slot_id"], lease_token=answer["lease_token"])
+        except RunnerError as error:  # its lease will end by itself
+            logger.warning("The slot %s was not given back: %s", answer["slot_id"], error)
 
     async def _allocate(self, wanted: Allocate, gone: threading.Event) -> Any:  # noqa: ANN401  JSON
         started, outcome = self.clock.monotonic(), "failed"
@@ -239,8 +258,10 @@ class _Upkeep:
     _tasks: tuple[asyncio.Task[None], ...] = ()
 
     async def start(self) -> None:
+        await self.desk.answered.prepare()
         await self.desk.call(self.desk.pool.reconcile)
-        names = [await self.desk.call(self._create, definition) for definition in self.pools.pools]
+        made = [await self.desk.call(self._create, definition) for definition in self.pools.pools]
+        names = [name for name in made if name is not None]
         self._tasks = (asyncio.create_task(self._sweep()), asyncio.create_task(self._warm(names)))
 
     async def close(self) -> None:
@@ -250,10 +271,18 @@ class _Upkeep:
             with suppress(asyncio.CancelledError):
                 await task
 
-    def _create(self, wanted: PoolDefinition) -> str:
-        size = wanted.pool_size or self.pools.pool_size or self.desk.pool.pool_size
-        made = self.desk.pool.create_pool(wanted.repo_url, name=wanted.name, pool_size=size, resize=True)
-        return made.name
+    def _create(self, wanted: PoolDefinition) -> str | None:
+        """The pool's name; None when it is there, but damaged, which must not keep the others from their work."""
+        pool = self.desk.pool
+        size = wanted.pool_size or self.pools.pool_size or pool.pool_size
+        try:
+            return pool.create_pool(wanted.repo_url, name=wanted.name, pool_size=size, resize=True).name
+        except RepositoryNotFoundError:
+            raise
+        except WorkspacePreparationError as error:
+            pool.check()
+            logger.warning("A pool of the pools file cannot be used: %s", error)
+            return None
 
     async def _warm(self, names: Sequence[str]) -> None:
         for name in names:
@@ -281,7 +310,13 @@ def _router(desk: _Desk) -> APIRouter:
 def _add_slots(router: APIRouter, desk: _Desk) -> None:
     pool = desk.pool
 
-    @router.post("/slots/allocate", status_code=201, tags=["slots"], summary="Get a clean checkout of a repository")
+    @router.post(
+        "/slots/allocate",
+        status_code=201,
+        responses=problems(507),
+        tags=["slots"],
+        summary="Get a clean checkout of a repository",
+    )
     async def allocate(request: Request, wanted: Allocate, key: IdempotencyKey = None) -> SlotAllocation:
         return SlotAllocation.model_validate(await desk.allocate(request, wanted, key))
 

@@ -34,6 +34,7 @@ from tests.contracts.threads import at_once
 from tests.support.clocks import FakeClock
 from tests.support.repositories import git, make_repository
 from tests.support.served import served
+from tests.support.trees import make_deep
 
 WITHIN_SECONDS = 30
 
@@ -316,7 +317,7 @@ def test_a_damaged_pool_does_not_hide_the_other_metrics(bench: Bench, repository
     (file,) = (bench.place / "pool").glob("*/pool.json")
     file.write_text("{")
     assert "necrocode_http_requests_total" in requests.get(f"{url}/metrics", timeout=5).text
-    assert requests.get(f"{url}/pools/status", timeout=5).json()["type"] == "workspace-preparation-failed"
+    assert "damaged" in requests.get(f"{url}/pools/status", timeout=5).json()["pools"][0]["trouble"]
 
 
 # --- where repositories may come from
@@ -416,3 +417,68 @@ def test_a_pools_file_that_is_wrong_is_told(tmp_path: Path, content: str, told: 
 def test_a_url_that_git_takes_to_another_place_than_it_seems_is_not_allowed(url: str) -> None:
     with pytest.raises(RepositoryNotFoundError):
         AllowedSources(["git.example.com"]).check(url)
+
+
+# --- what must not take it down
+
+
+def test_a_tree_of_any_depth_in_a_slot_keeps_no_service_from_its_start(bench: Bench, repository: Path) -> None:
+    first = bench.pool(1)
+    slot = first.allocate_slot(str(repository), "me")
+    make_deep(slot.slot_path)
+    first.release_slot(slot.slot_id, lease_token=slot.lease_token)
+    url = bench.serve(bench.pool(1))
+    again = post(url, "/slots/allocate", wanted(repository))
+    assert again.status_code == 201, again.text
+    other = bench.pool(1)
+    post(bench.serve(other), f"/slots/{slot.slot_id}/release")
+    until(lambda: other.reclaim_expired() == [] and not list((other.root / ".trash").iterdir()))
+    assert requests.get(f"{bench.serve()}/health", timeout=5).status_code == 200
+
+
+def test_no_slot_is_lost_when_its_answer_cannot_be_kept(
+    bench: Bench, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = bench.pool(1)
+    url = bench.serve(pool)
+    allocate = pool.allocate_slot_while
+
+    def then_break(*arguments: Any, **options: Any) -> SlotAllocation:
+        slot = allocate(*arguments, **options)
+        (pool.root / ".answered.db").write_bytes(b"no database at all" * 100)
+        return slot
+
+    monkeypatch.setattr(pool, "allocate_slot_while", then_break)
+    answer = post(url, "/slots/allocate", wanted(repository), **{"Idempotency-Key": "k"})
+    assert (answer.status_code, answer.json()["type"]) == (503, "store-unavailable")
+    assert pool.pools_status()[0].counts["allocated"] == 0
+    assert requests.get(f"{url}/health", timeout=5).status_code == 503
+    monkeypatch.undo()
+    url = bench.serve(bench.pool(1))
+    assert requests.get(f"{url}/health", timeout=5).status_code == 200
+    assert post(url, "/slots/allocate", wanted(repository), **{"Idempotency-Key": "k"}).status_code == 201
+
+
+@pytest.mark.parametrize("damage", ["{", "[" * 100_000, '{"slots": [], "pool_size": "x"}', '{"slots": [{"state": 1}]}'])
+def test_a_damaged_pool_is_shown_and_the_others_go_on(bench: Bench, tmp_path: Path, damage: str) -> None:
+    clock = FakeClock()
+    pool = bench.pool(1, clock)
+    good, bad = (str(make_repository(tmp_path / name)) for name in ("good", "bad"))
+    slot = pool.allocate_slot(good, "me", lease_seconds=10)
+    pool.allocate_slot(bad, "you")
+    (file,) = pool.root.glob("bad-*/pool.json")
+    file.write_text(damage)
+    named = PoolSet(pools=(PoolDefinition(repo_url=bad), PoolDefinition(repo_url=good, name="good")))
+    url = bench.serve(pool, pools=named, sweep_seconds=3600)
+    shown = {one["name"]: one for one in requests.get(f"{url}/pools/status", timeout=5).json()["pools"]}
+    assert "damaged" in shown[file.parent.name]["trouble"]
+    assert (shown["good"]["trouble"], shown["good"]["counts"]["allocated"]) == (None, 1)
+    metrics = requests.get(f"{url}/metrics", timeout=5).text
+    assert f'necrocode_pool_damaged{{pool="{file.parent.name}"}} 1.0' in metrics
+    assert 'necrocode_pool_slots{pool="good",state="allocated"} 1.0' in metrics
+    clock.sleep(11)
+    assert pool.reclaim_expired() == [slot.slot_id]
+    assert post(url, "/pools", {"repo_url": str(tmp_path / "third"), "name": "third"}).status_code == 201
+    assert requests.patch(f"{url}/pools/good", json={"pool_size": 3}, timeout=5).status_code == 200
+    answer = requests.patch(f"{url}/pools/{file.parent.name}", json={"pool_size": 3}, timeout=5)
+    assert (answer.status_code, "is damaged" in answer.json()["detail"]) == (500, True)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import socket
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,12 @@ import requests
 from fastapi import APIRouter, Body, Query
 from pydantic import BaseModel
 
-from necrocode.agent_runner import IdempotencyKeyReusedError, ServiceConnectionError, StaleLeaseError
+from necrocode.agent_runner import (
+    IdempotencyKeyReusedError,
+    ServiceConnectionError,
+    StaleLeaseError,
+    StorageFullError,
+)
 from necrocode.services._app import Service, create_app
 from necrocode.services._edge import RateLimit
 from necrocode.services._headers import IdempotencyKey, LeaseEpoch
@@ -300,6 +306,70 @@ def test_a_failed_write_may_be_tried_again(answered: AnsweredWrites) -> None:
     with pytest.raises(StaleLeaseError):
         asyncio.run(answered.once("k", "f", fails))
     assert asyncio.run(answered.once("k", "f", Counted())) == {"call": 1}
+
+
+def test_a_write_whose_answer_cannot_be_kept_is_undone(answered: AnsweredWrites, tmp_path: Path) -> None:
+    undone: list[Any] = []
+
+    async def write() -> dict[str, int]:
+        (tmp_path / "deep/answers.db").write_bytes(b"no database at all" * 100)
+        return {"call": 1}
+
+    async def undo(answer: Any) -> None:
+        undone.append(answer)
+
+    with pytest.raises(ServiceConnectionError, match="cannot be used"):
+        asyncio.run(answered.once("k", "f", write, undo=undo))
+    assert undone == [{"call": 1}]
+    with pytest.raises(ServiceConnectionError, match="sets the file aside"):
+        asyncio.run(answered.once("k", "f", Counted()))
+
+
+def test_a_full_disk_is_told_as_such(answered: AnsweredWrites, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = sqlite3.connect
+
+    def small(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection = connect(*arguments, **options)
+        connection.execute("PRAGMA max_page_count = 4")  # what SQLite says then is what it says of a full disk
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", small)
+
+    async def write() -> str:
+        return "x" * 100_000
+
+    with pytest.raises(StorageFullError, match="Make room"):
+        asyncio.run(answered.once("k", "f", write))
+
+
+def test_a_damaged_file_of_answers_is_set_aside_at_the_start(
+    answered: AnsweredWrites, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write = Counted()
+    asyncio.run(answered.once("k", "f", write))
+    asyncio.run(answered.prepare())
+    assert [file.name for file in (tmp_path / "deep").iterdir()] == ["answers.db"]
+    assert asyncio.run(answered.once("k", "f", write)) == {"call": 1}
+    file = tmp_path / "deep/answers.db"
+    damaged = file.read_bytes()[:100] + b"\xff" * 4000
+    file.write_bytes(damaged)
+    with pytest.raises(ServiceConnectionError):
+        asyncio.run(answered.check())
+    asyncio.run(answered.prepare())
+    asyncio.run(answered.check())
+    (aside,) = (tmp_path / "deep").glob("answers.db.damaged-*")
+    assert aside.read_bytes() == damaged
+    assert "were damaged" in caplog.text
+    assert asyncio.run(answered.once("k", "f", write)) == {"call": 2}
+
+
+def test_answers_that_cannot_be_kept_anywhere_are_told_at_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    answered = AnsweredWrites(tmp_path / "file" / "answers.db")
+    asyncio.run(answered.prepare())
+    assert "will be refused" in caplog.text
 
 
 def test_answers_are_kept_for_a_day(answered: AnsweredWrites, clock: FakeClock) -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import stat
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ import pytest
 from necrocode.agent_runner import TestExecutionError, TestResult
 from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner.sandbox import layer as layers
-from necrocode.agent_runner.sandbox.layer import LayerKind, open_layer, overlay_works, remove_tree
+from necrocode.agent_runner.sandbox.layer import LayerKind, open_layer, overlay_works
 from necrocode.agent_runner.sandbox.plain import PlainSandbox, command_environment
 from tests.contracts.sandbox_contract import snapshot
 from tests.support.clocks import FakeClock
@@ -300,27 +299,6 @@ def test_an_ordinary_user_can_run_tests_and_leaves_nothing(place_of_nobody: Path
     assert results == [[0, f"{NOBODY}\n"], [0, "x\ncalc.py\nd\n"]]
     assert left == []
     assert snapshot(place_of_nobody / "repo") == before
-
-
-# --- dropping folders
-
-
-def test_a_folder_goes_whatever_is_in_it_and_no_link_is_followed(tmp_path: Path) -> None:
-    (tmp_path / "outside").mkdir(mode=0o750)
-    (tmp_path / "outside/kept").write_text("kept")
-    deep = tmp_path / "folder/a/b/c"
-    deep.mkdir(parents=True)
-    (deep / "link").symlink_to(tmp_path / "outside")
-    (deep / "up").symlink_to("..")
-    os.mkfifo(deep / "fifo")
-    (deep / "file").write_text("x")
-    for path in (deep / "file", deep, deep.parent, deep.parent.parent):
-        path.chmod(0)
-    remove_tree(tmp_path / "folder")
-    assert not (tmp_path / "folder").exists()
-    assert (tmp_path / "outside/kept").read_text() == "kept"
-    assert stat.S_IMODE((tmp_path / "outside").stat().st_mode) == 0o750
-    remove_tree(tmp_path / "folder")
 
 
 # --- layers of processes that died

@@ -9,7 +9,7 @@ import secrets
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, get_args
 
 from necrocode.agent_runner.clients._pool_files import locked, try_lock, write_whole
 from necrocode.agent_runner.errors import (
@@ -19,14 +19,14 @@ from necrocode.agent_runner.errors import (
     StaleLeaseError,
     WorkspacePreparationError,
 )
-from necrocode.agent_runner.records import PoolUse
+from necrocode.agent_runner.records import PoolUse, SlotEnd
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from pathlib import Path
+    from types import UnionType
 
     from necrocode.agent_runner.clients._pool_files import Trash
-    from necrocode.agent_runner.records import SlotEnd
 
 logger = logging.getLogger(__name__)
 
@@ -140,10 +140,8 @@ class PoolBook:
             fields = {"slots": data} if isinstance(data, list) else data  # a list: as version 0.1 wrote it
             slots = [Slot(**item) for item in fields["slots"]]
             page = Page(**{**fields, "slots": {slot.slot_id: slot for slot in slots}})
-            PoolUse.model_validate(page.use)
-            for slot in slots:
-                _check(slot)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            _check(page)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise self._damaged(error) from error
         return page
 
@@ -356,9 +354,29 @@ class PoolBook:
             page.is_removed = True
 
 
-def _check(slot: Slot) -> None:
+def _check(page: Page) -> None:
+    """``ValueError`` or ``TypeError`` for what no pool writes, before it makes trouble elsewhere."""
+    PoolUse.model_validate(page.use)
+    _check_kinds(page, {"name": str, "repo_url": str, "pool_size": int | None})
+    for slot in page.slots.values():
+        _check_slot(slot)
+
+
+def _check_slot(slot: Slot) -> None:
     if slot.state not in _STATES or slot.number < 1:
         raise ValueError(f"{slot.slot_id} is {slot.state!r}, which is no state of a slot")
+    _check_kinds(slot, {name: int if name == "epoch" else str for name in vars(slot)})
+    if slot.last_end not in {"", *get_args(SlotEnd)} or (slot.state == "allocated" and not slot.expires_at):
+        raise ValueError(f"{slot.slot_id} does not say how or when its lease ends")
+    for time in filter(None, (slot.expires_at, slot.last_used_at, slot.allocated_at, slot.last_end_at)):
+        if datetime.fromisoformat(time).tzinfo is None:
+            raise ValueError(f"{slot.slot_id} has a time without a zone")
+
+
+def _check_kinds(holder: Page | Slot, kinds: Mapping[str, type | UnionType]) -> None:
+    for name, kind in kinds.items():
+        if not isinstance(getattr(holder, name), kind):
+            raise TypeError(f"{name} is {getattr(holder, name)!r}")
 
 
 def _known(page: Page, slot_id: str) -> Slot:

@@ -11,8 +11,8 @@ import threading
 from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING
 
+from necrocode.agent_runner._trees import remove_tree
 from necrocode.agent_runner.errors import WorkspacePreparationError
-from necrocode.agent_runner.sandbox.layer import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -140,19 +140,22 @@ class Trash:
     def empty_later(self) -> None:
         """Delete what has been taken, on a thread that holds up nobody."""
         if self._trees():
-            threading.Thread(target=self.empty, name="necrocode-pool-trash", daemon=True).start()
+            with suppress(RuntimeError):  # no thread to be had: what is there goes the next time
+                threading.Thread(target=self.empty, name="necrocode-pool-trash", daemon=True).start()
 
     def _trees(self) -> list[Path]:
         try:
             return sorted(self._folder.iterdir())
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            logger.warning("%s cannot be emptied: %s", self._folder, error.strerror)
             return []
 
 
 def _is_deleted(path: Path) -> bool:
     with suppress(OSError):
         if path.is_dir() and not path.is_symlink():
-            path.chmod(0o700)
             remove_tree(path)
         else:
             path.unlink(missing_ok=True)

@@ -33,13 +33,13 @@ from necrocode.agent_runner.errors import (
     StaleLeaseError,
     WorkspacePreparationError,
 )
-from necrocode.agent_runner.records import PoolDefinition, SlotAllocation
+from necrocode.agent_runner.records import PoolDefinition, PoolRecord, SlotAllocation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from necrocode.agent_runner.clients._pool_book import Taken
-    from necrocode.agent_runner.records import PoolRecord, SlotRecord
+    from necrocode.agent_runner.records import SlotRecord
 
 logger = logging.getLogger(__name__)
 
@@ -231,7 +231,7 @@ class LocalRepoPool:
         """
         wanted = PoolDefinition(repo_url=repo_url, name=name, pool_size=pool_size)
         place = self._place_of(repo_url, must_exist=False)
-        names = {other.record().name for other in self._places() if other.folder != place.folder}
+        names = {shown.name for other, shown in self._shown() if other.folder != place.folder}
         self._ensure(place)
         with place.book.open() as page:
             is_other = page.pool_size not in {None, pool_size} or (name and page.name not in {"", name})
@@ -265,8 +265,8 @@ class LocalRepoPool:
         self._trash.empty_later()
 
     def pools_status(self) -> tuple[PoolRecord, ...]:
-        """All pools with their slots, by name."""
-        return tuple(sorted((place.record() for place in self._places()), key=lambda pool: pool.name))
+        """All pools with their slots, by name; of one whose list of slots is damaged only its ``trouble``."""
+        return tuple(sorted((shown for _, shown in self._shown()), key=lambda pool: pool.name))
 
     def warm(self, name: str) -> PoolRecord:
         """The pool, with all its slots made ready at the repository's HEAD; those that are there are left alone."""
@@ -282,11 +282,14 @@ class LocalRepoPool:
     # --- upkeep ---
 
     def reclaim_expired(self) -> list[str]:
-        """Free every slot whose lease is over; their ids."""
+        """Free every slot whose lease is over; their ids. A pool where that fails is told in the log."""
         freed = []
         for place in self._places():
-            freed += place.book.reclaim_expired(self._clock.now())
-            place.drop_surplus()
+            try:
+                freed += place.book.reclaim_expired(self._clock.now())
+                place.drop_surplus()
+            except (RunnerError, OSError) as error:
+                logger.warning("Leases of the pool %s that ended were not reclaimed: %s", place.folder.name, error)
         self._trash.empty_later()
         return freed
 
@@ -333,6 +336,19 @@ class LocalRepoPool:
     def _places(self) -> list[PoolPlace]:
         return [self._place(file.parent) for file in sorted(self._root.glob("[!.]*/pool.json"))]
 
+    def _shown(self) -> list[tuple[PoolPlace, PoolRecord]]:
+        """Every pool and what is shown of it."""
+        shown = []
+        for place in self._places():
+            try:
+                shown.append((place, place.record()))
+            except PoolNotFoundError:  # removed since
+                continue
+            except (RunnerError, OSError) as error:
+                record = PoolRecord(name=place.folder.name, pool_size=self._pool_size, trouble=str(error))
+                shown.append((place, record))
+        return shown
+
     def _place_of(self, repo_url: str, *, must_exist: bool = True) -> PoolPlace:
         try:
             url = check_repository_url(repo_url)
@@ -355,8 +371,8 @@ class LocalRepoPool:
         return self._place(self._root / key)
 
     def _place_named(self, name: str) -> PoolPlace:
-        for place in self._places():
-            if name == place.record().name:
+        for place, shown in self._shown():
+            if name == shown.name:
                 return place
         raise PoolNotFoundError(f"There is no pool {name!r}.", hint="GET /pools/status lists them.", status_code=404)
 

@@ -20,6 +20,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from necrocode.agent_runner._trees import remove_tree
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -142,18 +144,6 @@ def _sweep(root: Path) -> None:
                 remove_tree(folder)
             finally:
                 os.close(handle)
-
-
-def remove_tree(folder: Path) -> None:
-    """Remove a folder, whatever modes a test has left in it; symlinks are removed, never followed."""
-    shutil.rmtree(folder, ignore_errors=True)
-    if folder.exists():
-        for parent, folders, _ in os.walk(folder):
-            for name in folders:
-                path = Path(parent, name)
-                if not path.is_symlink():
-                    path.chmod(0o700)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _not_copied(checkout: Path, root: Path) -> Callable[[str, list[str]], set[str]]:
