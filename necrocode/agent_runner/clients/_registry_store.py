@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _BUSY_TIMEOUT_SECONDS = 30.0
 _POOL_SIZE = 16
+_JSON = json.JSONDecoder()
 _LEFT_TO_THE_PARENT: list[object] = []  # connections of a parent process: closing them here would disturb it there
 _Result = TypeVar("_Result")
 
@@ -113,18 +114,18 @@ class _PooledStore:
 
     def _in_transaction(self, operation: Callable[[Transaction], _Result], *, by_statement: bool = False) -> _Result:
         engine, database = self._open()
-        with self._translating():
-            connection = engine.raw_connection()
+        connection = self._raw_connection(engine)
         driver_connection: Any = connection.driver_connection
         try:
-            if by_statement:
-                driver_connection.autocommit = True
+            if self._begin is None and driver_connection.autocommit != by_statement:
+                driver_connection.autocommit = by_statement  # and stays so: the next may well be of the same kind
             transaction = Transaction(database, driver_connection)
             try:
                 if self._begin is not None:
                     transaction.command(self._begin)
                 result = operation(transaction)
-                transaction.commit()
+                if not by_statement:
+                    transaction.commit()
             except ServiceConnectionError:
                 connection.invalidate()
                 raise
@@ -132,10 +133,16 @@ class _PooledStore:
                 driver_connection.rollback()
                 raise
         finally:
-            if by_statement and not driver_connection.closed:
-                driver_connection.autocommit = False
             connection.close()
         return result
+
+    def _raw_connection(self, engine: sa.Engine) -> sa.PoolProxiedConnection:
+        driver: Any = engine.dialect.loaded_dbapi
+        try:
+            with self._translating():
+                return engine.raw_connection()
+        except driver.Error as error:  # SQLAlchemy wraps it for its own connections only
+            raise ServiceConnectionError(f"Failed to connect to {self._name} (task registry): {error}.") from error
 
     def submit_read(self, operation: Callable[[Transaction], _Result]) -> Future[_Result]:
         """As ``read``, without waiting."""
@@ -227,8 +234,7 @@ class SqliteStore(_PooledStore):
 
     def _connect_writer(self) -> _SqliteWriter:
         engine, database = self._open()
-        with self._translating():
-            return _SqliteWriter(database, engine.raw_connection())
+        return _SqliteWriter(database, self._raw_connection(engine))
 
 
 class _SqliteWriter:
@@ -291,9 +297,11 @@ class PostgresStore(_PooledStore):
 
     def _make_engine(self) -> sa.Engine:
         try:
-            return sa.create_engine(
+            engine = sa.create_engine(
                 sa.make_url(self._url).set(drivername="postgresql+psycopg"),
                 json_serializer=_json,
+                json_deserializer=_from_json,
+                pool_reset_on_return=None,  # every transaction is ended by who began it
                 pool_size=_POOL_SIZE,
                 max_overflow=0,
                 connect_args=POSTGRES_ARGUMENTS,
@@ -303,6 +311,8 @@ class PostgresStore(_PooledStore):
                 f"A task registry in PostgreSQL needs the package {error.name}.",
                 hint="Install it: pip install 'necrocode[services]'",
             ) from error
+        sa.event.listen(engine, "begin", _begin_postgres)
+        return engine
 
     def _translated(self, error: SQLAlchemyError) -> ServiceError:
         if isinstance(error, sa.exc.TimeoutError):
@@ -324,6 +334,11 @@ def _json(value: object) -> str:
     return json.dumps(value, allow_nan=False)  # NaN is no JSON: no other reader could read it
 
 
+def _from_json(text: bytes | bytearray | str) -> Any:  # noqa: ANN401  JSON
+    """What ``json.loads`` gives, without its search for the encoding, which is known here."""
+    return _JSON.decode(text if isinstance(text, str) else text.decode())
+
+
 def _cause(error: SQLAlchemyError) -> object:
     return getattr(error, "orig", None) or error
 
@@ -339,6 +354,11 @@ def _configure_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401
     connection.isolation_level = None  # transactions are begun by us, not by the driver
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_postgres(connection: sa.Connection) -> None:
+    driver: Any = connection.connection.driver_connection
+    driver.autocommit = False  # a claim may have been there before
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
