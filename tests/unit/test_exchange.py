@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import gzip
+import os
 import socket
+import threading
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 
 import pytest
 from hypothesis import given
@@ -96,7 +99,7 @@ def test_when_the_time_is_over_the_connection_ends_and_its_socket_stays_its_owne
 def test_a_connection_that_comes_too_late_is_hung_up_on_at_once() -> None:
     with Exchange(0) as exchange:
         exchange.start()
-        exchange._watch.join()
+        wait_for_the_end_of(exchange)
         ours, theirs = socket.socketpair()
         with ours, theirs:
             exchange.hold(ours)
@@ -106,9 +109,52 @@ def test_a_connection_that_comes_too_late_is_hung_up_on_at_once() -> None:
 def test_an_exchange_that_ends_in_time_leaves_its_connections_alone() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        with Exchange(60) as exchange:
+        with Exchange(0.05) as exchange:
             exchange.start()
             exchange.hold(ours)
-        exchange._watch.join(10)
+        with Exchange(0.05) as later:
+            later.start()
+            wait_for_the_end_of(later)
+        assert not exchange.is_over
         theirs.sendall(b"x")
         assert ours.recv(1) == b"x"
+
+
+def test_a_short_exchange_ends_before_a_long_one_that_began_earlier() -> None:
+    with Exchange(600) as long:
+        long.start()
+        with Exchange(0.05) as short:
+            short.start()
+            wait_for_the_end_of(short)
+        assert not long.is_over
+
+
+def test_many_exchanges_share_one_thread() -> None:
+    with Exchange(600) as first:
+        first.start()
+        before = threading.active_count()
+        with ExitStack() as others:
+            for _ in range(50):
+                others.enter_context(Exchange(600)).start()
+            assert threading.active_count() == before
+
+
+def test_the_time_is_up_in_a_child_process_too() -> None:
+    with Exchange(600) as exchange:
+        exchange.start()
+        child = os.fork()
+        if child == 0:
+            with suppress(BaseException), Exchange(0.05) as short:
+                short.start()
+                wait_for_the_end_of(short)
+                os._exit(0)
+            os._exit(1)
+    assert os.waitpid(child, 0) == (child, 0)
+
+
+def wait_for_the_end_of(exchange: Exchange) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.settimeout(10)
+        exchange.hold(ours)
+        assert theirs.recv(1) == b""

@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 import threading
+import time
 import zlib
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Self
@@ -41,12 +42,11 @@ class Exchange:
     """
 
     def __init__(self, limit_seconds: float) -> None:
-        self._watch = threading.Timer(limit_seconds, self._end)
-        self._watch.daemon = True
+        self._limit_seconds = limit_seconds
         self._lock = threading.Lock()
-        self._held: list[socket.socket] = []
+        self._held: list[int] = []
         self._token: Token[Exchange | None] | None = None
-        self._is_left = False
+        self._is_started = self._is_left = False
         self.is_over = False
 
     def __enter__(self) -> Self:
@@ -58,34 +58,89 @@ class Exchange:
     ) -> None:
         if self._token is not None:
             _current.reset(self._token)
-        self._watch.cancel()
+        _watch.leave(self)
         with self._lock:
             self._is_left = True
             while self._held:
-                self._held.pop().close()
+                os.close(self._held.pop())
 
     def start(self) -> None:
         """Let the time run; nothing where it runs already."""
-        if self._watch.ident is None:
-            self._watch.start()
+        if not self._is_started:
+            self._is_started = True
+            _watch.enter(self, time.monotonic() + self._limit_seconds)
 
     def hold(self, connection: socket.socket) -> None:
         """Hang up on this connection too when the time is over."""
         # A duplicate is hung up on, not the connection's own socket: that one may since have become part of a TLS
         # socket, whose shutdown would drop the state that the reading thread is using.
-        handle = socket.socket(fileno=os.dup(connection.fileno()))
+        handle = os.dup(connection.fileno())
         with self._lock:
             self._held.append(handle)
             if self.is_over:
                 _hang_up(handle)
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """The time is over, which means nothing any more to an exchange that has been left."""
         with self._lock:
             self.is_over = not self._is_left
             for handle in self._held:
                 _hang_up(handle)
 
 
+class _Watch:
+    """One thread that ends every exchange in its time: a timer for each would cost more than a small exchange does.
+
+    The thread is there while it has something to wait for.
+    """
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Be as new, in a child process too, which has no thread of its parent's."""
+        self._changed = threading.Condition(threading.Lock())
+        self._ends: dict[Exchange, float] = {}
+        self._wakes_at = 0.0
+        self._is_awake = False
+
+    def enter(self, exchange: Exchange, ends_at: float) -> None:
+        """End the exchange at this time."""
+        with self._changed:
+            self._ends[exchange] = ends_at
+            if not self._is_awake:
+                self._is_awake = True
+                threading.Thread(target=self._run, name="necrocode-exchanges", daemon=True).start()
+            elif ends_at < self._wakes_at:
+                self._changed.notify()
+
+    def leave(self, exchange: Exchange) -> None:
+        """Do not end it any more. The thread is not woken for that, and finds out when it would have."""
+        with self._changed:
+            self._ends.pop(exchange, None)
+
+    def _run(self) -> None:
+        while (overdue := self._next()) is not None:
+            for exchange in overdue:
+                exchange.end()
+
+    def _next(self) -> list[Exchange] | None:
+        """The exchanges whose time is over, after waiting for the first; None when there are none left at all."""
+        with self._changed:
+            if not self._ends:
+                self._is_awake = False
+                return None
+            self._wakes_at = min(self._ends.values())
+            self._changed.wait(min(max(0.0, self._wakes_at - time.monotonic()), threading.TIMEOUT_MAX))
+            now = time.monotonic()
+            overdue = [exchange for exchange, ends_at in self._ends.items() if ends_at <= now]
+            for exchange in overdue:
+                del self._ends[exchange]
+            return overdue
+
+
+_watch = _Watch()
+os.register_at_fork(after_in_child=_watch.forget)
 _current: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
 
 
@@ -94,9 +149,13 @@ def current_exchange() -> Exchange | None:
     return _current.get()
 
 
-def _hang_up(handle: socket.socket) -> None:
+def _hang_up(handle: int) -> None:
     with contextlib.suppress(OSError):  # it may have ended by itself just now
-        handle.shutdown(socket.SHUT_RDWR)
+        connection = socket.socket(fileno=handle)
+        try:
+            connection.shutdown(socket.SHUT_RDWR)
+        finally:
+            connection.detach()  # the handle is closed when the exchange is left
 
 
 def inflated(chunks: Iterable[bytes], encoding: str, *, limit_bytes: int) -> Iterator[bytes]:

@@ -20,11 +20,11 @@ import tenacity
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock
 from necrocode.agent_runner._redact import Redactor
 from necrocode.agent_runner._text import shown
-from necrocode.agent_runner.clients._exchange import ACCEPTED_ENCODINGS, AnswerTooLargeError, Exchange
+from necrocode.agent_runner.clients._exchange import AnswerTooLargeError, Exchange
 from necrocode.agent_runner.clients._retry_after import retry_after_seconds
 from necrocode.agent_runner.clients._service_answers import LONGEST_DETAIL, beginning, read_problem, read_whole
+from necrocode.agent_runner.clients._service_session import ServiceSession
 from necrocode.agent_runner.clients._upload_body import RewoundFile, UploadBody
-from necrocode.agent_runner.clients._watched import WatchedAdapter
 from necrocode.agent_runner.errors import (
     AmbiguousTaskError,
     ArtifactDamagedError,
@@ -64,6 +64,7 @@ _RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 MAX_ANSWER_BYTES = 64_000_000
 """The largest answer that is read into memory, inflated."""
 _CHUNK_BYTES = 1 << 20
+_JSON = json.JSONEncoder(allow_nan=False)
 _ERROR_BY_SLUG: dict[str, type[RunnerError]] = {
     "stale-lease": StaleLeaseError,
     "artifact-damaged": ArtifactDamagedError,
@@ -110,15 +111,17 @@ class ServiceHttp:
         self.base_url = base_url.rstrip("/")
         self._service = service
         self._not_found = not_found
-        self._retry_count = network_retry_count
         self._timeout_seconds = timeout_seconds
         self._clock = clock
         self._redactor = Redactor((token,) if token else ())
-        self._session = requests.Session()
-        self._session.headers.update({"Accept": "application/json", "Accept-Encoding": ACCEPTED_ENCODINGS})
-        self._session.mount("http://", WatchedAdapter())
-        self._session.mount("https://", WatchedAdapter())
-        self._session.auth = _Bearer(token)
+        self._session = ServiceSession(self.base_url, token)
+        self._retrying = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(network_retry_count + 1),
+            wait=self._wait,
+            sleep=clock.sleep,
+            retry=tenacity.retry_if_exception_type(_RetryLaterError),
+            reraise=True,
+        )
         self._capabilities: frozenset[str] | None = None
         self._said: set[str] = set()
 
@@ -135,11 +138,11 @@ class ServiceHttp:
 
         A body that breaks off is asked for again, from its start.
         """
-        return self._call("GET", path, params=params, target=target, stream=True).headers
+        return self._call("GET", path, params=params, target=target, is_streamed=True).headers
 
     def lines(self, path: str, *, params: Mapping[str, Any] | None, headers: Mapping[str, str]) -> Iterator[str]:
         """The lines of an endless answer, until the service ends it or the connection breaks."""
-        answer = self._call("GET", path, params=params, headers=headers, stream=True)
+        answer = self._call("GET", path, params=params, headers=headers, is_streamed=True)
         with answer:
             try:
                 for line in answer.iter_lines(chunk_size=None):
@@ -208,21 +211,17 @@ class ServiceHttp:
         *,
         timeout_seconds: float | None = None,
         target: RewoundFile | None = None,
-        **options: Any,  # noqa: ANN401  what requests takes
+        is_streamed: bool = False,
+        **options: Any,  # noqa: ANN401  what ServiceSession.ask takes
     ) -> requests.Response:
-        retrying = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(self._retry_count + 1),
-            wait=self._wait,
-            sleep=self._clock.sleep,
-            retry=tenacity.retry_if_exception_type(_RetryLaterError),
-            reraise=True,
-        )
         wait_seconds = timeout_seconds or self._timeout_seconds
         # urllib3 sends under the connect timeout too, and a service may let a large body wait for its disk.
         connect_seconds = wait_seconds if isinstance(options.get("data"), UploadBody) else CONNECT_TIMEOUT_SECONDS
         timeout = (connect_seconds, wait_seconds)
         try:
-            answer: requests.Response = retrying(self._try, method, path, timeout, target, options)
+            answer: requests.Response = self._retrying(
+                self._try, method, path, timeout=timeout, target=target, is_streamed=is_streamed, options=options
+            )
         except _RetryLaterError as later:
             raise later.error from later.__cause__
         return answer
@@ -240,19 +239,16 @@ class ServiceHttp:
         self,
         method: str,
         path: str,
+        *,
         timeout: tuple[float, float],
         target: RewoundFile | None,
+        is_streamed: bool,
         options: dict[str, Any],
     ) -> requests.Response:
-        url = f"{self.base_url}{path}"
-        is_streamed = options.get("stream", False)
         exchange = Exchange(timeout[1])
         try:
             with exchange:
-                # A redirect is not followed: it could carry the token to another host, and turns a PUT into a GET.
-                answer = self._session.request(
-                    method, url, timeout=timeout, allow_redirects=False, **options | {"stream": True}
-                )
+                answer = self._session.ask(method, path, timeout=timeout, **options)
                 if not (is_streamed and answer.ok):
                     answer = read_whole(answer, limit_bytes=MAX_ANSWER_BYTES)
             if target is not None and answer.ok:  # as long as bytes keep coming: a large artifact takes its time
@@ -325,7 +321,7 @@ class ServiceHttp:
     def _encoded(self, body: Mapping[str, Any], path: str) -> bytes:
         """The body as JSON; what cannot be sent at all is not tried."""
         try:
-            return json.dumps(body, allow_nan=False).encode()
+            return _JSON.encode(body).encode()
         except (TypeError, ValueError) as error:
             raise ServiceError(
                 f"{path} of the {self._service} cannot be sent something that is no JSON: {error}."
@@ -340,18 +336,6 @@ class ServiceHttp:
                 f" {beginning(answer, 80)!r}. Is this the right URL?",
                 status_code=answer.status_code,
             ) from error
-
-
-class _Bearer(requests.auth.AuthBase):
-    """The token as a header; being set even without one, it keeps requests from sending what a .netrc says."""
-
-    def __init__(self, token: str | None) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if self._token:
-            request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
 
 
 class ServiceClient:

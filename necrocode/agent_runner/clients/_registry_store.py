@@ -121,14 +121,15 @@ class _PooledStore:
         connection = self._borrowed(engine)
         driver_connection: Any = connection.driver_connection
         try:
-            if by_statement:
-                driver_connection.autocommit = True
+            if self._begin is None and driver_connection.autocommit != by_statement:
+                driver_connection.autocommit = by_statement  # and stays so: the next may well be of the same kind
             transaction = Transaction(database, driver_connection)
             try:
                 if self._begin is not None:
                     transaction.command(self._begin)
                 result = operation(transaction)
-                transaction.commit()
+                if not by_statement:
+                    transaction.commit()
             except ServiceConnectionError:
                 connection.invalidate()
                 raise
@@ -136,8 +137,6 @@ class _PooledStore:
                 driver_connection.rollback()
                 raise
         finally:
-            if by_statement and not driver_connection.closed:
-                driver_connection.autocommit = False
             connection.close()
         return result
 
@@ -148,7 +147,8 @@ class _PooledStore:
             try:
                 return engine.raw_connection()
             except driver.Error as error:
-                raise ServiceConnectionError(f"The task registry cannot use {self._name}: {error}.") from error
+                told = next((str(part) for part in error.args if part), "no reason given")
+                raise ServiceConnectionError(f"Failed to connect to {self._name} (task registry): {told}.") from error
 
     def submit_read(self, operation: Callable[[Transaction], _Result]) -> Future[_Result]:
         """As ``read``, without waiting."""
@@ -305,10 +305,11 @@ class PostgresStore(_PooledStore):
 
     def _make_engine(self) -> sa.Engine:
         try:
-            return sa.create_engine(
+            engine = sa.create_engine(
                 sa.make_url(self._url).set(drivername="postgresql+psycopg"),
                 json_serializer=to_json,
                 json_deserializer=from_json,
+                pool_reset_on_return=None,  # every transaction is ended by who began it
                 pool_size=_POOL_SIZE,
                 max_overflow=0,
                 connect_args=POSTGRES_ARGUMENTS,
@@ -318,6 +319,8 @@ class PostgresStore(_PooledStore):
                 f"A task registry in PostgreSQL needs the package {error.name}.",
                 hint="Install it: pip install 'necrocode[services]'",
             ) from error
+        sa.event.listen(engine, "begin", _begin_postgres)
+        return engine
 
     def _translated(self, error: SQLAlchemyError) -> ServiceError:
         if isinstance(error, sa.exc.TimeoutError):
@@ -348,6 +351,11 @@ def _without_password(url: str) -> str:
 
 def _configure_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401  SQLAlchemy's signature
     configure_sqlite(connection)
+
+
+def _begin_postgres(connection: sa.Connection) -> None:
+    driver: Any = connection.connection.driver_connection
+    driver.autocommit = False  # a claim may have been there before
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
-from typing import Any
-
-import requests
+from typing import TYPE_CHECKING, Any
 
 from necrocode.agent_runner.clients._exchange import AnswerTooLargeError
+
+if TYPE_CHECKING:
+    import requests
 
 LONGEST_DETAIL = 500
 _PIECE_BYTES = 1 << 16
@@ -24,10 +24,8 @@ def read_whole(answer: requests.Response, *, limit_bytes: int) -> requests.Respo
             body += piece
             if len(body) > limit_bytes:
                 raise AnswerTooLargeError(f"more than {limit_bytes} bytes")
-    whole = requests.Response()
-    whole.status_code, whole.reason, whole.headers = answer.status_code, answer.reason, answer.headers
-    whole.raw = io.BytesIO(body)
-    return whole
+    answer._content = bytes(body)  # noqa: SLF001  as requests does; a second Response would cost more than the reading
+    return answer
 
 
 def read_problem(answer: requests.Response) -> dict[str, Any]:

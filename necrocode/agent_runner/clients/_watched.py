@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -43,7 +43,17 @@ class _SecurePool(HTTPSConnectionPool):
 
 
 class WatchedAdapter(HTTPAdapter):
-    """requests' own adapter over such connections, direct ones and those through a proxy."""
+    """requests' own adapter over such connections, direct ones and those through a proxy, all to one service."""
+
+    _found: HTTPConnectionPool | None = None
+
+    def get_connection_with_tls_context(self, *arguments: Any, **options: Any) -> HTTPConnectionPool:  # noqa: ANN401  passed on
+        """The pool of the service's connections, looked up once until it is closed."""
+        found = self._found
+        if found is None or found.pool is None:  # the latter after close()
+            found = cast("HTTPConnectionPool", super().get_connection_with_tls_context(*arguments, **options))
+            self._found = found
+        return found
 
     def init_poolmanager(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  passed on
         """The manager of direct connections."""
