@@ -123,3 +123,28 @@ def test_a_time_that_utc_does_not_have_is_refused(registry: LocalTaskRegistry) -
     with pytest.raises(ServiceError, match="years 1 to 9999") as caught:
         registry.search_events(since=datetime.fromisoformat("0001-01-01T00:00:00+14:00"))
     assert caught.value.status_code == 400
+
+
+def test_nothing_is_said_to_be_written_to_a_file_that_was_deleted(registry: LocalTaskRegistry, file: Path) -> None:
+    registry.register_task(TASK)
+    aside = file.with_name("aside.db")
+    file.rename(aside)
+    for attempt in (write, write, ping, lambda one: one.get_task("1")):
+        with pytest.raises(ServiceConnectionError, match="deleted or replaced"):
+            attempt(registry)
+    assert not file.exists()
+    aside.rename(file)
+    assert write(registry)
+
+
+def test_a_file_that_was_replaced_is_opened_after_one_failure(registry: LocalTaskRegistry, file: Path) -> None:
+    registry.register_task(TASK)
+    with LocalTaskRegistry(f"sqlite:///{file.with_name('other.db')}") as other:
+        other.register_task(TASK.model_copy(update={"title": "other"}))
+    file.with_name("other.db").replace(file)
+    for left in ("-wal", "-shm"):
+        file.with_name(f"{file.name}{left}").unlink(missing_ok=True)
+    with pytest.raises(ServiceConnectionError, match="deleted or replaced"):
+        write(registry)
+    assert write(registry)
+    assert registry.get_task("1").title == "other"

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _POOL_SIZE = 16
 _LEFT_TO_THE_PARENT: list[object] = []  # connections of a parent process: closing them here would disturb it there
 _Result = TypeVar("_Result")
+_Place = tuple[int, int]
 
 
 class RegistryStore(Protocol):
@@ -239,16 +240,39 @@ class SqliteStore(_PooledStore):
             self._file.parent.mkdir(parents=True, exist_ok=True)
         return engine
 
+    def _forget(self) -> None:
+        super()._forget()
+        self._place: _Place | None = None
+
+    def _open(self) -> tuple[sa.Engine, Database]:
+        """The engine and database of the file that has the name now; one that vanished is not made anew, empty."""
+        with self._lock:
+            place = _place_of(self._file)
+            if self._engine is not None and self._opened is not None and place != self._place:
+                if place is None:
+                    raise _replaced(self._file)
+                self._engine.dispose()
+                self._engine = self._opened = None
+            is_open = self._opened is not None
+            opened = super()._open()
+            if not is_open:
+                self._place = _place_of(self._file)
+            return opened
+
     def _connect_writer(self) -> _SqliteWriter:
         engine, database = self._open()
-        return _SqliteWriter(database, self._borrowed(engine))
+        return _SqliteWriter(database, self._borrowed(engine), self._file, self._place)
 
 
 class _SqliteWriter:
     """The writer's own connection."""
 
-    def __init__(self, database: Database, connection: sa.PoolProxiedConnection) -> None:
+    def __init__(
+        self, database: Database, connection: sa.PoolProxiedConnection, file: Path, place: _Place | None
+    ) -> None:
         self._connection = connection
+        self._file = file
+        self._place = place
         self._driver: Any = connection.driver_connection
         self.transaction = Transaction(database, self._driver)
 
@@ -257,9 +281,29 @@ class _SqliteWriter:
         is_open: bool = self._driver.in_transaction
         return is_open
 
+    def check(self) -> None:
+        if _place_of(self._file) != self._place:
+            raise _replaced(self._file)
+
     def close(self) -> None:
         self._connection.invalidate()  # after an error nobody knows what state it is in
         self._connection.close()
+
+
+def _place_of(file: Path) -> _Place | None:
+    """What the name stands for now; None for nothing."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _replaced(file: Path) -> ServiceConnectionError:
+    return ServiceConnectionError(
+        f"The task registry's file {file} was deleted or replaced while it was in use.",
+        hint="Put it back, or start anew to begin with an empty one.",
+    )
 
 
 def _called(connect: weakref.WeakMethod[Callable[[], _SqliteWriter]]) -> _SqliteWriter:
