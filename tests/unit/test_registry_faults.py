@@ -10,10 +10,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
-from necrocode.agent_runner import LocalTaskRegistry, ServiceConnectionError, ServiceError, TaskContext
+from necrocode.agent_runner import (
+    LocalTaskRegistry,
+    ServiceConnectionError,
+    ServiceError,
+    StorageFullError,
+    TaskContext,
+)
 from necrocode.agent_runner.clients._group_commit import GroupWriter
+from necrocode.agent_runner.clients._registry_sql import failure
+from necrocode.services._problems import problem_of
 from tests.support.postgres import start_server
 
 TASK = TaskContext(task_id="1", spec_name="s", title="t", description="d", repo_url="/r")
@@ -148,3 +157,22 @@ def test_a_file_that_was_replaced_is_opened_after_one_failure(registry: LocalTas
         write(registry)
     assert write(registry)
     assert registry.get_task("1").title == "other"
+
+
+def test_a_full_disk_is_told_as_such_and_what_was_written_stays(registry: LocalTaskRegistry) -> None:
+    registry.register_task(TASK)
+    registry.store.write(lambda transaction: transaction.command("PRAGMA max_page_count=1"))  # no more than there are
+    with pytest.raises(StorageFullError, match="full") as caught:
+        registry.add_event("1", "e", {"a": "x" * 500_000})
+    assert isinstance(caught.value, ServiceError)
+    answer = problem_of(caught.value)
+    assert (answer.status_code, b'"storage-full"' in answer.body) == (507, True)
+    assert registry.get_task("1").status == "ready"
+    registry.close()
+    registry.add_event("1", "later")
+    assert [event.event_type for event in registry.list_events("1")] == ["later"]
+
+
+@pytest.mark.parametrize("error", [psycopg.errors.DiskFull("no room"), OSError(28, "no room")])
+def test_no_room_is_no_room_whoever_says_it(error: Exception) -> None:
+    assert isinstance(failure("a database", error), StorageFullError)

@@ -25,10 +25,11 @@ from necrocode.agent_runner.clients._registry_sql import (
     Database,
     Transaction,
     configure_sqlite,
+    failure,
 )
 from necrocode.agent_runner.clients._registry_upgrade import schema_revision, upgrade_schema
 from necrocode.agent_runner.clients.registry_schema import HEAD_REVISION
-from necrocode.agent_runner.errors import ConfigurationError, ServiceConnectionError, ServiceError
+from necrocode.agent_runner.errors import ConfigurationError, ServiceConnectionError, ServiceError, StorageFullError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -188,7 +189,7 @@ class _PooledStore:
             raise self._translated(error) from error
 
     def _translated(self, error: SQLAlchemyError) -> ServiceError:
-        return ServiceError(f"The task registry in {self._name} failed: {_cause(error)}.")
+        return failure(self._name, getattr(error, "orig", None) or error)
 
 
 _STORES: weakref.WeakSet[_PooledStore] = weakref.WeakSet()
@@ -291,7 +292,6 @@ class _SqliteWriter:
 
 
 def _place_of(file: Path) -> _Place | None:
-    """What the name stands for now; None for nothing."""
     try:
         found = file.stat()
     except OSError:
@@ -366,9 +366,10 @@ class PostgresStore(_PooledStore):
     def _translated(self, error: SQLAlchemyError) -> ServiceError:
         if isinstance(error, sa.exc.TimeoutError):
             return ServiceConnectionError(f"All {_POOL_SIZE} connections to {self._name} stay busy.")
-        if isinstance(error, sa.exc.OperationalError):
-            return ServiceConnectionError(f"Failed to connect to {self._name} (task registry): {_cause(error)}.")
-        return super()._translated(error)
+        known = super()._translated(error)
+        if isinstance(error, sa.exc.OperationalError) and not isinstance(known, StorageFullError):
+            return ServiceConnectionError(f"Failed to connect to {self._name} (task registry): {error.orig}.")
+        return known
 
 
 def _bring_up_to_date(engine: sa.Engine) -> None:
@@ -377,10 +378,6 @@ def _bring_up_to_date(engine: sa.Engine) -> None:
     if revision != HEAD_REVISION:
         with engine.begin() as connection:
             upgrade_schema(connection)
-
-
-def _cause(error: SQLAlchemyError) -> object:
-    return getattr(error, "orig", None) or error
 
 
 def _without_password(url: str) -> str:
