@@ -20,7 +20,7 @@
     ├── TestExecutionError                     the tests could not be started (failing tests are a result)
     ├── PushError                              the branch was not delivered
     ├── ArtifactUploadError                    an artifact was not stored
-    │   └── StorageFullError                   the disk is full, or the store's quota is used up
+    │   └── StorageFullError (ServiceError)    the disk is full, or the store's quota is used up
     ├── RunnerTimeoutError (TimeoutError)      the task's time is used up
     ├── AuthenticationError                    a key or token was refused
     ├── ServiceError                           a service or the model's endpoint answered with an error
@@ -146,10 +146,6 @@ class ArtifactUploadError(RunnerError):
     """An artifact was not stored."""
 
 
-class StorageFullError(ArtifactUploadError):
-    """There is no room for the artifact: the disk is full, or the store's quota is used up. Nothing was stored."""
-
-
 class RunnerTimeoutError(RunnerError, TimeoutError):
     """The task's ``timeout_seconds`` are used up."""
 
@@ -166,6 +162,13 @@ class ServiceConnectionError(ServiceError, ConnectionError):
     """A service or the model's endpoint could not be reached."""
 
     retryable_by_default = True
+
+
+class StorageFullError(ArtifactUploadError, ServiceError):
+    """There is no room for the artifact or the registry's data, and nothing was stored.
+
+    The disk is full, or the store's quota is used up.
+    """
 
 
 class RateLimitError(ServiceError):

@@ -75,7 +75,7 @@ def task_registry_service(registry: LocalTaskRegistry) -> Service:
         await feed.close()
         await asyncio.to_thread(registry.close)
 
-    router = APIRouter(tags=["tasks"])
+    router = APIRouter(tags=["tasks"], responses=problems(507))
     for add_routes in (_runner_routes, _task_routes, _lease_routes, _taskset_routes, _event_routes):
         add_routes(router, desk)
     return Service(

@@ -10,10 +10,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
-from necrocode.agent_runner import LocalTaskRegistry, ServiceConnectionError, ServiceError, TaskContext
+from necrocode.agent_runner import (
+    LocalTaskRegistry,
+    ServiceConnectionError,
+    ServiceError,
+    StorageFullError,
+    TaskContext,
+)
 from necrocode.agent_runner.clients._group_commit import GroupWriter
+from necrocode.agent_runner.clients._registry_sql import failure
+from necrocode.services._problems import problem_of
 from tests.support.postgres import start_server
 
 TASK = TaskContext(task_id="1", spec_name="s", title="t", description="d", repo_url="/r")
@@ -123,3 +132,47 @@ def test_a_time_that_utc_does_not_have_is_refused(registry: LocalTaskRegistry) -
     with pytest.raises(ServiceError, match="years 1 to 9999") as caught:
         registry.search_events(since=datetime.fromisoformat("0001-01-01T00:00:00+14:00"))
     assert caught.value.status_code == 400
+
+
+def test_nothing_is_said_to_be_written_to_a_file_that_was_deleted(registry: LocalTaskRegistry, file: Path) -> None:
+    registry.register_task(TASK)
+    aside = file.with_name("aside.db")
+    file.rename(aside)
+    for attempt in (write, write, ping, lambda one: one.get_task("1")):
+        with pytest.raises(ServiceConnectionError, match="deleted or replaced"):
+            attempt(registry)
+    assert not file.exists()
+    aside.rename(file)
+    assert write(registry)
+
+
+def test_a_file_that_was_replaced_is_opened_after_one_failure(registry: LocalTaskRegistry, file: Path) -> None:
+    registry.register_task(TASK)
+    with LocalTaskRegistry(f"sqlite:///{file.with_name('other.db')}") as other:
+        other.register_task(TASK.model_copy(update={"title": "other"}))
+    file.with_name("other.db").replace(file)
+    for left in ("-wal", "-shm"):
+        file.with_name(f"{file.name}{left}").unlink(missing_ok=True)
+    with pytest.raises(ServiceConnectionError, match="deleted or replaced"):
+        write(registry)
+    assert write(registry)
+    assert registry.get_task("1").title == "other"
+
+
+def test_a_full_disk_is_told_as_such_and_what_was_written_stays(registry: LocalTaskRegistry) -> None:
+    registry.register_task(TASK)
+    registry.store.write(lambda transaction: transaction.command("PRAGMA max_page_count=1"))  # no more than there are
+    with pytest.raises(StorageFullError, match="full") as caught:
+        registry.add_event("1", "e", {"a": "x" * 500_000})
+    assert isinstance(caught.value, ServiceError)
+    answer = problem_of(caught.value)
+    assert (answer.status_code, b'"storage-full"' in answer.body) == (507, True)
+    assert registry.get_task("1").status == "ready"
+    registry.close()
+    registry.add_event("1", "later")
+    assert [event.event_type for event in registry.list_events("1")] == ["later"]
+
+
+@pytest.mark.parametrize("error", [psycopg.errors.DiskFull("no room"), OSError(28, "no room")])
+def test_no_room_is_no_room_whoever_says_it(error: Exception) -> None:
+    assert isinstance(failure("a database", error), StorageFullError)

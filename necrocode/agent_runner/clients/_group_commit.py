@@ -38,6 +38,9 @@ class WriteConnection(Protocol):
     def in_transaction(self) -> bool:
         """Whether a transaction is open: SQLite ends one by itself when the disk is full or fails."""
 
+    def check(self) -> None:
+        """``ServiceConnectionError`` when what is written to it would be read by nobody."""
+
     def close(self) -> None:
         """Give the connection back."""
 
@@ -109,7 +112,9 @@ def _work(queue: SimpleQueue[_Job | None], connect: Callable[[], WriteConnection
             continue
         try:
             connection = connection or connect()
+            connection.check()
             outcomes = _outcomes(connection, [job.operation for job in jobs])
+            connection.check()
         except Exception as error:  # noqa: BLE001  whoever waits for an answer would wait for ever
             outcomes = [error] * len(jobs)
             _give_up(connection)

@@ -6,6 +6,7 @@ them anew would cost a multiple of that.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import sqlite3
 import time
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from necrocode.agent_runner.errors import ServiceConnectionError, ServiceError
+from necrocode.agent_runner.errors import ServiceConnectionError, ServiceError, StorageFullError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -28,6 +29,9 @@ POSTGRES_ARGUMENTS = {"connect_timeout": 10, "client_encoding": "utf8"}
 BUSY_TIMEOUT_SECONDS = 30.0
 """How long SQLite waits for other processes."""
 _POLL_SECONDS = 0.02
+_PRIMARY_CODE = 0xFF  # SQLite, "Result and Error Codes": the rest of an extended code only says more
+_NOT_NOW = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR})
+_DISK_FULL = "53100"  # PostgreSQL, appendix "Error Codes": disk_full
 
 
 def configure_sqlite(connection: Any) -> None:  # noqa: ANN401  sqlite3's own connection
@@ -137,10 +141,21 @@ class Database:
         """A driver's error as one of ours."""
         if not isinstance(error, self._driver.Error) or isinstance(error, self._driver.DataError):
             return ServiceError(f"The task registry cannot keep such a text, number or data: {error}.", status_code=400)
-        text = f"The task registry in {self.name} failed: {error}."
         if self.is_postgresql and self.dialect.is_disconnect(error, connection, None):  # type: ignore[arg-type]  # the driver's own
-            return ServiceConnectionError(text)
-        return ServiceError(text)
+            return ServiceConnectionError(f"The task registry in {self.name} failed: {error}.")
+        return failure(self.name, error)
+
+
+def failure(name: str, cause: object) -> ServiceError:
+    """What the driver said of the database, or the error of the system, as one of ours."""
+    text = f"The task registry in {name} failed: {cause}."
+    code = getattr(cause, "sqlite_errorcode", 0) or 0
+    is_full = code & _PRIMARY_CODE == sqlite3.SQLITE_FULL or getattr(cause, "sqlstate", None) == _DISK_FULL
+    if is_full or getattr(cause, "errno", None) in {errno.ENOSPC, errno.EDQUOT}:
+        return StorageFullError(text, hint="Make room on the disk that holds it.", status_code=507)
+    if code & _PRIMARY_CODE in _NOT_NOW or code == sqlite3.SQLITE_READONLY_DBMOVED:
+        return ServiceConnectionError(text)
+    return ServiceError(text)
 
 
 class Transaction:

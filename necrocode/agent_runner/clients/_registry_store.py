@@ -25,10 +25,11 @@ from necrocode.agent_runner.clients._registry_sql import (
     Database,
     Transaction,
     configure_sqlite,
+    failure,
 )
 from necrocode.agent_runner.clients._registry_upgrade import schema_revision, upgrade_schema
 from necrocode.agent_runner.clients.registry_schema import HEAD_REVISION
-from necrocode.agent_runner.errors import ConfigurationError, ServiceConnectionError, ServiceError
+from necrocode.agent_runner.errors import ConfigurationError, ServiceConnectionError, ServiceError, StorageFullError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 _POOL_SIZE = 16
 _LEFT_TO_THE_PARENT: list[object] = []  # connections of a parent process: closing them here would disturb it there
 _Result = TypeVar("_Result")
+_Place = tuple[int, int]
 
 
 class RegistryStore(Protocol):
@@ -187,7 +189,7 @@ class _PooledStore:
             raise self._translated(error) from error
 
     def _translated(self, error: SQLAlchemyError) -> ServiceError:
-        return ServiceError(f"The task registry in {self._name} failed: {_cause(error)}.")
+        return failure(self._name, getattr(error, "orig", None) or error)
 
 
 _STORES: weakref.WeakSet[_PooledStore] = weakref.WeakSet()
@@ -239,16 +241,39 @@ class SqliteStore(_PooledStore):
             self._file.parent.mkdir(parents=True, exist_ok=True)
         return engine
 
+    def _forget(self) -> None:
+        super()._forget()
+        self._place: _Place | None = None
+
+    def _open(self) -> tuple[sa.Engine, Database]:
+        """The engine and database of the file that has the name now; one that vanished is not made anew, empty."""
+        with self._lock:
+            place = _place_of(self._file)
+            if self._engine is not None and self._opened is not None and place != self._place:
+                if place is None:
+                    raise _replaced(self._file)
+                self._engine.dispose()
+                self._engine = self._opened = None
+            is_open = self._opened is not None
+            opened = super()._open()
+            if not is_open:
+                self._place = _place_of(self._file)
+            return opened
+
     def _connect_writer(self) -> _SqliteWriter:
         engine, database = self._open()
-        return _SqliteWriter(database, self._borrowed(engine))
+        return _SqliteWriter(database, self._borrowed(engine), self._file, self._place)
 
 
 class _SqliteWriter:
     """The writer's own connection."""
 
-    def __init__(self, database: Database, connection: sa.PoolProxiedConnection) -> None:
+    def __init__(
+        self, database: Database, connection: sa.PoolProxiedConnection, file: Path, place: _Place | None
+    ) -> None:
         self._connection = connection
+        self._file = file
+        self._place = place
         self._driver: Any = connection.driver_connection
         self.transaction = Transaction(database, self._driver)
 
@@ -257,9 +282,28 @@ class _SqliteWriter:
         is_open: bool = self._driver.in_transaction
         return is_open
 
+    def check(self) -> None:
+        if _place_of(self._file) != self._place:
+            raise _replaced(self._file)
+
     def close(self) -> None:
         self._connection.invalidate()  # after an error nobody knows what state it is in
         self._connection.close()
+
+
+def _place_of(file: Path) -> _Place | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _replaced(file: Path) -> ServiceConnectionError:
+    return ServiceConnectionError(
+        f"The task registry's file {file} was deleted or replaced while it was in use.",
+        hint="Put it back, or start anew to begin with an empty one.",
+    )
 
 
 def _called(connect: weakref.WeakMethod[Callable[[], _SqliteWriter]]) -> _SqliteWriter:
@@ -325,9 +369,10 @@ class PostgresStore(_PooledStore):
     def _translated(self, error: SQLAlchemyError) -> ServiceError:
         if isinstance(error, sa.exc.TimeoutError):
             return ServiceConnectionError(f"All {_POOL_SIZE} connections to {self._name} stay busy.")
-        if isinstance(error, sa.exc.OperationalError):
-            return ServiceConnectionError(f"Failed to connect to {self._name} (task registry): {_cause(error)}.")
-        return super()._translated(error)
+        known = super()._translated(error)
+        if isinstance(error, sa.exc.OperationalError) and not isinstance(known, StorageFullError):
+            return ServiceConnectionError(f"Failed to connect to {self._name} (task registry): {error.orig}.")
+        return known
 
 
 def _bring_up_to_date(engine: sa.Engine) -> None:
@@ -336,10 +381,6 @@ def _bring_up_to_date(engine: sa.Engine) -> None:
     if revision != HEAD_REVISION:
         with engine.begin() as connection:
             upgrade_schema(connection)
-
-
-def _cause(error: SQLAlchemyError) -> object:
-    return getattr(error, "orig", None) or error
 
 
 def _without_password(url: str) -> str:

@@ -25,6 +25,7 @@ from necrocode.agent_runner.errors import (
     ArtifactUploadError,
     ServiceConnectionError,
     ServiceError,
+    StorageFullError,
 )
 from necrocode.agent_runner.records import (
     ArtifactFilter,
@@ -119,7 +120,7 @@ class ArtifactStoreClient(ServiceClient):
                 _check_size(body, size_bytes)
                 answer = self._http.write("POST", "/artifacts", form=body, timeout_seconds=self._patience(body))
                 return self._checked(answer, body, artifact_type)
-        except ServiceConnectionError:
+        except (ServiceConnectionError, StorageFullError):
             raise
         except ServiceError as error:
             raise ArtifactUploadError(str(error), status_code=error.status_code, retryable=error.retryable) from error
