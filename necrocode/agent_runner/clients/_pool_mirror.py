@@ -36,6 +36,16 @@ _REFUSED = re.compile(
 _NOT_THERE = re.compile(
     r"not found|does not exist|does not appear to be a git repository|repository '.*' not", re.IGNORECASE
 )
+# What git and libcurl say of a URL that they do not even try.
+_BAD_URL = re.compile(
+    r"transport '.*' not allowed|protocol '.*' is not supported|[Uu]nsupported protocol|Protocol .* not supported|"
+    r"URL using bad/illegal format|strange \w+ '.*' blocked|unable to find remote helper|no path specified"
+)
+_UNREACHABLE = re.compile(
+    r"Could not resolve|unable to (?:look ?up|connect)|[Cc]ould(?: not|n't) connect|Failed to connect|"
+    r"Connection (?:refused|reset|timed out|closed)|timed? ?out|No route to host|is unreachable|returned error: 5\d\d|"
+    r"early EOF|remote end hung up|Could not read from remote repository|Empty reply|Temporary failure in name"
+)
 _NO_SUCH_REF = re.compile(r"couldn't find remote ref|not our ref")
 # What steers git, and what holders' commands leave in the common folder of all worktrees (gitrepository-layout). A
 # mirror needs none of it.
@@ -80,6 +90,7 @@ class Mirror:
             raise WorkspacePreparationError(
                 f"Fetching {self._url} took longer than {deadline.total_seconds:g} seconds.",
                 hint="Is it reachable? Else try again with a larger timeout.",
+                status_code=503,
                 retryable=True,
             ) from error
         if base is None:
@@ -171,6 +182,8 @@ class Mirror:
     def _explained(self, error: GitError) -> RunnerError:
         if "couldn't find remote ref HEAD" in error.output:
             return RepositoryNotFoundError(f"{self._url} has no commit yet.", hint="Make a first commit there.")
+        if _BAD_URL.search(error.output):
+            return RepositoryNotFoundError(f"git cannot use the URL {self._url!r}: {error}", hint="Check repo_url.")
         if _NOT_THERE.search(error.output):
             return RepositoryNotFoundError(f"There is no repository at {self._url}: {error}", hint="Check repo_url.")
         if _REFUSED.search(error.output):
@@ -179,7 +192,10 @@ class Mirror:
                 hint="For https set GIT_TOKEN (it is sent over nothing else), for ssh a key that git finds.",
             )
         return WorkspacePreparationError(
-            f"Cannot fetch {self._url}: {error}", hint="Is the host reachable from here?", retryable=True
+            f"Cannot fetch {self._url}: {error}",
+            hint="Is the host reachable from here?",
+            status_code=503 if _UNREACHABLE.search(error.output) else None,
+            retryable=True,
         )
 
     # --- worktrees ---
