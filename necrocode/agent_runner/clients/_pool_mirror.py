@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import secrets
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,13 +113,16 @@ class Mirror:
                 self._create()
 
     def _create(self) -> None:
-        draft = self._folder / "mirror.tmp"
-        self._trash.take(draft)
+        # A name of its own: who holds the lock of a pool that was removed makes one here too, beside the new lock's.
+        draft = self._folder / f"mirror-{secrets.token_hex(8)}.tmp"
         self.repository.git.run(["init", "--quiet", "--bare", "--template=", "--initial-branch=main", str(draft)])
         write_whole(draft / "config", self._config())
         try:
             draft.rename(self.path)
         except OSError as error:
+            self._trash.take(draft)
+            if (self.path / "HEAD").exists():
+                return
             raise WorkspacePreparationError(
                 f"The mirror {self.path} is damaged and in the way of a new one ({error.strerror}).",
                 hint="Move that folder away when no run is under way.",
@@ -226,7 +230,8 @@ class Mirror:
     def prune_worktrees(self, deadline: Deadline) -> None:
         """Forget worktrees whose folders are gone, and what killed git processes left."""
         with locked_within(self._folder / "mirror.lock", deadline, doing="tidy up the mirror"):
-            self._trash.take(self._folder / "mirror.tmp")
+            for draft in self._folder.glob("mirror*.tmp"):
+                self._trash.take(draft)
             if self.path.is_dir():
                 self.repository.run("worktree", "prune")
 
