@@ -482,3 +482,26 @@ def test_a_damaged_pool_is_shown_and_the_others_go_on(bench: Bench, tmp_path: Pa
     assert requests.patch(f"{url}/pools/good", json={"pool_size": 3}, timeout=5).status_code == 200
     answer = requests.patch(f"{url}/pools/{file.parent.name}", json={"pool_size": 3}, timeout=5)
     assert (answer.status_code, "is damaged" in answer.json()["detail"]) == (500, True)
+
+
+# --- URLs that git refuses, and hosts that do not answer
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["SSH://127.0.0.1:1/x", "FILE:///srv/x", " https://127.0.0.1:1/x", "https://127.0.0.1:1/x ",
+     "ssh://-oProxyCommand=x@127.0.0.1:1/x", "https://127.0.0.1:99999/x", "https://a b/x"],
+)  # fmt: skip
+def test_a_url_that_git_refuses_is_the_callers_mistake(bench: Bench, url: str) -> None:
+    service = bench.serve()
+    answer = post(service, "/slots/allocate", {"repo_url": url, "required_by": "me"})
+    assert (answer.status_code, answer.json()["type"]) == (422, "repository-not-found"), answer.text
+    with pytest.raises(RepositoryNotFoundError):
+        bench.client(service).allocate_slot(url, "me")
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/x", "git://127.0.0.1:1/x", "ssh://127.0.0.1:1/x"])
+def test_a_remote_that_does_not_answer_may_do_so_later(bench: Bench, url: str) -> None:
+    answer = post(bench.serve(), "/slots/allocate", {"repo_url": url, "required_by": "me"})
+    assert (answer.status_code, answer.json()["type"]) == (503, "workspace-preparation-failed"), answer.text
+    assert int(answer.headers["Retry-After"]) > 0

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 
 from necrocode.agent_runner import (
     LocalRepoPool,
+    PoolInUseError,
     PoolNotFoundError,
     RepositoryNotFoundError,
     RunnerError,
@@ -30,9 +32,11 @@ from necrocode.agent_runner import (
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock
 from necrocode.agent_runner._git import Git
 from necrocode.agent_runner.clients import _pool_files, repo_pool_local
+from necrocode.agent_runner.clients._pool_book import PoolBook
 from necrocode.agent_runner.clients._pool_checkout import SlotCheckout
 from necrocode.agent_runner.clients._pool_fetch import SharedFetches
 from necrocode.agent_runner.clients._pool_files import Trash, try_lock
+from necrocode.agent_runner.clients._pool_mirror import Mirror
 from tests.contracts.threads import at_once
 from tests.support.clocks import FakeClock
 from tests.support.repositories import commit_files, git
@@ -598,3 +602,70 @@ def test_a_lock_file_that_was_moved_away_is_no_lock(tmp_path: Path, monkeypatch:
     stream = try_lock(tmp_path / "lock")
     assert stream is not None
     stream.close()
+
+
+# --- pools that are removed while somebody wants a slot
+
+
+@pytest.mark.parametrize("at", ["fetch", "take", "_ensure"])
+def test_a_pool_that_is_removed_under_an_allocation_is_made_again(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    pool = LocalRepoPool(tmp_path / "pool", Git(tmp_path / "git"), pool_size=1)
+    pool.create_pool(str(repository), name="mine")
+    owner = PoolBook if at == "take" else Mirror
+    real = getattr(owner, at)
+    times = {"left": 1}
+
+    def remove_first(self: Any, *arguments: Any, **options: Any) -> Any:
+        if times["left"]:
+            times["left"] -= 1
+            if at == "take":
+                pool.remove_pool("mine")
+                return real(self, *arguments, **options)
+            result = real(self, *arguments, **options) if at == "_ensure" else None
+            pool.remove_pool("mine")
+            return real(self, *arguments, **options) if at == "fetch" else result
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(owner, at, remove_first)
+    assert (pool.allocate_slot(str(repository), "me").slot_path / ".git").is_file()
+    assert [one.counts["allocated"] for one in pool.pools_status()] == [1]
+
+
+def test_a_pool_that_is_removed_again_and_again_is_not_found(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = LocalRepoPool(tmp_path / "pool", Git(tmp_path / "git"), pool_size=1)
+    real = Mirror._ensure
+
+    def remove_after(self: Mirror, *arguments: Any) -> None:
+        real(self, *arguments)
+        pool.remove_pool(pool.pools_status()[0].name)
+
+    monkeypatch.setattr(Mirror, "_ensure", remove_after)
+    with pytest.raises(PoolNotFoundError, match="removed meanwhile"):
+        pool.allocate_slot(str(repository), "me")
+    pool.create_pool(str(repository), name="mine")
+    with pytest.raises(PoolNotFoundError, match="removed meanwhile"):
+        pool.warm("mine")
+    assert pool.pools_status() == ()
+
+
+def test_removals_and_allocations_at_once_are_slots_or_no_pool(tmp_path: Path, repository: Path) -> None:
+    pool = LocalRepoPool(tmp_path / "pool", Git(tmp_path / "git"), pool_size=2)
+
+    def allocate() -> None:
+        try:
+            slot = pool.allocate_slot(str(repository), "me", timeout_seconds=30)
+        except PoolNotFoundError:
+            return
+        pool.release_slot(slot.slot_id, lease_token=slot.lease_token)
+
+    def remove() -> None:
+        for _ in range(20):
+            for shown in pool.pools_status():
+                with suppress(PoolNotFoundError, PoolInUseError):
+                    pool.remove_pool(shown.name)
+
+    assert at_once(lambda work: work(), [*[allocate] * 6, remove, remove]) == [None] * 8

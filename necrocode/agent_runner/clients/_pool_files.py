@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING
 
 from necrocode.agent_runner._trees import remove_tree
-from necrocode.agent_runner.errors import WorkspacePreparationError
+from necrocode.agent_runner.errors import PoolNotFoundError, RunnerError, WorkspacePreparationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -86,6 +86,28 @@ def _is_still(file: Path, stream: IO[str]) -> bool:
         return os.path.samestat(file.stat(), os.fstat(stream.fileno()))
     except FileNotFoundError:
         return False
+
+
+@contextmanager
+def removal_told(folder: Path) -> Iterator[None]:
+    """``PoolNotFoundError`` instead of whatever fails inside because somebody removes the pool in ``folder``.
+
+    Git, locks and files each say that in another way, and the next caller may have made another pool in its place.
+    """
+    gone = f"The repo pool {folder.name} was removed meanwhile."
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # while it is open, no other folder gets its number
+    except FileNotFoundError as error:
+        raise PoolNotFoundError(gone, status_code=404) from error
+    try:
+        yield
+    except (RunnerError, OSError) as error:
+        with suppress(FileNotFoundError):
+            if os.path.samestat(folder.stat(), os.fstat(handle)):
+                raise
+        raise PoolNotFoundError(gone, hint="Ask again.", status_code=404) from error
+    finally:
+        os.close(handle)
 
 
 def write_whole(file: Path, content: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import secrets
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,16 @@ _REFUSED = re.compile(
 )
 _NOT_THERE = re.compile(
     r"not found|does not exist|does not appear to be a git repository|repository '.*' not", re.IGNORECASE
+)
+# What git and libcurl say of a URL that they do not even try.
+_BAD_URL = re.compile(
+    r"transport '.*' not allowed|protocol '.*' is not supported|[Uu]nsupported protocol|Protocol .* not supported|"
+    r"URL using bad/illegal format|strange \w+ '.*' blocked|unable to find remote helper|no path specified"
+)
+_UNREACHABLE = re.compile(
+    r"Could not resolve|unable to (?:look ?up|connect)|[Cc]ould(?: not|n't) connect|Failed to connect|"
+    r"Connection (?:refused|reset|timed out|closed)|timed? ?out|No route to host|is unreachable|returned error: 5\d\d|"
+    r"early EOF|remote end hung up|Could not read from remote repository|Empty reply|Temporary failure in name"
 )
 _NO_SUCH_REF = re.compile(r"couldn't find remote ref|not our ref")
 # What steers git, and what holders' commands leave in the common folder of all worktrees (gitrepository-layout). A
@@ -80,6 +91,7 @@ class Mirror:
             raise WorkspacePreparationError(
                 f"Fetching {self._url} took longer than {deadline.total_seconds:g} seconds.",
                 hint="Is it reachable? Else try again with a larger timeout.",
+                status_code=503,
                 retryable=True,
             ) from error
         if base is None:
@@ -101,13 +113,16 @@ class Mirror:
                 self._create()
 
     def _create(self) -> None:
-        draft = self._folder / "mirror.tmp"
-        self._trash.take(draft)
+        # A name of its own: who holds the lock of a pool that was removed makes one here too, beside the new lock's.
+        draft = self._folder / f"mirror-{secrets.token_hex(8)}.tmp"
         self.repository.git.run(["init", "--quiet", "--bare", "--template=", "--initial-branch=main", str(draft)])
         write_whole(draft / "config", self._config())
         try:
             draft.rename(self.path)
         except OSError as error:
+            self._trash.take(draft)
+            if (self.path / "HEAD").exists():
+                return
             raise WorkspacePreparationError(
                 f"The mirror {self.path} is damaged and in the way of a new one ({error.strerror}).",
                 hint="Move that folder away when no run is under way.",
@@ -171,6 +186,8 @@ class Mirror:
     def _explained(self, error: GitError) -> RunnerError:
         if "couldn't find remote ref HEAD" in error.output:
             return RepositoryNotFoundError(f"{self._url} has no commit yet.", hint="Make a first commit there.")
+        if _BAD_URL.search(error.output):
+            return RepositoryNotFoundError(f"git cannot use the URL {self._url!r}: {error}", hint="Check repo_url.")
         if _NOT_THERE.search(error.output):
             return RepositoryNotFoundError(f"There is no repository at {self._url}: {error}", hint="Check repo_url.")
         if _REFUSED.search(error.output):
@@ -179,7 +196,10 @@ class Mirror:
                 hint="For https set GIT_TOKEN (it is sent over nothing else), for ssh a key that git finds.",
             )
         return WorkspacePreparationError(
-            f"Cannot fetch {self._url}: {error}", hint="Is the host reachable from here?", retryable=True
+            f"Cannot fetch {self._url}: {error}",
+            hint="Is the host reachable from here?",
+            status_code=503 if _UNREACHABLE.search(error.output) else None,
+            retryable=True,
         )
 
     # --- worktrees ---
@@ -210,7 +230,8 @@ class Mirror:
     def prune_worktrees(self, deadline: Deadline) -> None:
         """Forget worktrees whose folders are gone, and what killed git processes left."""
         with locked_within(self._folder / "mirror.lock", deadline, doing="tidy up the mirror"):
-            self._trash.take(self._folder / "mirror.tmp")
+            for draft in self._folder.glob("mirror*.tmp"):
+                self._trash.take(draft)
             if self.path.is_dir():
                 self.repository.run("worktree", "prune")
 

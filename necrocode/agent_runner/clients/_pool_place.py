@@ -9,23 +9,32 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner._git import GitError
 from necrocode.agent_runner.clients._pool_book import Page, PoolBook, Slot, Taken
 from necrocode.agent_runner.clients._pool_checkout import SlotCheckout
-from necrocode.agent_runner.clients._pool_files import try_lock
+from necrocode.agent_runner.clients._pool_files import removal_told, try_lock
 from necrocode.agent_runner.clients._pool_mirror import Mirror
-from necrocode.agent_runner.errors import PoolNotFoundError, SlotNotFoundError, StaleLeaseError
+from necrocode.agent_runner.errors import (
+    PoolNotFoundError,
+    SlotNotFoundError,
+    StaleLeaseError,
+    WorkspacePreparationError,
+)
 from necrocode.agent_runner.records import PoolRecord, PoolUse, SlotRecord
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from necrocode.agent_runner._clock import Clock
     from necrocode.agent_runner._git import Git
     from necrocode.agent_runner.clients._pool_files import Trash
 
 logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
 
 PREPARATION_SECONDS = 900.0
 """How long a slot may be in preparation: a first checkout may take minutes, and nobody renews yet."""
@@ -71,6 +80,26 @@ class PoolPlace:
     def known_file(self, slot_id: str) -> Path:
         """Where is kept how the slot was when it was handed out."""
         return self.folder / "known" / f"{slot_id}.known"
+
+    def ensure(self) -> None:
+        """Make the pool where there is none."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.git.prepare()
+            with self.book.open() as page:
+                page.repo_url = self.url
+        except OSError as error:
+            raise WorkspacePreparationError(f"The repo pool cannot use {self.folder}: {error.strerror}.") from error
+
+    def made_for(self, work: Callable[[], Answer]) -> Answer:
+        """What ``work`` returns in a pool that is made where there is none, and once more if it is removed then."""
+        with suppress(PoolNotFoundError):
+            self.ensure()
+            with removal_told(self.folder):
+                return work()
+        self.ensure()
+        with removal_told(self.folder):
+            return work()
 
     # --- preparing ---
 

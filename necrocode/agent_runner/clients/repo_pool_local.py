@@ -21,7 +21,7 @@ from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock, Deadline
 from necrocode.agent_runner._git import DEFAULT_TIMEOUT_SECONDS, Git, GitError
 from necrocode.agent_runner._names import check_branch_name, check_repository_url, expand_home
 from necrocode.agent_runner.clients._pool_book import key_of
-from necrocode.agent_runner.clients._pool_files import Trash
+from necrocode.agent_runner.clients._pool_files import Trash, removal_told
 from necrocode.agent_runner.clients._pool_place import PREPARATION_SECONDS, PoolPlace
 from necrocode.agent_runner.errors import (
     PoolExistsError,
@@ -129,23 +129,29 @@ class LocalRepoPool:
         started = self._clock.monotonic()
         place = self._place_of(repo_url)
         ref = _checked_ref(base_ref)
-        self._ensure(place)
         seconds = max(timeout_seconds, _LEAST_WORK_SECONDS) if timeout_seconds else DEFAULT_TIMEOUT_SECONDS
-        base, fetches = place.mirror().fetch(ref, Deadline(seconds, self._clock))
         lease = lease_seconds or DEFAULT_LEASE_SECONDS
-        request = _Request(place, required_by, base, fetches, started, lease)
         waiting = Deadline(timeout_seconds or 0.0, self._clock)
-        while True:
-            taken = self._wait_for_slot(request, waiting, is_wanted)
-            with taken.lock:
-                allocation = self._handed_out(request, taken)
-            if allocation is not None:
-                break
+
+        def allocate() -> SlotAllocation:
+            base, fetches = place.mirror().fetch(ref, Deadline(seconds, self._clock))
+            request = _Request(place, required_by, base, fetches, started, lease)
+            return self._allocated(request, waiting, is_wanted)
+
+        allocation = place.made_for(allocate)
         self._trash.empty_later()
         if not is_wanted():
             self.release_slot(allocation.slot_id, lease_token=allocation.lease_token)
             raise SlotAllocationError("No available slots are needed: the caller has gone.", retryable=False)
         return allocation
+
+    def _allocated(self, request: _Request, waiting: Deadline, is_wanted: Callable[[], bool]) -> SlotAllocation:
+        while True:
+            taken = self._wait_for_slot(request, waiting, is_wanted)
+            with taken.lock:
+                allocation = self._handed_out(request, taken)
+            if allocation is not None:
+                return allocation
 
     def _wait_for_slot(self, request: _Request, waiting: Deadline, is_wanted: Callable[[], bool]) -> Taken:
         place = request.place
@@ -232,7 +238,7 @@ class LocalRepoPool:
         wanted = PoolDefinition(repo_url=repo_url, name=name, pool_size=pool_size)
         place = self._place_of(repo_url, must_exist=False)
         names = {shown.name for other, shown in self._shown() if other.folder != place.folder}
-        self._ensure(place)
+        place.ensure()
         with place.book.open() as page:
             is_other = page.pool_size not in {None, pool_size} or (name and page.name not in {"", name})
             if (is_other and not resize) or name in names:
@@ -271,13 +277,14 @@ class LocalRepoPool:
     def warm(self, name: str) -> PoolRecord:
         """The pool, with all its slots made ready at the repository's HEAD; those that are there are left alone."""
         place = self._place_named(name)
-        base, fetches = place.mirror().fetch(None, Deadline(DEFAULT_TIMEOUT_SECONDS, self._clock))
-        while taken := place.book.add("(warming)", self._pool_size, place.expiry(PREPARATION_SECONDS)):
-            trouble = place.prepare(taken, base, fetches=fetches)
-            fetches = 0
-            if trouble:
-                raise WorkspacePreparationError(f"The slot {taken.slot.slot_id} cannot be made ready: {trouble}")
-        return place.record()
+        with removal_told(place.folder):
+            base, fetches = place.mirror().fetch(None, Deadline(DEFAULT_TIMEOUT_SECONDS, self._clock))
+            while taken := place.book.add("(warming)", self._pool_size, place.expiry(PREPARATION_SECONDS)):
+                trouble = place.prepare(taken, base, fetches=fetches)
+                fetches = 0
+                if trouble:
+                    raise WorkspacePreparationError(f"The slot {taken.slot.slot_id} cannot be made ready: {trouble}")
+            return place.record()
 
     # --- upkeep ---
 
@@ -320,15 +327,6 @@ class LocalRepoPool:
             raise WorkspacePreparationError(f"The repo pool cannot use {self._root}: {error.strerror}.") from error
 
     # --- places ---
-
-    def _ensure(self, place: PoolPlace) -> None:
-        try:
-            place.folder.mkdir(parents=True, exist_ok=True)
-            self._git.prepare()
-            with place.book.open() as page:
-                page.repo_url = place.url
-        except OSError as error:
-            raise WorkspacePreparationError(f"The repo pool cannot use {place.folder}: {error.strerror}.") from error
 
     def _place(self, folder: Path, url: str = "") -> PoolPlace:
         return PoolPlace(folder, url, self._git, self._trash, self._clock, self._pool_size)
