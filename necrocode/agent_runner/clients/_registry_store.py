@@ -29,7 +29,13 @@ from necrocode.agent_runner.clients._registry_sql import (
 )
 from necrocode.agent_runner.clients._registry_upgrade import schema_revision, upgrade_schema
 from necrocode.agent_runner.clients.registry_schema import HEAD_REVISION
-from necrocode.agent_runner.errors import ConfigurationError, ServiceConnectionError, ServiceError, StorageFullError
+from necrocode.agent_runner.errors import (
+    ConfigurationError,
+    RunnerError,
+    ServiceConnectionError,
+    ServiceError,
+    StorageFullError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -183,6 +189,8 @@ class _PooledStore:
     def _translating(self) -> Iterator[None]:
         try:
             yield
+        except RunnerError:  # ours already; some of them are an OSError too
+            raise
         except OSError as error:
             raise ServiceConnectionError(f"The task registry cannot use {self._name}: {error.strerror}.") from error
         except SQLAlchemyError as error:
