@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -314,7 +315,7 @@ def test_what_is_damaged_is_no_200(url: str, store: LocalArtifactStore, tmp_path
     uri = put_in(url, RAW[:100])["uri"]
     (found,) = (tmp_path / "store").rglob("log.txt")
     found.write_bytes(RAW[1:101])
-    is_problem(requests.get(uri, timeout=30), 500, "artifact-not-found")
+    is_problem(requests.get(uri, timeout=30), 410, "artifact-damaged")
     found.unlink()
     is_problem(requests.get(uri, timeout=30), 404, "artifact-not-found")
     assert len(store.verify().missing) == 1
@@ -370,9 +371,11 @@ def test_health_lists_what_it_can(url: str) -> None:
 
 
 def test_a_store_that_cannot_be_written_to_is_503(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    service = artifact_store_service(LocalArtifactStore(tmp_path / "file" / "x"), answers_file=tmp_path / "a.db")
+    root = tmp_path / "store"
+    service = artifact_store_service(LocalArtifactStore(root), answers_file=tmp_path / "a.db")
     with served(create_app(service)) as url:
+        shutil.rmtree(root)
+        root.write_text("")
         assert requests.get(f"{url}/health", timeout=30).status_code == 503
         answer = post(url, ("file", ("f", b"x")), ("type", (None, "log")))
         is_problem(answer, 500, "artifact-not-stored")

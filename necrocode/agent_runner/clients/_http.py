@@ -67,6 +67,7 @@ _CHUNK_BYTES = 1 << 20
 _JSON = json.JSONEncoder(allow_nan=False)
 _ERROR_BY_SLUG: dict[str, type[RunnerError]] = {
     "stale-lease": StaleLeaseError,
+    "store-unavailable": ServiceConnectionError,
     "artifact-damaged": ArtifactDamagedError,
     "pool-not-found": PoolNotFoundError,
     "pool-exists": PoolExistsError,
