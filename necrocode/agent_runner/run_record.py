@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from necrocode.agent_runner._redact import Redactor
 from necrocode.agent_runner._text import shown
 from necrocode.agent_runner.errors import InternalError, RunnerError
-from necrocode.agent_runner.models import ErrorDetails, RunnerResult
+from necrocode.agent_runner.models import ErrorDetails, RunnerResult, RunUsage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,6 +63,7 @@ class RunRecord:
     tests: TestResult | None = None
     push: PushResult | None = None
     reported: bool = False
+    usage: RunUsage = field(default_factory=RunUsage)
     error: ErrorDetails | None = None
     status: Status = "failed"
     detail: str = ""
@@ -208,5 +209,6 @@ class RunRecord:
             test_result=self.tests,
             push_result=self.push,
             reported=self.reported,
+            usage=self.usage,
             warnings=tuple(self.warnings),
         )
