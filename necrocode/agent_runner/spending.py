@@ -49,6 +49,14 @@ class ModelPrice(StrictModel):
         )
         return -(-cost // MICRO)
 
+    def completion_tokens_for(self, micro_usd: int, prompt_tokens: int) -> int:
+        """How long an answer the money pays for after the prompt; -1 where it does not even pay for that."""
+        rest = micro_usd * MICRO - prompt_tokens * in_micro_usd(self.prompt_usd)
+        if rest < 0:
+            return -1
+        each = in_micro_usd(self.completion_usd)
+        return rest // each if each else MOST_SPENT
+
 
 def in_micro_usd(dollars: Decimal) -> int:
     """Dollars of at most six decimal places in micro-dollars."""
