@@ -144,7 +144,8 @@ class BudgetExhaustedError(RunnerError):
     """The next question to the model would pass a limit of the budget; it was not asked, or cut short at the limit.
 
     ``limit`` names the setting, such as ``budget.spec.max_tokens``; ``left`` is what is left below it and ``needed``
-    what the question takes at least, both in the setting's unit (US dollars for ``max_cost_usd``).
+    what the question takes at least, both in the setting's unit (US dollars for ``max_cost_usd``). Both are 0 where an
+    answer was cut at the limit.
     """
 
     def __init__(
