@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pytest
@@ -49,10 +50,8 @@ class SpecBudgetsContract:
         """An empty registry."""
         raise NotImplementedError
 
-    def test_it_is_one(self, registry: LocalTaskRegistry) -> None:
-        assert isinstance(registry, SpecBudgets)
-
     def test_a_spec_that_is_not_known_has_spent_nothing(self, registry: LocalTaskRegistry) -> None:
+        assert isinstance(registry, SpecBudgets)
         usage = registry.budget_usage("仕様")
         assert usage == BudgetUsage(spec_name="仕様")
 
@@ -77,23 +76,22 @@ class SpecBudgetsContract:
         assert counts(registry.budget_usage("chat")) == (NOTHING, QUESTION, NOTHING)
         assert counts(registry.budget_usage("仕様")) == (ANSWER, NOTHING, NOTHING)
 
-    @pytest.mark.parametrize(
-        ("limit", "top"),
-        [("max_tokens", 1999), ("max_calls", 1), ("max_cost_usd", Decimal("0.000099"))],
-    )
     def test_a_question_that_would_pass_a_limit_is_refused_and_leaves_nothing(
-        self, registry: LocalTaskRegistry, limit: str, top: Any
+        self, registry: LocalTaskRegistry
     ) -> None:
-        assert reserve(registry, "a", **{limit: top}).granted
-        refused = reserve(registry, "b", **{limit: top})
-        assert (refused.granted, refused.exceeded) == (False, limit)
-        assert counts(refused.usage) == (NOTHING, QUESTION, NOTHING)
-        registry.settle_budget("chat", "a", NOTHING)
-        assert reserve(registry, "b", **{limit: top}).granted, "the same question again, once there is room"
+        for limit, top in {"max_tokens": 1999, "max_calls": 1, "max_cost_usd": Decimal("0.000099")}.items():
+            asked: dict[str, Any] = {"spec_name": limit, limit: top}
+            assert reserve(registry, "a", **asked).granted
+            refused = reserve(registry, "b", **asked)
+            assert (refused.granted, refused.exceeded) == (False, limit)
+            assert counts(refused.usage) == (NOTHING, QUESTION, NOTHING)
+            registry.settle_budget(limit, "a", NOTHING)
+            assert reserve(registry, "b", **asked).granted, "the same question again, once there is room"
 
-    @pytest.mark.parametrize("limit", ["max_tokens", "max_calls", "max_cost_usd", "max_seconds"])
-    def test_a_limit_of_nothing_is_no_question(self, registry: LocalTaskRegistry, limit: str) -> None:
-        assert reserve(registry, "a", **{limit: 0}).exceeded == limit
+    def test_a_limit_of_nothing_is_no_question(self, registry: LocalTaskRegistry) -> None:
+        for limit in ("max_tokens", "max_calls", "max_cost_usd", "max_seconds"):
+            asked: dict[str, Any] = {limit: 0}
+            assert reserve(registry, "a", **asked).exceeded == limit
 
     def test_a_limit_may_be_met_exactly(self, registry: LocalTaskRegistry) -> None:
         tops = {"max_tokens": 2000, "max_calls": 2, "max_cost_usd": Decimal("0.0001")}
@@ -164,20 +162,17 @@ class SpecBudgetsContract:
         registry.reset_budget("chat")
         assert registry.settle_budget("chat", "slow", ANSWER).spent == ANSWER
 
-    @pytest.mark.parametrize(
-        "need", [Spending(calls=1, completion_tokens=-1), Spending(calls=1, cost_micro_usd=10**12 + 1)]
-    )
-    def test_numbers_that_can_be_none_are_refused_for_good(self, registry: LocalTaskRegistry, need: Spending) -> None:
-        for tell in (lambda: reserve(registry, "a", need), lambda: registry.settle_budget("chat", "a", need)):
+    def test_numbers_that_can_be_none_are_refused_for_good(self, registry: LocalTaskRegistry) -> None:
+        wrong = (Spending(calls=1, completion_tokens=-1), Spending(calls=1, cost_micro_usd=10**12 + 1))
+        for tell in (
+            *(partial(reserve, registry, "a", need) for need in wrong),
+            *(partial(registry.settle_budget, "chat", "a", need) for need in wrong),
+            *(partial(reserve, registry, "a", ttl=ttl) for ttl in (0, -1, 8 * 86_400 + 1)),
+        ):
             with pytest.raises(ServiceError) as caught:
                 tell()
             assert caught.value.retryable is False
         assert registry.budget_usage("chat") == BudgetUsage(spec_name="chat")
-
-    @pytest.mark.parametrize("ttl", [0, -1, 8 * 86_400 + 1])
-    def test_a_time_that_no_question_takes_is_refused(self, registry: LocalTaskRegistry, ttl: float) -> None:
-        with pytest.raises(ServiceError):
-            reserve(registry, "a", ttl=ttl)
 
     def test_the_largest_numbers_are_kept(self, registry: LocalTaskRegistry) -> None:
         large = Spending(**dict.fromkeys(Spending.model_fields, 10**12))
