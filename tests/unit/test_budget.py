@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
@@ -18,6 +19,7 @@ from necrocode.agent_runner import (
     BudgetUsage,
     ConfigurationError,
     ContextOverflowError,
+    LLMClient,
     LLMConfig,
     LocalTaskRegistry,
     Message,
@@ -41,6 +43,7 @@ from necrocode.agent_runner.generation.ledgers import LEAST_COMPLETION_TOKENS, P
 from necrocode.agent_runner.spending import MOST_SPENT
 from tests.contracts.threads import at_once
 from tests.support.clocks import FakeClock
+from tests.support.http_server import Answer, serving
 
 PRICE = ModelPrice(prompt_usd=Decimal(2), completion_usd=Decimal(8), cached_prompt_usd=Decimal("0.5"))
 PRICED = LLMConfig(model="m-1", prices={"m-*": PRICE})
@@ -353,6 +356,30 @@ def test_what_may_have_been_paid_for_counts_as_reserved(clock: FakeClock, error:
     assert usage.is_estimated
     assert bool(desk.troubles) == is_told
     assert all(f"counts as {PROMPT + 1000} tokens" in trouble for trouble in desk.troubles)
+
+
+def test_an_endpoint_that_is_not_there_costs_nothing(clock: FakeClock) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        config = LLMConfig(endpoint=f"http://127.0.0.1:{unused.getsockname()[1]}/v1", retry_count=1)
+        desk = Desk(clock, max_calls=1)
+        budget = desk.budget()
+        with pytest.raises(ServiceConnectionError):
+            BudgetedModel(LLMClient(config, clock=clock), budget, max_tokens=10).complete(ASKED)
+    assert (budget.usage.calls, desk.troubles) == (0, [])
+
+
+@pytest.mark.parametrize(("status", "calls"), [(400, 0), (429, 0), (500, 1)])
+def test_an_endpoint_that_refuses_costs_nothing_and_one_that_breaks_may(
+    clock: FakeClock, status: int, calls: int
+) -> None:
+    refusal = Answer(status, {"error": {"message": "no", "type": "x", "code": None}})
+    with serving([refusal]) as server:
+        config = LLMConfig(endpoint=f"{server.url}/v1", retry_count=0)
+        budget = Desk(clock).budget()
+        with pytest.raises(ServiceError):
+            BudgetedModel(LLMClient(config, clock=clock), budget, max_tokens=10).complete(ASKED)
+    assert budget.usage.calls == calls
 
 
 def test_a_reservation_ends_once(clock: FakeClock) -> None:
