@@ -559,6 +559,27 @@ def test_runs_of_a_spec_share_what_the_registry_counts(clock: FakeClock, registr
     assert (caught.value.limit, caught.value.left) == ("budget.spec.max_tokens", 0)
 
 
+def test_runners_with_a_registry_each_never_pass_the_limit_of_their_spec(tmp_path: Path, clock: FakeClock) -> None:
+    url = f"sqlite:///{tmp_path / 'registry.db'}"
+
+    def work(number: int) -> int:
+        with LocalTaskRegistry(url, clock=clock) as own:
+            desk = Desk(clock, registry=own, spec={"max_tokens": 6_500, "max_cost_usd": Decimal("0.045")})
+            asked = 0
+            try:
+                while True:
+                    ask(desk.budget(f"run-{number}"), answer(100, 900), max_tokens=900)
+                    asked += 1
+            except BudgetExhaustedError:
+                return asked
+
+    asked = at_once(work, range(6))
+    with LocalTaskRegistry(url) as registry:
+        spent = registry.budget_usage("chat").spent
+    assert spent.calls == sum(one for one in asked if isinstance(one, int)) == 6
+    assert spent.cost_micro_usd == 6 * PRICE.cost_micro_usd(100, 900)
+
+
 def test_a_spec_without_limits_is_counted(clock: FakeClock, registry: LocalTaskRegistry) -> None:
     desk = Desk(clock, registry=registry, spec={})
     ask(desk.budget(), answer())

@@ -153,8 +153,9 @@ def _reserved(transaction: Transaction, now: datetime, asked: Reserve) -> Budget
         settled_at=None,
         **dict(asked.need),
     )
-    _opened_book(transaction, now, asked.spec_name)
-    return BudgetReservation(granted=True, usage=_usage(transaction, now, asked.spec_name))
+    began_at = _opened_book(transaction, now, asked.spec_name)["began_at"]
+    with_it = {"since": began_at, "reserved": usage.reserved.plus(asked.need)}
+    return BudgetReservation(granted=True, usage=usage.model_copy(update=with_it))
 
 
 def _opened_book(transaction: Transaction, now: datetime, spec_name: str) -> Row:
