@@ -111,8 +111,6 @@ if TYPE_CHECKING:
         ArtifactPage,
         ArtifactRecord,
         ArtifactRecordPage,
-        BudgetReservation,
-        BudgetUsage,
         DeletedArtifacts,
         EventRecord,
         PoolDefinition,
@@ -135,6 +133,8 @@ if TYPE_CHECKING:
     )
     from necrocode.agent_runner.spending import (
         BudgetConfig,
+        BudgetReservation,
+        BudgetUsage,
         ModelPrice,
         Spending,
         SpendingLimits,
@@ -155,8 +155,8 @@ _HOME_OF = {
     "AuthenticationError": "errors",
     "BudgetConfig": "spending",
     "BudgetExhaustedError": "errors",
-    "BudgetReservation": "records",
-    "BudgetUsage": "records",
+    "BudgetReservation": "spending",
+    "BudgetUsage": "spending",
     "ChangeRejectedError": "errors",
     "CodeChange": "models",
     "CommandResult": "models",

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner.models import Message, ModelAnswer, TaskContext, TestResult
-    from necrocode.agent_runner.records import BudgetReservation, BudgetUsage, SlotAllocation
-    from necrocode.agent_runner.spending import Spending, SpendingLimits
+    from necrocode.agent_runner.records import SlotAllocation
+    from necrocode.agent_runner.spending import BudgetReservation, BudgetUsage, Spending, SpendingLimits
 
 AnswerFormat = Literal["json", "text"]
 

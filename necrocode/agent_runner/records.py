@@ -12,7 +12,6 @@ from necrocode.agent_runner import _names
 from necrocode.agent_runner._strict import JsonObject, StrictModel, Value
 from necrocode.agent_runner._text import is_writable
 from necrocode.agent_runner.errors import ConfigurationError, RunnerError, TaskContextValidationError
-from necrocode.agent_runner.spending import LimitName, Spending
 
 SlotState = Literal["warming", "available", "allocated", "cleaning", "quarantined"]
 SlotEnd = Literal["released", "forced", "expired"]
@@ -378,29 +377,3 @@ class ArtifactRecordPage(Value):
 
     items: tuple[ArtifactRecord, ...]
     next_cursor: str | None = None
-
-
-class BudgetUsage(Value):
-    """What the runs of a spec have spent on the model, as the registry knows it."""
-
-    spec_name: str
-    since: datetime | None = None
-    """When the first question was reserved, or the budget was reset with questions under way. None: never."""
-    seconds: float = 0.0
-    """Since then."""
-    spent: Spending = Field(default_factory=Spending)
-    """All but what is reserved, by questions that were settled or whose time to be settled is over."""
-    reserved: Spending = Field(default_factory=Spending)
-    """By questions under way, at the most they may come to."""
-    unsettled: Spending = Field(default_factory=Spending)
-    """The part of ``spent`` of which nobody told what it came to: it counts as much as was reserved."""
-
-
-class BudgetReservation(Value):
-    """Whether a question to the model may be asked."""
-
-    granted: bool
-    exceeded: LimitName | None = None
-    """The limit that it would pass; None where it is granted."""
-    usage: BudgetUsage
-    """With the reservation, where it is granted."""

@@ -6,6 +6,7 @@ rounded up to the next one.
 
 from __future__ import annotations
 
+from datetime import datetime
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -141,6 +142,32 @@ class Spending(Value):
     def minus(self, other: Spending) -> Spending:
         """Without a part."""
         return Spending.model_construct(**{name: value - getattr(other, name) for name, value in self})
+
+
+class BudgetUsage(Value):
+    """What the runs of a spec have spent on the model, as the registry knows it."""
+
+    spec_name: str
+    since: datetime | None = None
+    """When the first question was reserved, or the budget was reset with questions under way. None: never."""
+    seconds: float = 0.0
+    """Since then."""
+    spent: Spending = Field(default_factory=Spending)
+    """All but what is reserved, by questions that were settled or whose time to be settled is over."""
+    reserved: Spending = Field(default_factory=Spending)
+    """By questions under way, at the most they may come to."""
+    unsettled: Spending = Field(default_factory=Spending)
+    """The part of ``spent`` of which nobody told what it came to: it counts as much as was reserved."""
+
+
+class BudgetReservation(Value):
+    """Whether a question to the model may be asked."""
+
+    granted: bool
+    exceeded: LimitName | None = None
+    """The limit that it would pass; None where it is granted."""
+    usage: BudgetUsage
+    """With the reservation, where it is granted."""
 
 
 NOTHING = Spending()

@@ -16,8 +16,6 @@ from necrocode.agent_runner.clients._registry_calls import OnceOnly
 from necrocode.agent_runner.records import (
     ArtifactRecord,
     ArtifactRecordPage,
-    BudgetReservation,
-    BudgetUsage,
     ClaimedTask,
     EventPage,
     EventRecord,
@@ -27,6 +25,7 @@ from necrocode.agent_runner.records import (
     TaskRecord,
     TaskSetRecord,
 )
+from necrocode.agent_runner.spending import BudgetReservation, BudgetUsage
 from necrocode.agent_runner.task_graph import GRAPH_MEDIA_TYPES, GraphFormat, TaskGraph, render_graph
 from necrocode.services._app import Service
 from necrocode.services._headers import IdempotencyKey, LeaseEpoch

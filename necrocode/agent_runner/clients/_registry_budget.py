@@ -19,8 +19,7 @@ from necrocode.agent_runner.clients._registry_tasks import at_spec
 from necrocode.agent_runner.clients.registry_schema import budget_reservations as reservations
 from necrocode.agent_runner.clients.registry_schema import budgets
 from necrocode.agent_runner.errors import ServiceError
-from necrocode.agent_runner.records import BudgetReservation, BudgetUsage
-from necrocode.agent_runner.spending import MOST_SPENT, NOTHING, Spending
+from necrocode.agent_runner.spending import MOST_SPENT, NOTHING, BudgetReservation, BudgetUsage, Spending
 
 if TYPE_CHECKING:
     from necrocode.agent_runner._clock import Clock

@@ -8,7 +8,7 @@ from urllib.parse import quote
 from necrocode.agent_runner import _names
 from necrocode.agent_runner.clients._http import ServiceClient
 from necrocode.agent_runner.errors import ServiceError, TaskNotFoundError
-from necrocode.agent_runner.records import BudgetReservation, BudgetUsage
+from necrocode.agent_runner.spending import BudgetReservation, BudgetUsage
 
 if TYPE_CHECKING:
     from necrocode.agent_runner.spending import Spending, SpendingLimits

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from necrocode.agent_runner.clients._registry_history import TaskOrder
     from necrocode.agent_runner.models import TaskContext
-    from necrocode.agent_runner.records import BudgetReservation, BudgetUsage, TaskDefinition, TaskSet
-    from necrocode.agent_runner.spending import Spending, SpendingLimits
+    from necrocode.agent_runner.records import TaskDefinition, TaskSet
+    from necrocode.agent_runner.spending import BudgetReservation, BudgetUsage, Spending, SpendingLimits
     from necrocode.agent_runner.task_graph import TaskGraph
 
 _LARGEST_PAGE = 1000

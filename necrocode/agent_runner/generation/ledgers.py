@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from necrocode.agent_runner._clock import Clock, Deadline
     from necrocode.agent_runner.protocols import SpecBudgets
-    from necrocode.agent_runner.records import BudgetReservation
+    from necrocode.agent_runner.spending import BudgetReservation
 
 LEAST_COMPLETION_TOKENS = 512
 """A question is not asked for the sake of a shorter answer than this, unless it wants no longer one."""
