@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from necrocode.agent_runner._text import is_writable
 from necrocode.agent_runner.clients._exchange import limited
 from necrocode.agent_runner.clients._openai_failures import (
+    EmptyStreamError,
     UnexplainedEndError,
     broken_off,
     failure_in_body,
@@ -51,19 +52,21 @@ def read_answer(
     *,
     request_id: str | None,
     max_bytes: int,
-    must_explain_end: bool,
+    is_stream_asked: bool,
 ) -> ModelAnswer:
     """The answer in a body, which is a stream or a JSON object by how it begins: servers send either for the other.
 
     A stream is read as far as its ``[DONE]``; trouble after the reason why the answer ended does not matter any more.
-    ``must_explain_end`` refuses a stream that says ``[DONE]`` without a reason. Raises :class:`EndpointFailureError`,
-    :class:`AnswerTooLargeError`, and what reading ``pieces`` raises.
+    Where a stream ``is_stream_asked``, one that says ``[DONE]`` without a reason is refused. Raises
+    :class:`EndpointFailureError`, :class:`AnswerTooLargeError`, and what reading ``pieces`` raises.
     """
     beginning, is_stream = begun(pieces)
+    if not beginning and is_stream_asked:
+        raise EmptyStreamError(asked)
     everything = chain([beginning], pieces)
     if is_stream:
         reading = StreamedCompletion(max_characters=max_bytes // _MOST_BYTES_PER_CHARACTER)
-        _read_stream(reading, everything, asked, must_explain_end=must_explain_end)
+        _read_stream(reading, everything, asked, is_stream_asked=is_stream_asked)
         completion = reading.as_completion()
     else:
         body = b"".join(limited(everything, max_bytes))
@@ -73,7 +76,7 @@ def read_answer(
 
 
 def _read_stream(
-    completion: StreamedCompletion, pieces: Iterator[bytes], asked: Asked, *, must_explain_end: bool
+    completion: StreamedCompletion, pieces: Iterator[bytes], asked: Asked, *, is_stream_asked: bool
 ) -> None:
     import openai  # noqa: PLC0415  loaded already: its client brought the stream
 
@@ -88,8 +91,8 @@ def _read_stream(
         if not completion.is_explained:
             raise
     if not (completion.is_done or completion.is_explained):
-        raise broken_off(asked, "the stream ended in the middle")
-    if must_explain_end and completion.is_begun and not (completion.is_explained or completion.is_error):
+        raise broken_off(asked, "the stream ended in the middle") if completion.is_begun else EmptyStreamError(asked)
+    if is_stream_asked and completion.is_begun and not (completion.is_explained or completion.is_error):
         raise UnexplainedEndError(asked)
 
 

@@ -51,6 +51,13 @@ class Endpoint:
         sent = dict(headers) if key is None or is_bearer else {header: key, **headers}
         return cls(base_url, query, tuple(sent.items()), key if is_bearer else None)
 
+    @property
+    def is_named_by_bearer(self) -> bool:
+        """Whether there is an ``Authorization``; where nothing says who asks, the openai package insists on one."""
+        return (
+            self.bearer is not None or not self.headers or "authorization" in (name.lower() for name, _ in self.headers)
+        )
+
     def __repr__(self) -> str:
         return f"Endpoint({self.base_url!r})"
 
@@ -96,20 +103,18 @@ def _new_client(endpoint: Endpoint) -> openai.OpenAI:
     import httpx2  # noqa: PLC0415
     import openai  # noqa: PLC0415
 
+    before = [_watch] if endpoint.is_named_by_bearer else [_watch, _without_bearer]
     connections = openai.DefaultHttpxClient(
-        event_hooks={"request": [_watch], "response": [_read_refusal]},
+        event_hooks={"request": before, "response": [_read_refusal]},
         limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
         headers={"Accept-Encoding": ACCEPTED_ENCODINGS},
         follow_redirects=False,  # one could carry key and question to another host
     )
-    headers: dict[str, Any] = dict(endpoint.headers)
-    if endpoint.bearer is None and headers and "authorization" not in map(str.lower, headers):
-        headers["Authorization"] = openai.Omit()
     client = openai.OpenAI(
         api_key=endpoint.bearer or "unused",
         base_url=endpoint.base_url,
         default_query=dict(endpoint.query),
-        default_headers=headers,
+        default_headers=dict(endpoint.headers),
         max_retries=0,
         http_client=connections,
     )
@@ -126,6 +131,11 @@ def _watch(request: httpx2.Request) -> None:
             exchange.hold(facts["return_value"].get_extra_info("socket"))
 
     request.extensions["trace"] = note
+
+
+def _without_bearer(request: httpx2.Request) -> None:
+    """Take out the bearer token that the openai package insists on."""
+    del request.headers["Authorization"]
 
 
 def _read_refusal(response: httpx2.Response) -> None:

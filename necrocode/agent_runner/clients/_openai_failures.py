@@ -133,6 +133,17 @@ class UnexplainedEndError(EndpointFailureError):
         super().__init__(ServiceError(text, retryable=True), is_retried=False)
 
 
+class EmptyStreamError(EndpointFailureError):
+    """A stream ended before it began: the server met its trouble too late for an error's status (llama-cpp-python).
+
+    The next try asks in one piece, whose refusal says what the trouble is.
+    """
+
+    def __init__(self, asked: Asked) -> None:
+        text = f"The model endpoint {asked.endpoint} ended its stream before it said anything."
+        super().__init__(ServiceConnectionError(text), is_retried=True)
+
+
 def failure_of(error: openai.OpenAIError | AnswerTooLargeError, asked: Asked) -> EndpointFailureError:
     """One of the openai package's exceptions, or an answer that is too large, as a failure of ours."""
     import openai  # noqa: PLC0415  loaded already: its exception is at hand
@@ -194,8 +205,8 @@ def passing(text: str) -> EndpointFailureError:
 
 
 def request_id_of(headers: Mapping[str, str]) -> str | None:
-    """The endpoint's name for a call; Azure's gateway has a header of its own."""
-    found = headers.get("x-request-id") or headers.get("apim-request-id")
+    """The endpoint's name for a call; Azure's gateway and Anthropic have headers of their own."""
+    found = headers.get("x-request-id") or headers.get("apim-request-id") or headers.get("request-id")
     return None if found is None else shown(found, _LONGEST_REQUEST_ID)
 
 
@@ -271,8 +282,11 @@ def _said(body: object, text: str, redact: Callable[[str], str]) -> str:
 
 
 def _wait_asked_for(headers: Mapping[str, str], clock: Clock) -> float | None:
-    """The wait that an answer asks for: ``retry-after-ms``, or ``Retry-After`` in seconds or as a date."""
+    """The wait that an answer asks for: ``retry-after-ms``, or ``Retry-After`` in seconds or as a date.
+
+    LiteLLM passes on the latter under a name of its own.
+    """
     milliseconds = headers.get("retry-after-ms", "").strip()
     if re.fullmatch(r"[0-9]+(\.[0-9]+)?", milliseconds):
         return min(float(milliseconds) / 1000.0, LONGEST_WAIT_SECONDS)
-    return retry_after_seconds(headers.get("retry-after", ""), clock)
+    return retry_after_seconds(headers.get("retry-after") or headers.get("llm_provider-retry-after", ""), clock)

@@ -20,6 +20,7 @@ from necrocode.agent_runner.clients._openai_answers import read_answer as read_m
 from necrocode.agent_runner.clients._openai_connection import Endpoint, pieces_of, shared_client
 from necrocode.agent_runner.clients._openai_failures import (
     Asked,
+    EmptyStreamError,
     EndpointFailureError,
     failure_of,
     idle_answer,
@@ -181,9 +182,15 @@ class LLMClient:
             longest_wait = min(_MAX_RETRY_AFTER_SECONDS, question.deadline.remaining_seconds())
             return state.attempt_number > self._config.retry_count or state.upcoming_sleep >= longest_wait
 
+        def ask_in_one_piece(state: tenacity.RetryCallState) -> None:
+            if state.outcome is not None and isinstance(state.outcome.exception(), EmptyStreamError):
+                request.pop("stream", None)
+                request.pop("stream_options", None)
+
         retrying = tenacity.Retrying(
             stop=is_over,
             wait=_wait_seconds,
+            before_sleep=ask_in_one_piece,
             sleep=self._clock.sleep,
             retry=tenacity.retry_if_exception(is_worth_another_try),
             reraise=True,
@@ -233,7 +240,7 @@ class LLMClient:
                 trial.asked,
                 request_id=request_id_of(raw.headers),
                 max_bytes=MAX_ANSWER_BYTES,
-                must_explain_end="stream" in request,
+                is_stream_asked="stream" in request,
             )
 
     def _client(self) -> openai.OpenAI:
