@@ -14,6 +14,7 @@ from necrocode.agent_runner.clients._openai_failures import (
     broken_off,
     failure_in_body,
     final,
+    is_broken_off,
     no_completion,
     passing,
     short,
@@ -60,19 +61,30 @@ def read_answer(
     Where a stream ``is_stream_asked``, one that says ``[DONE]`` without a reason is refused. Raises
     :class:`EndpointFailureError`, :class:`AnswerTooLargeError`, and what reading ``pieces`` raises.
     """
-    beginning, is_stream = begun(pieces)
-    if not beginning and is_stream_asked:
-        raise EmptyStreamError(asked)
+    reading = StreamedCompletion(max_characters=max_bytes // _MOST_BYTES_PER_CHARACTER)
+    beginning, is_stream = _begun(pieces, asked) if is_stream_asked else begun(pieces)
     everything = chain([beginning], pieces)
     if is_stream:
-        reading = StreamedCompletion(max_characters=max_bytes // _MOST_BYTES_PER_CHARACTER)
         _read_stream(reading, everything, asked, is_stream_asked=is_stream_asked)
         completion = reading.as_completion()
     else:
-        body = b"".join(limited(everything, max_bytes))
-        completion = _parsed(body, asked)
+        completion = _parsed(b"".join(limited(everything, max_bytes)), asked)
     answer = _read_completion(completion, asked, request_id=request_id)
     return answer.model_copy(update={"is_streamed": is_stream})
+
+
+def _begun(pieces: Iterator[bytes], asked: Asked) -> tuple[bytes, bool]:
+    import openai  # noqa: PLC0415  loaded already: its client brought the stream
+
+    try:
+        beginning, is_stream = begun(pieces)
+    except openai.OpenAIError as error:
+        if is_broken_off(error):
+            raise EmptyStreamError(asked) from error
+        raise
+    if not beginning:
+        raise EmptyStreamError(asked)
+    return beginning, is_stream
 
 
 def _read_stream(
@@ -87,7 +99,9 @@ def _read_stream(
                 break
     except MalformedStreamError as error:
         raise no_completion(error.data, asked) from error
-    except openai.OpenAIError:
+    except openai.OpenAIError as error:
+        if is_broken_off(error) and not completion.is_begun:
+            raise EmptyStreamError(asked) from error
         if not completion.is_explained:
             raise
     if not (completion.is_done or completion.is_explained):

@@ -34,6 +34,7 @@ _REDIRECTS = range(300, 400)
 _FIRST_SERVER_ERROR = 500
 # 404 and 405 come from gateways that route by what is asked for; 500 from servers whose validation is not their own.
 _FORMAL_STATUSES = frozenset({400, 404, 405, 415, 422, 500, 501})
+_BREAKS = {"RemoteProtocolError", "ReadError", "UnreadableBodyError"}
 _LONGEST_SAID = 400
 _LONGEST_REQUEST_ID = 200
 _OVERFLOW = re.compile(
@@ -215,10 +216,14 @@ def short(text: str) -> str:
     return shown(" ".join(text.split()), _LONGEST_SAID)
 
 
+def is_broken_off(error: openai.OpenAIError) -> bool:
+    """Whether the connection broke, or the body did, and neither was the time over nor the size."""
+    return type(error.__cause__).__name__ in _BREAKS
+
+
 def _connection_failure(error: openai.APIConnectionError, asked: Asked) -> EndpointFailureError:
-    cause = type(error.__cause__).__name__
-    if cause in {"RemoteProtocolError", "ReadError", "UnreadableBodyError"}:
-        return broken_off(asked, cause)
+    if is_broken_off(error):
+        return broken_off(asked, type(error.__cause__).__name__)
     text = f"Failed to connect to {asked.endpoint} (model endpoint): is it running?"
     return EndpointFailureError(
         ServiceConnectionError(text, hint=f"try: curl {asked.endpoint}/models"), is_retried=True
