@@ -219,7 +219,7 @@ def test_what_breaks_after_the_reason_of_the_end_does_not_matter() -> None:
 
 @pytest.mark.parametrize("empty", [[], [b""], [PING], [event(chunk_of([]))], [b"\n\n"]])
 @pytest.mark.parametrize("ends", [True, False])
-def test_a_stream_that_ends_before_it_begins_is_asked_for_in_one_piece(
+def test_streams_that_end_before_they_begin_are_asked_for_in_one_piece_at_last(
     empty: list[bytes], ends: bool, clock: FakeClock
 ) -> None:
     def script(request: Request) -> Answer:
@@ -229,11 +229,22 @@ def test_a_stream_that_ends_before_it_begins_is_asked_for_in_one_piece(
     with serving(script) as server:
         with pytest.raises(ContextOverflowError):
             client(server, clock).complete(MESSAGES)
+        assert [is_streaming(request) for request in server.requests] == [True, True, False]
+
+
+def test_the_only_further_try_is_in_one_piece(clock: FakeClock) -> None:
+    with serving([streaming([]), Answer(200, completion("x"))]) as server:
+        assert client(server, clock, retry_count=1).complete(MESSAGES).text == "x"
         assert [is_streaming(request) for request in server.requests] == [True, False]
 
 
+def test_a_stream_that_never_begins_is_a_connection_error(clock: FakeClock) -> None:
+    with serving([streaming([])]) as server, pytest.raises(ServiceConnectionError, match="before it said anything"):
+        client(server, clock, retry_count=0).complete(MESSAGES)
+
+
 def test_such_an_end_is_not_remembered(clock: FakeClock) -> None:
-    with serving([streaming([]), Answer(200, completion("x")), streaming(WHOLE)]) as server:
+    with serving([*[streaming([])] * 2, Answer(200, completion("x")), streaming(WHOLE)]) as server:
         asking = client(server, clock)
         assert not asking.complete(MESSAGES).is_streamed
         assert asking.complete(MESSAGES).is_streamed
@@ -340,9 +351,9 @@ def slowly(pieces: Iterator[bytes] | list[bytes], seconds: float = 0.05) -> Iter
 
 
 def test_a_slow_stream_is_no_pause_and_keep_alives_are_none_either() -> None:
-    mixed = [*WHOLE[:3], *[PING] * 6, *WHOLE[3:]]
-    with serving(lambda _: streaming(slowly(mixed, 0.1))) as server:
-        assert client(server, idle_timeout_seconds=0.4).complete(MESSAGES).text == "hello world"
+    mixed = [*WHOLE[:3], *[PING] * 3, *WHOLE[3:]]
+    with serving(lambda _: streaming(slowly(mixed, 0.2))) as server:
+        assert client(server, idle_timeout_seconds=1.0).complete(MESSAGES).text == "hello world"
         assert len(server.requests) == 1
 
 

@@ -23,6 +23,7 @@ from necrocode.agent_runner.clients._openai_stream import (
     MalformedStreamError,
     StreamedCompletion,
     begun,
+    error_in,
     events,
     text_of,
 )
@@ -115,7 +116,7 @@ def _parsed(body: bytes, asked: Asked) -> dict[str, Any]:
         completion = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise no_completion(body, asked) from error
-    if not isinstance(completion, dict) or not ("choices" in completion or completion.get("error")):
+    if not isinstance(completion, dict) or not ("choices" in completion or error_in(completion)):
         raise no_completion(body, asked)
     if not isinstance(completion.get("choices"), (list, type(None))):
         raise no_completion(body, asked)
@@ -124,8 +125,8 @@ def _parsed(body: bytes, asked: Asked) -> dict[str, Any]:
 
 def _read_completion(completion: dict[str, Any], asked: Asked, *, request_id: str | None) -> ModelAnswer:
     """The answer in a chat completion (OpenAI API reference, "The chat completion object")."""
-    if completion.get("error"):
-        raise failure_in_body(completion["error"], asked)
+    if error := error_in(completion):
+        raise failure_in_body(error, asked)
     choice = _first(completion.get("choices") or [])
     message = choice.get("message")
     if not isinstance(message, dict):

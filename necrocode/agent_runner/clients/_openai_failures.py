@@ -15,6 +15,7 @@ from necrocode.agent_runner.clients._exchange import AnswerTooLargeError
 from necrocode.agent_runner.clients._retry_after import LONGEST_WAIT_SECONDS, retry_after_seconds
 from necrocode.agent_runner.errors import (
     AuthenticationError,
+    ContentFilterError,
     ContextOverflowError,
     RateLimitError,
     RunnerError,
@@ -50,6 +51,9 @@ _WRONG_KEY = re.compile(
 )
 # By the code alone: Gemini says "You exceeded your current quota ... billing details" at per-minute limits too.
 _QUOTA = re.compile(r"insufficient_quota|billing_hard_limit", re.IGNORECASE)
+# Azure refuses a prompt that its filter does not like (https://learn.microsoft.com/azure/ai-foundry/openai/concepts/
+# content-filter), instead of answering with that finish_reason.
+_FILTERED = re.compile(r"\bcontent_filter\b|ResponsibleAIPolicyViolation|content management policy", re.IGNORECASE)
 _FORMAT_REFUSED = re.compile(
     r"response[_ ]format|json_schema|json_object|structured output|literal_error|grammar|guided", re.IGNORECASE
 )
@@ -137,7 +141,7 @@ class UnexplainedEndError(EndpointFailureError):
 class EmptyStreamError(EndpointFailureError):
     """A stream ended before it began: the server met its trouble too late for an error's status (llama-cpp-python).
 
-    The next try asks in one piece, whose refusal says what the trouble is.
+    After two of them the next try asks in one piece, whose refusal says what the trouble is.
     """
 
     def __init__(self, asked: Asked) -> None:
@@ -263,6 +267,8 @@ def _status_error(status: int, said: str, told: str, asked: Asked) -> RunnerErro
         )
     if status in {400, 413, 500} and _OVERFLOW.search(said):
         return ContextOverflowError(where, hint="Lower llm.context_tokens or max_tokens.", status_code=status)
+    if status == 400 and _FILTERED.search(said):  # noqa: PLR2004
+        return ContentFilterError(where, hint="Say the task in other words.", status_code=status)
     if status == 429:  # noqa: PLR2004
         return RateLimitError(where, status_code=status)
     if status == 404 or "model_not_found" in said:  # noqa: PLR2004  llama-cpp-python says 400

@@ -114,8 +114,8 @@ class StreamedCompletion:
             self.is_done = True
             return
         chunk = _chunk(data)
-        if chunk.get("error"):
-            self._about["error"] = chunk["error"]
+        if error := error_in(chunk):
+            self._about["error"] = error
             self.is_done = self.is_error = True
             return
         for key in ("id", "model"):
@@ -171,6 +171,11 @@ class _Choice:
             "finish_reason": self.finish_reason,
             "message": message | {"tool_calls": [{}] if self._calls_tool else None},
         }
+
+
+def error_in(body: dict[str, Any]) -> object:
+    """The error that stands in the place of a chunk or completion; older vLLM's is not wrapped in another object."""
+    return body if body.get("object") == "error" else body.get("error")
 
 
 def text_of(content: object) -> str:

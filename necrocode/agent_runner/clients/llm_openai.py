@@ -48,6 +48,8 @@ MAX_ANSWER_BYTES = 4 * MAX_ANSWER_CHARACTERS
 """The largest body in one piece that is read: the longest answer in UTF-8."""
 _STREAMED_TO_WHOLE = 4
 """How many times as large a stream may be: each of its pieces, a word or so, comes in an object of its own."""
+_EMPTY_STREAMS = 2
+"""How many streams may end before they begin until the answer is asked for in one piece."""
 _FIRST_BACKOFF_SECONDS = 0.5
 _LONGEST_BACKOFF_SECONDS = 30.0
 _MAX_RETRY_AFTER_SECONDS = 300.0
@@ -183,7 +185,8 @@ class LLMClient:
             return state.attempt_number > self._config.retry_count or state.upcoming_sleep >= longest_wait
 
         def ask_in_one_piece(state: tenacity.RetryCallState) -> None:
-            if state.outcome is not None and isinstance(state.outcome.exception(), EmptyStreamError):
+            is_empty = state.outcome is not None and isinstance(state.outcome.exception(), EmptyStreamError)
+            if is_empty and state.attempt_number >= min(_EMPTY_STREAMS, self._config.retry_count):
                 request.pop("stream", None)
                 request.pop("stream_options", None)
 
