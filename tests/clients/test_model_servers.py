@@ -166,7 +166,7 @@ OVERFLOW = (
     "said",
     [
         OVERFLOW,
-        "'max_tokens' or 'max_completion_tokens' is too large: 8192. This model's maximum context length is 4096 tokens.",
+        "'max_tokens' or 'max_completion_tokens' is too large: 8192. The model's maximum context length is 4096.",
     ],
 )
 def test_vllm_names_both_counts_of_an_overflow(clock: FakeClock, said: str) -> None:

@@ -111,8 +111,8 @@ class LLMClient:
         *,
         answer_format: AnswerFormat = "text",
         max_tokens: int | None = None,
-        temperature: float | None = None,
         deadline: Deadline | None = None,
+        temperature: float | None = None,
     ) -> ModelAnswer:
         """One whole answer; see ``LanguageModel.complete`` for what is raised instead of a bad one."""
         question = _Question(
