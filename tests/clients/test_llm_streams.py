@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import ssl
 import subprocess
 import sys
 import threading
@@ -11,9 +12,11 @@ import time
 import traceback
 from collections.abc import Iterator
 from itertools import repeat
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from necrocode.agent_runner import (
     ContextOverflowError,
@@ -450,3 +453,19 @@ def test_nothing_shows_a_key_that_a_stream_repeats() -> None:
         with serving([streaming([chunk(" "), echo, DONE])]) as server, pytest.raises(RunnerError) as caught:
             client(server, retry_count=0, api_key=key).complete(MESSAGES)
         assert key not in "".join(traceback.format_exception(caught.value))
+
+
+def test_streams_over_tls_are_read_and_cut_alike(
+    clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    held = threading.Event()
+    answers = [streaming([*WHOLE[:3], held]), streaming(WHOLE[:3], ends=False), streaming(WHOLE)]
+    with serving(answers, tls=tls) as server:
+        answer = client(server, clock, idle_timeout_seconds=0.3).complete(MESSAGES)
+        held.set()
+    assert (answer.text, answer.attempts) == ("hello world", 3)
