@@ -214,8 +214,10 @@ def test_a_stream_that_always_breaks_off_is_a_connection_error(ends: bool, clock
     assert caught.value.retryable
 
 
-def test_what_breaks_after_the_reason_of_the_end_does_not_matter() -> None:
-    with serving([streaming(WHOLE[:-2], ends=False)]) as server:
+@pytest.mark.parametrize("rest", [[], [WHOLE[-2][:30]], [event(b'{"usage": ')]])
+@pytest.mark.parametrize("ends", [True, False])
+def test_what_breaks_after_the_reason_of_the_end_does_not_matter(rest: list[bytes], ends: bool) -> None:
+    with serving([streaming([*WHOLE[:-2], *rest], ends=ends)]) as server:
         answer = client(server).complete(MESSAGES)
     assert (answer.text, answer.attempts, answer.usage_is_estimated) == ("hello world", 1, True)
 

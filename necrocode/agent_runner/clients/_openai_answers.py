@@ -99,7 +99,8 @@ def _read_stream(
             if completion.is_done:
                 break
     except MalformedStreamError as error:
-        raise no_completion(error.data, asked) from error
+        if not completion.is_explained:
+            raise no_completion(error.data, asked) from error
     except openai.OpenAIError as error:
         if is_broken_off(error) and not completion.is_begun:
             raise EmptyStreamError(asked) from error

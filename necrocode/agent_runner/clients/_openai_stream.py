@@ -41,46 +41,49 @@ def begun(pieces: Iterator[bytes]) -> tuple[bytes, bool]:
 
 
 def events(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The data of each event, up to and without ``[DONE]``, as soon as it is there (WHATWG HTML, "Server-sent events").
+    """The data of each event, as far as ``[DONE]``, as soon as it is there (WHATWG HTML, "Server-sent events").
 
     An event that the end of the stream leaves without its blank line counts. The field ``error``, which older servers
     of llama.cpp write their errors in, is read as data.
     """
-    data: list[bytes] = []
+    data = bytearray()
     for line in _lines(pieces):
-        if not line:
-            if data:
-                yield b"\n".join(data)
-                data.clear()
-            continue
         field, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if field == b"error":
-            value = b'{"error":%b}' % value
-        elif field != b"data" or not value.strip():
-            continue
-        elif value.strip() == _DONE:
-            yield from filter(None, [b"\n".join(data)])
+            data += b'{"error":%b}\n' % value
+        elif field == b"data" and value.strip() == _DONE:
+            yield from _event(data)
             yield _DONE
             return
-        data.append(value)
-    yield from filter(None, [b"\n".join(data)])
+        elif field == b"data" and value.strip():
+            data += value + b"\n"
+        elif not line:
+            yield from _event(data)
+    yield from _event(data)
+
+
+def _event(data: bytearray) -> Iterator[bytes]:
+    """The lines of data as one, where there are any; they are taken out."""
+    if data:
+        yield bytes(data[:-1])
+        data.clear()
 
 
 def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Lines without their ends, LF, CRLF or CR, wherever the pieces are cut; in time linear in their length."""
-    parts: list[bytes] = []
+    """Lines without their ends, LF, CRLF or CR, wherever the pieces are cut; linear in time and room."""
+    line = bytearray()
     was_return = False
     for cut in pieces:
         piece = cut.removeprefix(b"\n") if was_return else cut
         was_return = cut.endswith(b"\r") or (was_return and not cut)
         for part in piece.splitlines(keepends=True):
-            parts.append(part)
+            line += part
             if part.endswith((b"\n", b"\r")):
-                yield b"".join(parts).rstrip(b"\r\n")
-                parts.clear()
-    if parts:
-        yield b"".join(parts)
+                yield bytes(line).rstrip(b"\r\n")
+                line.clear()
+    if line:
+        yield bytes(line)
 
 
 class StreamedCompletion:
