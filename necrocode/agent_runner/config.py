@@ -15,6 +15,7 @@ from pydantic import Field, SecretStr, field_validator
 from necrocode.agent_runner._names import expand_home
 from necrocode.agent_runner._strict import StrictModel, read_yaml_mapping
 from necrocode.agent_runner.errors import ConfigurationError
+from necrocode.agent_runner.spending import BudgetConfig, ModelPrice
 
 DEFAULT_MODEL = "gpt-4.1"
 _EMBEDDED_URLS = ("sqlite:///", "postgresql://", "postgres://", "file:///", "s3://")
@@ -82,6 +83,8 @@ class LLMConfig(StrictModel):
     ``auto`` (``files`` in runs, ``json`` in ``generate_code``). The answer is understood in either."""
     retry_count: int = Field(default=3, ge=0, le=20)
     """Further tries after a connection error, 408, 409, 429 or 5xx. 0: none."""
+    prices: dict[str, ModelPrice] = Field(default_factory=dict)
+    """What models cost, by name or pattern (``gpt-4.1*``): the very name first, else the first pattern that fits."""
     candidates: int = Field(default=1, ge=1, le=16)
     """How many answers the first question of a run asks for, at once; the first whose tests pass is taken."""
 
@@ -103,6 +106,7 @@ class LLMConfig(StrictModel):
             temperature: float | None = ...,
             edit_format: Literal["auto", "json", "files"] = ...,
             retry_count: int = ...,
+            prices: Mapping[str, ModelPrice | Mapping[str, Any]] = ...,
             candidates: int = ...,
         ) -> None: ...
 
@@ -194,6 +198,8 @@ class RunnerConfig(StrictModel):
     """How much of each test command's output is kept: its beginning and its end."""
     test_environment: dict[str, str] = Field(default_factory=dict)
     """Variables the test commands see besides the few allowed ones (PATH, LANG, LC_*, TZ, TERM)."""
+    budget: BudgetConfig | None = None
+    """What may be spent on the model: by each run, by all of a process, by all of a spec. None: no limits."""
 
     @field_validator("task_registry_url", "repo_pool_url", "artifact_store_url")
     @classmethod

@@ -145,7 +145,7 @@ class EmptyStreamError(EndpointFailureError):
     """
 
     def __init__(self, asked: Asked) -> None:
-        text = f"The model endpoint {asked.endpoint} ended its stream before it said anything."
+        text = f"The model endpoint {asked.endpoint} broke off its answer before it began."
         super().__init__(ServiceConnectionError(text), is_retried=True)
 
 
