@@ -370,12 +370,28 @@ class Message(Value):
 
 
 class ModelAnswer(Value):
-    """One whole answer of a model, as text: never a truncated, refused or empty one."""
+    """One whole answer of a model, as text: never a truncated, refused or empty one. All that is known of the call."""
 
     text: Writable
     model: Writable
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    """Reasoning included."""
+    cached_prompt_tokens: int = 0
+    """How many of the prompt's tokens the endpoint had in its cache; 0 where it does not say."""
+    reasoning_tokens: int = 0
+    """How many of the completion's tokens were thought and not said; 0 where the endpoint does not say."""
+    usage_is_estimated: bool = False
+    """Whether prompt_tokens, completion_tokens or both are our estimate, because the endpoint told none."""
     request_id: Writable | None = None
+    """The endpoint's name for the call: its ``x-request-id``, else the completion's id."""
+    attempts: int = 1
+    """How many requests were sent for it: failed tries, and forms that the endpoint refused, included."""
+    latency_seconds: float = 0.0
+    """From the sending of the last request to the end of its answer."""
+    finish_reason: Writable | None = None
+    """The endpoint's word for why the answer ended."""
     asked_format: str = "text"
-    """What was asked of the endpoint: ``json_schema``, ``json_object`` or ``text``."""
+    """What was asked of the endpoint: ``json_schema``, ``json_object_with_schema``, ``json_object`` or ``text``."""
+    is_streamed: bool = False
+    """Whether the answer came as a stream."""

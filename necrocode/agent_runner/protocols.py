@@ -161,6 +161,9 @@ class LanguageModel(Protocol):
     ) -> ModelAnswer:
         """One whole answer. ``answer_format`` ``json`` asks for structured output where the model can do it.
 
+        ``max_tokens`` and ``temperature`` hold for this answer; None: as the model is configured. The answer says what
+        it cost in tokens, told by the endpoint or estimated. May be called from several threads at once.
+
         Raises a subclass of ``ImplementationError`` for an answer that is cut, refused, filtered or empty, and
         ``ServiceError`` or ``AuthenticationError`` for an endpoint that does not answer. Never blocks past
         ``deadline`` (``RunnerTimeoutError``). Retries what is worth retrying.
