@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from necrocode.agent_runner._clock import Clock
-    from necrocode.agent_runner.models import Artifact, ImplementationResult, PushResult, TaskContext, TestResult
+    from necrocode.agent_runner.models import Artifact, ImplementationResult, PushResult, TaskContext
+    from necrocode.agent_runner.test_results import TestResult
 
 logger = logging.getLogger(__name__)
 

@@ -61,6 +61,10 @@ class Layer:
         """A fresh folder for temporary files."""
         return self.folder / "tmp"
 
+    def new_reports_folder(self) -> Path:
+        """A fresh folder for one command's reports, under a name that no earlier command could take."""
+        return Path(tempfile.mkdtemp(prefix="reports-", dir=self.folder))
+
     @property
     def start_folder(self) -> Path:
         """Where to start the command of :meth:`argv`."""
