@@ -157,12 +157,12 @@ class RunnerConfig(StrictModel):
     """Whether a task that names no test commands gets those that the project's files suggest; needs ``test_base``."""
     test_base: bool = True
     """Whether the tests are also run on the base, once per base and commands, so that a change is judged against it."""
-    pass_rule: PassRule = "exit-code"
-    """``exit-code``: every command must exit with 0. ``no-new-failures``: one whose failing cases all failed on the base
-    too is accepted."""
+    pass_rule: PassRule = "exit-code"  # noqa: S105  a rule on passing, no password
+    """``exit-code``: every command must exit with 0. ``no-new-failures``: one whose failing cases all failed on the
+    base too is accepted."""
     tamper: Literal["flag", "refuse"] = "flag"
-    """What becomes of a change that touches the tests it is judged by. ``flag``: it is told. ``refuse``: the run fails if
-    test configuration or CI is touched, or if the base's version of the tests fails on the changed code."""
+    """What becomes of a change that touches the tests it is judged by. ``flag``: it is told. ``refuse``: the run fails
+    if test configuration or CI is touched, or if the base's version of the tests fails on the changed code."""
 
     @field_validator("task_registry_url", "repo_pool_url", "artifact_store_url")
     @classmethod

@@ -153,7 +153,7 @@ class Sandbox(Protocol):
         that fails or runs out of time is a result. ``TestExecutionError`` when the commands could not be started.
 
         Each command has ``NECROCODE_REPORTS`` in its environment, which names a fresh folder outside of the copy. The
-        regular files in it come back in ``CommandResult.collected``, as ``reports/{path}``; so do files of the copy that
-        the command wrote and whose path, with a slash before it, matches one of ``collect`` (``*`` stands for anything,
-        slashes included). No link is followed, and number and size are bounded: what is over that is cut or left out.
+        regular files in it come back in ``CommandResult.collected``, as ``reports/{path}``; so do files of the copy
+        that the command wrote and whose path, with a slash before it, matches one of ``collect`` (``*`` stands for
+        anything, slashes included). No link is followed, and number and size are bounded: what is over that is cut or left out.
         """

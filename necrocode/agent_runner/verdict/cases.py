@@ -108,8 +108,10 @@ def bounded_tail(text: str, limit: int) -> str:
 
 def seconds_of(text: object) -> float | None:
     """A duration as a report spells it; None for what is no sensible one."""
+    if not isinstance(text, (str, int, float)):
+        return None
     try:
-        seconds = float(str(text)[:40].replace(",", ""))
-    except ValueError:
+        seconds = float(text[:40].replace(",", "") if isinstance(text, str) else text)
+    except (ValueError, OverflowError):
         return None
     return seconds if 0 <= seconds < 1e9 else None  # noqa: PLR2004  thirty years; NaN and infinity fail too

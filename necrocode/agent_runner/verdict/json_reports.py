@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from necrocode.agent_runner.verdict.cases import CaseBook, UnreadableReport, seconds_of
+from necrocode.agent_runner.verdict.cases import MAX_CASES, CaseBook, UnreadableReport, seconds_of
 
 if TYPE_CHECKING:
     from necrocode.agent_runner.test_results import CaseStatus, TestCase
@@ -17,7 +17,7 @@ _JEST_STATUS: dict[str, CaseStatus] = {
     "disabled": "skipped", "focused": "passed",
 }  # fmt: skip
 _GO_PROGRESS = ("=== RUN", "=== PAUSE", "=== CONT", "=== NAME")
-_MAX_OUTPUT_PARTS = 2_000_000
+_MAX_JSON_BYTES = 16 * 1024 * 1024  # parsed it may take twenty times as much
 
 
 @dataclass
@@ -59,16 +59,18 @@ def _heard(content: bytes) -> tuple[dict[tuple[str, str], _GoTest], list[tuple[s
     order: list[tuple[str, str, str]] = []
     for line in content.decode(errors="replace").splitlines():
         event = _object(line)
-        package, name, action = (str(event.get(key) or "") for key in ("Package", "Test", "Action"))
+        package, name, action = (_text(event.get(key)) for key in ("Package", "Test", "Action"))
         if action == "build-output":
-            package, action = str(event.get("ImportPath") or "").partition(" ")[0], "output"
+            package, action = _text(event.get("ImportPath")).partition(" ")[0], "output"
         if not action:
             order.append(("", "", f"{line}\n"))
             continue
         one = tests.setdefault((package, name), _GoTest(package, name))
-        if action == "output" and isinstance(event.get("Output"), str) and len(order) < _MAX_OUTPUT_PARTS:
-            one.output.append(event["Output"])
-            order.append((package, name, event["Output"]))
+        if len(tests) > 2 * MAX_CASES:
+            raise UnreadableReport(f"holds more than {MAX_CASES} test cases")
+        if action == "output":
+            one.output.append(_text(event.get("Output")))
+            order.append((package, name, one.output[-1]))
         elif action in _GO_STATUS:
             one.status, one.seconds = _GO_STATUS[action], seconds_of(event.get("Elapsed"))
     return tests, order
@@ -100,6 +102,8 @@ def _go_text(tests: dict[tuple[str, str], _GoTest], order: list[tuple[str, str, 
 
 def parse_jest(content: bytes, top: str) -> tuple[TestCase, ...]:
     """The cases in a file of ``--outputFile``; ``top`` is the folder that paths are shown relative to."""
+    if len(content) > _MAX_JSON_BYTES:
+        raise UnreadableReport(f"is larger than {_MAX_JSON_BYTES} bytes")
     report = _object(content.decode(errors="replace"))
     suites = report.get("testResults")
     if not isinstance(suites, list):
@@ -108,10 +112,10 @@ def parse_jest(content: bytes, top: str) -> tuple[TestCase, ...]:
     for suite in suites:
         if not isinstance(suite, dict) or not isinstance(cases := suite.get("assertionResults"), list):
             raise UnreadableReport("is not in the shape that jest writes")
-        file = str(suite.get("name") or "")
+        file = _text(suite.get("name"))
         file = file.removeprefix(f"{top.rstrip('/')}/") if top else file
         if not cases and suite.get("status") == "failed":
-            message = str(suite.get("message") or "")
+            message = _text(suite.get("message"))
             book.add(file, "error", message=_first_line(message), details=message)
         for case in cases:
             _add_jest_case(book, file, case)
@@ -119,13 +123,13 @@ def parse_jest(content: bytes, top: str) -> tuple[TestCase, ...]:
 
 
 def _add_jest_case(book: CaseBook, file: str, case: object) -> None:
-    if not isinstance(case, dict) or case.get("status") not in _JEST_STATUS:
+    if not isinstance(case, dict) or _text(case.get("status")) not in _JEST_STATUS:
         raise UnreadableReport("is not in the shape that jest writes")
     messages = case.get("failureMessages")
-    text = "\n".join(str(one) for one in messages) if isinstance(messages, list) else ""
+    text = "\n".join(map(_text, messages)) if isinstance(messages, list) else ""
     milliseconds = seconds_of(case.get("duration"))
     book.add(
-        f"{file} > {case.get('fullName') or case.get('title') or ''}",
+        f"{file} > {_text(case.get('fullName')) or _text(case.get('title'))}",
         _JEST_STATUS[case["status"]],
         message=_first_line(text),
         details=text,
@@ -140,6 +144,10 @@ def _object(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):  # cut, no JSON, or nested without end
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _first_line(text: str) -> str:

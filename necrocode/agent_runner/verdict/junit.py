@@ -1,15 +1,15 @@
 """JUnit XML, as pytest, vitest, surefire, gradle, nextest and node write it.
 
 Sources: the schemas of pytest (``xunit2``) and of Maven Surefire (``surefire-test-report.xsd``). What both have: a
-``testcase`` with ``classname``, ``name`` and ``time``; inside of it ``failure``, ``error`` or ``skipped``, with the reason
-in ``message`` and as text. Surefire's ``flakyFailure`` and ``flakyError`` tell of a case that passed in the end.
+``testcase`` with ``classname``, ``name`` and ``time``; inside of it ``failure``, ``error`` or ``skipped``, with the
+reason in ``message`` and as text. Surefire's ``flakyFailure`` and ``flakyError`` tell of a case that passed in the end.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from xml.sax import SAXException  # noqa: S406  the exception alone; the parser is defusedxml's
-from xml.sax.handler import ContentHandler  # noqa: S406  as above
+from xml.sax import SAXException
+from xml.sax.handler import ContentHandler
 
 from necrocode.agent_runner.verdict.cases import MAX_DETAILS_CHARACTERS, CaseBook, UnreadableReport, seconds_of
 

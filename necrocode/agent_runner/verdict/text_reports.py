@@ -17,15 +17,13 @@ if TYPE_CHECKING:
 
     from necrocode.agent_runner.test_results import CaseStatus, TestCase
 
-_CARGO_BINARY = re.compile(r"^ *Running (?:(\S+(?: \S+)?) \()?\S*?([\w-]+?)-[0-9a-f]{16}(?:\.exe)?\)?$")
-_CARGO_DOC = re.compile(r"^ *Doc-tests (\S+)$")
 _CARGO_BEGIN = re.compile(r"^running (\d{1,9}) tests?$")
-_CARGO_CASE = re.compile(r"^test (.+?)(?: - should panic)? \.\.\. (ok|FAILED|ignored)(?:,.*)?$")
 _CARGO_END = re.compile(r"^test result: (?:ok|FAILED)\. (\d{1,9}) passed; (\d{1,9}) failed; (\d{1,9}) ignored;")
 _CARGO_DETAILS = re.compile(r"^---- (.+) stdout ----$")
 _DOC_LINE = re.compile(r" \(line \d+\)")
 _CARGO_STATUS: dict[str, CaseStatus] = {"ok": "passed", "FAILED": "failed", "ignored": "skipped"}
 _LONGEST_LINE = 2_000
+_HASH_DIGITS = 16
 
 
 def parse_cargo(output: str) -> tuple[TestCase, ...]:
@@ -34,17 +32,16 @@ def parse_cargo(output: str) -> tuple[TestCase, ...]:
     details = _cargo_details(output)
     label, expected, seen = "", 0, Counter[str]()
     for line in _lines(output):
-        if binary := _CARGO_BINARY.match(line):
-            label = f"{binary[2]} {binary[1]}" if binary[1] else binary[2]
-        elif doc := _CARGO_DOC.match(line):
-            label = f"{doc[1]} doc"
+        if found := _cargo_target(line.strip()):
+            label = found
         elif begin := _CARGO_BEGIN.match(line):
             expected, seen = int(begin[1]), Counter()
-        elif (case := _CARGO_CASE.match(line)) and expected:
-            seen[case[2]] += 1
-            text = details.get(case[1], "") if case[2] == "FAILED" else ""
-            name = f"{label}::{_DOC_LINE.sub('', case[1])}"
-            book.add(name, _CARGO_STATUS[case[2]], message=_panic(text), details=text)
+        elif expected and (case := _cargo_case(line)):
+            name, word = case
+            seen[word] += 1
+            text = details.get(name, "") if word == "FAILED" else ""
+            name = f"{label}::{_DOC_LINE.sub('', name)}"
+            book.add(name, _CARGO_STATUS[word], message=_panic(text), details=text)
         elif end := _CARGO_END.match(line):
             if [seen["ok"], seen["FAILED"], seen["ignored"]] != [int(number) for number in end.groups()]:
                 raise UnreadableReport("and the tool's own totals differ")
@@ -54,6 +51,27 @@ def parse_cargo(output: str) -> tuple[TestCase, ...]:
     if not len(book):
         raise UnreadableReport("names no test case")
     return book.cases()
+
+
+def _cargo_target(line: str) -> str:
+    """What is run next: ``Running unittests src/lib.rs (target/debug/deps/shop-0123456789abcdef)``, ``Doc-tests shop``."""
+    if line.startswith("Doc-tests "):
+        return f"{line.split()[1]} doc"
+    if not line.startswith("Running "):
+        return ""
+    source, parenthesis, path = line.removeprefix("Running ").rpartition(" (")
+    crate, _, mark = path.rstrip(")").rpartition("/")[2].removesuffix(".exe").rpartition("-")
+    if len(mark) != _HASH_DIGITS or not set(mark) <= set("0123456789abcdef"):
+        return ""
+    return f"{crate} {source}" if parenthesis else crate
+
+
+def _cargo_case(line: str) -> tuple[str, str] | None:
+    name, dots, word = line.removeprefix("test ").partition(" ... ")
+    word = word.partition(",")[0]
+    if not line.startswith("test ") or not dots or word not in _CARGO_STATUS:
+        return None
+    return name.removesuffix(" - should panic"), word
 
 
 def _cargo_details(output: str) -> dict[str, str]:
@@ -80,9 +98,6 @@ def _panic(text: str) -> str:
 # "test_add (test_calc.AddTest.test_add)"; before Python 3.11 "test_add (test_calc.AddTest)". A docstring's first line
 # may stand between that and the dots, and so may whatever the test prints.
 _UNITTEST_CASE = re.compile(r"^(\w+) \(([\w.]+)\)(?: .*)?$")
-_UNITTEST_ENDING = re.compile(
-    r"(?:^|\.\.\. |[^\w])(ok|FAIL|ERROR|skipped (?:'.*'|\".*\")|expected failure|unexpected success)$"
-)
 _UNITTEST_HEAD = re.compile(r"^(FAIL|ERROR|UNEXPECTED SUCCESS): (\w+) \(([\w.]+)\)")
 _UNITTEST_RAN = re.compile(r"^Ran (\d{1,9}) tests? in ")
 _UNITTEST_END = re.compile(r"^(?:OK|FAILED|NO TESTS RAN)(?: \((.*)\))?$")
@@ -135,11 +150,9 @@ def _unittest_results(lines: Iterable[str]) -> dict[str, CaseStatus]:
     for line in lines:
         if case := _UNITTEST_CASE.match(line.partition(" ... ")[0].rstrip()):
             name = _unittest_name(case[1], case[2])
-        ending = _UNITTEST_ENDING.search(line)
-        if name is None or ending is None:
-            continue
-        status = _UNITTEST_STATUS["skipped" if ending[1].startswith("skipped") else ending[1]]
-        if results.get(name) not in {"failed", "error"}:
+        word = line.rpartition("... ")[2]
+        status = _UNITTEST_STATUS.get("skipped" if word.startswith(("skipped '", 'skipped "')) else word)
+        if name is not None and status is not None and results.get(name) not in {"failed", "error"}:
             results[name] = status
     return results
 
