@@ -155,5 +155,5 @@ class Sandbox(Protocol):
         Each command has ``NECROCODE_REPORTS`` in its environment, which names a fresh folder outside of the copy. The
         regular files in it come back in ``CommandResult.collected``, as ``reports/{path}``; so do files of the copy
         that the command wrote and whose path, with a slash before it, matches one of ``collect`` (``*`` stands for
-        anything, slashes included). No link is followed, and number and size are bounded: what is over that is cut or left out.
+        anything, slashes included). No link is followed. Number and size are bounded: what is over is cut or left out.
         """

@@ -1,8 +1,8 @@
 """The tests on the base, run once per base and kept on disk for the runs that start from the same tree.
 
-An entry is one file: the sha256 of the rest on its first line, then JSON. It is written aside and moved into place, so a
-reader finds a whole one or none; a damaged one counts as none. Of several processes that want the same entry one runs the
-tests; the others wait for it, as long as they would have run them themselves.
+An entry is one file: the sha256 of the rest on its first line, then JSON. It is written aside and moved into place, so
+a reader finds a whole one or none; a damaged one counts as none. Of several processes that want the same entry one runs
+the tests; the others wait for it, as long as they would have run them themselves.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import threading
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._clock import Deadline
@@ -67,44 +68,27 @@ class BaseRuns:
         seconds = runner.deadline.remaining_seconds() * BASE_SHARE
         deadline = Deadline(seconds, self.clock)
         tree = workspace.objects.tree_of(workspace.base_commit)
+        run = partial(_run, workspace, commands, runner, tree=tree, deadline=deadline, on_note=on_note)
         if workspace.is_brought:
-            return self._run(workspace, commands, runner, tree, deadline, on_note)
+            return _known(run(), deadline, on_note)
         key = self._key(commands, runner, tree)
         with self._locked(key, deadline) as is_held:
             kept = self._read(key)
-            if kept is not None and (_is_whole(kept) or kept.duration_seconds >= seconds):
+            if kept is not None and not _is_whole(kept) and kept.duration_seconds >= seconds:
+                on_note(f"the tests on the base did not end in {kept.duration_seconds:.0f} seconds the last time")
+                return None
+            if kept is not None and _is_whole(kept):
                 on_note(f"the tests on the base are known from an earlier run ({tree[:12]})")
                 masks = tuple(masked(command, runner.redact) for command in kept.commands)
-                return kept.model_copy(update={"commands": masks}) if _is_whole(kept) else None
+                return kept.model_copy(update={"commands": masks})
             if not is_held:
                 on_note("another run is still testing the base: how it fares is not known")
                 return None
-            return self._run(workspace, commands, runner, tree, deadline, on_note, key=key)
-
-    def _run(
-        self,
-        workspace: Workspace,
-        commands: Sequence[str],
-        runner: TestRunner,
-        tree: str,
-        deadline: Deadline,
-        on_note: Callable[[str], None],
-        *,
-        key: str | None = None,
-    ) -> TestResult | None:
-        try:
-            result = runner.run(commands, workspace.path, tree, fail_fast=False, deadline=deadline)
-        except (TestExecutionError, GitError) as error:
-            on_note(f"the tests on the base cannot be run: {error}")
-            return None
-        workspace.check_hold()  # another holder may have written to the slot meanwhile: then it was not this tree
-        if key is not None:
-            with suppress(OSError):
-                self._write(key, result)
-        if _is_whole(result):
-            return result
-        on_note(f"the tests on the base took more than {deadline.total_seconds:.0f} seconds: how it fares is not known")
-        return None
+            result = run()
+            if result is not None:
+                with suppress(OSError):
+                    self._write(key, result)
+            return _known(result, deadline, on_note)
 
     def _key(self, commands: Sequence[str], runner: TestRunner, tree: str) -> str:
         """All that the result depends on, as far as it can be told."""
@@ -154,7 +138,7 @@ class BaseRuns:
 
     @contextmanager
     def _locked(self, key: str, deadline: Deadline) -> Iterator[bool]:
-        """Whether the entry is ours to make; False when another still held it as the time was up, or nothing is kept."""
+        """Whether the entry is ours to make; False when another still held it as the time was up."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             stream = (self.folder / f"lock-{int(key[:8], 16) % _LOCKS}").open("a")
@@ -163,6 +147,31 @@ class BaseRuns:
             return
         with stream:
             yield _is_locked(stream.fileno(), deadline)
+
+
+def _run(
+    workspace: Workspace,
+    commands: Sequence[str],
+    runner: TestRunner,
+    *,
+    tree: str,
+    deadline: Deadline,
+    on_note: Callable[[str], None],
+) -> TestResult | None:
+    try:
+        result = runner.run(commands, workspace.path, tree, fail_fast=False, deadline=deadline)
+    except (TestExecutionError, GitError) as error:
+        on_note(f"the tests on the base cannot be run: {error}")
+        return None
+    workspace.check_hold()  # another holder may have written to the slot meanwhile: then it was not this tree
+    return result
+
+
+def _known(result: TestResult | None, deadline: Deadline, on_note: Callable[[str], None]) -> TestResult | None:
+    if result is None or _is_whole(result):
+        return result
+    on_note(f"the tests on the base did not end in {deadline.total_seconds:.0f} seconds, their share of the time")
+    return None
 
 
 def _is_locked(handle: int, deadline: Deadline) -> bool:

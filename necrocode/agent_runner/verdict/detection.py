@@ -64,6 +64,7 @@ def can_be_used(base: TestResult | None) -> bool:
         return False
     return all(
         command.exit_code not in _NOT_RUNNABLE
+        and bool(command.cases or not command.report)
         and (command.exit_code == 0 or any(case.status == "passed" for case in command.cases) or bool(command.failing))
         and not _is_missing_module(command.output)
         for command in base.commands

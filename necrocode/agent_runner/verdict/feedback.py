@@ -11,6 +11,8 @@ from necrocode.agent_runner.verdict.cases import bounded_tail, plain
 from necrocode.agent_runner.verdict.comparison import compare_commands
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from necrocode.agent_runner.test_results import CommandResult, TestCase, TestResult
 
 MAX_FEEDBACK_TOKENS = 1_500
@@ -39,8 +41,8 @@ _VARYING = (
 def failure_feedback(result: TestResult, base: TestResult | None) -> str:
     """What failed, for a model that is to mend its change; empty when nothing did.
 
-    The first failing command with its exit code, its failing cases with message and the end of the traceback, those that
-    failed on the base by name alone. Without cases the end of the output. Secrets are masked in ``result`` already.
+    The first failing command with its exit code, its failing cases with message and the end of the traceback, those
+    that failed on the base by name alone. Without cases the end of the output. Secrets are masked in ``result`` already.
     """
     failed = [(number, command) for number, command in enumerate(result.commands) if not command.passed]
     if not failed:
@@ -58,7 +60,7 @@ def failure_feedback(result: TestResult, base: TestResult | None) -> str:
         lines.append(f"Ran before the change and not now: {_names(compared[number].missing)}")
     lines += _told_cases(failing) if failing else []
     if not failing or command.report_note:
-        lines.append(f"The end of its output:\n{bounded_tail(_told(command.output), _OUTPUT_CHARACTERS)}")
+        lines.append(f"The end of its output:\n{_told(bounded_tail(command.output, _OUTPUT_CHARACTERS))}")
     if already := sorted(name for name in known if not name.startswith("$ ")):
         lines.append(f"These failed before the change as well; do not try to mend them: {_names(already)}")
     return _within("\n".join(lines), MAX_FEEDBACK_TOKENS)
@@ -83,7 +85,7 @@ def failure_signature(result: TestResult) -> str:
 def _told_cases(failing: list[TestCase]) -> list[str]:
     lines = [f"{len(failing)} failing test case{'s' if len(failing) != 1 else ''}:"]
     for case in failing[:_MAX_CASES]:
-        message, details = _told(case.message), bounded_tail(_told(case.details), _CASE_CHARACTERS)
+        message, details = _told(case.message), _told(bounded_tail(case.details, _CASE_CHARACTERS))
         lines.append(f"\n- {case.name}")
         if message and message[:_SMALLEST_DETAILS] not in details:
             lines.append(f"  {message}")
@@ -94,8 +96,8 @@ def _told_cases(failing: list[TestCase]) -> list[str]:
     return lines
 
 
-def _names(names: object) -> str:
-    listed = list(names)  # type: ignore[call-overload]
+def _names(names: Iterable[str]) -> str:
+    listed = sorted(names)
     more = f" and {len(listed) - _MAX_NAMES} more" if len(listed) > _MAX_NAMES else ""
     return ", ".join(listed[:_MAX_NAMES]) + more
 

@@ -10,31 +10,33 @@ import configparser
 import json
 import re
 import tomllib
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from necrocode.agent_runner._git import FileChange
+from necrocode.agent_runner._git import MODE_TREE, FileChange
 from necrocode.agent_runner.test_results import TamperReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from necrocode.agent_runner._git import TreeEntry
+    from necrocode.agent_runner._git import ObjectReader, TreeEntry
 
 _TEST_FOLDERS = frozenset({
-    "test", "tests", "testing", "__tests__", "__snapshots__", "__mocks__", "spec", "specs", "e2e", "testdata",
-    "androidtest", "integrationtest", "test-data", "fixtures",
+    "test", "tests", "__tests__", "__snapshots__", "__mocks__", "spec", "e2e", "testdata", "androidtest",
 })  # fmt: skip
+# By the spelling: "LatestTest.java" is one, "Latest.java" is none.
 _TEST_NAMES = (
-    "test_*.py", "*_test.py", "tests.py", "*_test.go", "*_spec.rb", "*_test.rb", "*.test.*", "*.spec.*", "*test.java",
-    "*tests.java", "*test.kt", "*tests.kt", "*it.java", "*test.php", "*tests.cs", "*test.cs", "*_test.exs", "*_test.rs",
-    "*test.scala", "*spec.scala", "*_test.dart", "*_test.cc", "*_test.cpp", "*_test.c", "*tests.swift", "*.snap",
+    "test_*.py", "*_test.py", "tests.py", "*_test.go", "*_spec.rb", "*_test.rb", "*Test.java", "*Tests.java", "*IT.java",
+    "*Test.kt", "*Tests.kt", "*Test.php", "*Test.cs", "*Tests.cs", "*_test.exs", "*_test.rs", "*Test.scala",
+    "*Spec.scala", "*_test.dart", "*_test.cc", "*_test.cpp", "*_test.c", "*Tests.swift", "*.snap",
 )  # fmt: skip
+_JAVASCRIPT_TEST = re.compile(r"\.(?:test|spec|e2e)\.[cm]?[jt]sx?$")
 _CONFIGURATION = (
-    "conftest.py", "pytest.ini", ".pytest.ini", "pytest.toml", "tox.ini", "noxfile.py", ".coveragerc", "sitecustomize.py",
-    "usercustomize.py", "jest.config.*", "jest.setup.*", "vitest.config.*", "vitest.workspace.*", "vitest.setup.*",
-    "karma.conf.*", "playwright.config.*", "cypress.config.*", "cypress.json", ".mocharc*", ".rspec", "phpunit.xml*",
-    "phpunit.dist.xml", "nextest.toml", "*.runsettings", "codecov.yml", ".codecov.yml",
+    "conftest.py", "pytest.ini", ".pytest.ini", "pytest.toml", "tox.ini", "noxfile.py", ".coveragerc",
+    "sitecustomize.py", "usercustomize.py", "jest.config.*", "jest.setup.*", "vitest.config.*",
+    "vitest.workspace.*", "vitest.setup.*", "karma.conf.*", "playwright.config.*", "cypress.config.*", "cypress.json",
+    ".mocharc*", ".rspec", "phpunit.xml*", "phpunit.dist.xml", "nextest.toml", "*.runsettings", "codecov.yml", ".codecov.yml",
 )  # fmt: skip
 _CI = (
     ".github/workflows/*", ".github/actions/*", ".gitlab-ci.yml", ".gitlab/*", ".circleci/*", "jenkinsfile",
@@ -87,22 +89,45 @@ def tamper_report(
     return TamperReport(tests=tuple(tests), configuration=tuple(configuration), ci=tuple(ci))
 
 
-def restored(
-    paths: Iterable[str],
-    base: Callable[[str], TreeEntry | None],
-) -> tuple[FileChange, ...]:
-    """The changes that give these paths what the base has there: the same object, or nothing."""
-    changes = []
-    for path in paths:
-        entry = base(path)
-        changes.append(FileChange(path) if entry is None else FileChange(path, entry.mode, oid=entry.oid))
-    return tuple(changes)
+@dataclass(frozen=True)
+class TreeFiles:
+    """The files of a git tree, by path."""
+
+    objects: ObjectReader
+    tree: str
+
+    def entry(self, path: str) -> TreeEntry | None:
+        """What lies at the path, a folder excepted."""
+        *folders, name = path.split("/")
+        tree = self.tree
+        for folder in folders:
+            below = self.objects.entries(tree).get(folder)
+            if below is None or below.mode != MODE_TREE:
+                return None
+            tree = below.oid
+        found = self.objects.entries(tree).get(name)
+        return None if found is None or found.mode == MODE_TREE else found
+
+    def read(self, path: str) -> bytes | None:
+        """The bytes of a file; None where there is none, nor of a symlink or submodule."""
+        entry = self.entry(path)
+        return self.objects.blob(entry.oid) if entry is not None and entry.is_file else None
+
+    def restoring(self, paths: Iterable[str]) -> tuple[FileChange, ...]:
+        """The changes that give these paths what this tree has there: the same object, or nothing."""
+        found = {path: self.entry(path) for path in paths}
+        return tuple(
+            FileChange(path) if entry is None else FileChange(path, entry.mode, oid=entry.oid)
+            for path, entry in found.items()
+        )
 
 
 def is_test(path: str) -> bool:
     """Whether it is a test, or lies in a folder of tests."""
-    *folders, name = path.casefold().split("/")
-    return bool(_TEST_FOLDERS.intersection(folders)) or any(fnmatchcase(name, pattern) for pattern in _TEST_NAMES)
+    *folders, name = path.split("/")
+    in_folder = any(folder.casefold() in _TEST_FOLDERS for folder in folders)
+    named = any(fnmatchcase(name, pattern) for pattern in _TEST_NAMES) or _JAVASCRIPT_TEST.search(name)
+    return in_folder or bool(named)
 
 
 def is_configuration(path: str) -> bool:
