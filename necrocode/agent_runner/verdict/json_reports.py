@@ -45,7 +45,7 @@ def parse_go(content: bytes, *, verbose: bool = False) -> tuple[tuple[TestCase, 
     ``verbose``: with ``-v``, so of passing tests too. A package that could not be built or died is a case of its own.
     """
     tests, order = _heard(content)
-    if not order:
+    if not tests:
         raise UnreadableReport("holds no events")
     book = CaseBook()
     failing_packages = {one.package for one in tests.values() if one.name and one.status == "failed"}
