@@ -70,6 +70,7 @@ def test_a_package_json_that_cannot_be_read_is_none(content: str) -> None:
         "go test ./a && go test ./b", "go test ./... || true", "go test ./...; true", "go vet ./...",
         "go test -json ./...", "go test -c ./x", "jest --outputFile=x.json", "vitest run --reporter=dot",
         "vitest --watch",        "echo 'go test", "python -m unittest\nls", "go test ./... # all", "A=1", "", "   ", "go test ./... &",
+
         "node --test --test-reporter=tap", "node run.js", "npx", "x" * 20_000,
     ],
 )  # fmt: skip

@@ -112,7 +112,8 @@ def base(*commands: CommandResult) -> TestResult:
 def command(code: int | None, output: str = "", *statuses: str, report: str = "") -> CommandResult:
     cases = tuple(TestCase.model_validate({"name": str(n), "status": one}) for n, one in enumerate(statuses))
     return CommandResult(
-        command="c", exit_code=code, duration_seconds=1.0, output=output, cases=cases, report=report or "junit" * bool(cases)
+        command="c", exit_code=code, duration_seconds=1.0, output=output, cases=cases,
+        report=report or "junit" * bool(cases),
     )  # fmt: skip
 
 
