@@ -87,14 +87,29 @@ def test_the_first_of_several_wins() -> None:
     order = []
     while command := detected(files):
         order.append(command)
-        del files[{"python -m pytest": "pytest.ini", "npm test": "package.json", "cargo test": "Cargo.toml",
-                   "make test": "Makefile"}[command]]  # fmt: skip
+        del files[
+            {
+                "python -m pytest": "pytest.ini",
+                "npm test": "package.json",
+                "cargo test": "Cargo.toml",
+                "make test": "Makefile",
+            }[command]
+        ]
     assert order == ["python -m pytest", "npm test", "cargo test", "make test"]
 
 
 names = st.sampled_from(
-    ["pyproject.toml", "setup.cfg", "tox.ini", "package.json", "composer.json", "Makefile", "Rakefile", "tests/test_a.py"]
-)  # fmt: skip
+    [
+        "pyproject.toml",
+        "setup.cfg",
+        "tox.ini",
+        "package.json",
+        "composer.json",
+        "Makefile",
+        "Rakefile",
+        "tests/test_a.py",
+    ]
+)
 
 
 @given(st.dictionaries(names, st.binary(max_size=60) | st.just(b"[" * 5000) | st.just(b'{"a":' * 5000)))
@@ -112,9 +127,13 @@ def base(*commands: CommandResult) -> TestResult:
 def command(code: int | None, output: str = "", *statuses: str, report: str = "") -> CommandResult:
     cases = tuple(TestCase.model_validate({"name": str(n), "status": one}) for n, one in enumerate(statuses))
     return CommandResult(
-        command="c", exit_code=code, duration_seconds=1.0, output=output, cases=cases,
+        command="c",
+        exit_code=code,
+        duration_seconds=1.0,
+        output=output,
+        cases=cases,
         report=report or "junit" * bool(cases),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(

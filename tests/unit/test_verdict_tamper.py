@@ -5,22 +5,68 @@ import pytest
 from necrocode.agent_runner.verdict.tamper import tamper_report, tampered_paths
 
 TESTS = [
-    "tests/test_a.py", "test_a.py", "pkg/a_test.py", "tests/data/x.json", "a_test.go", "src/a.test.ts",
-    "src/a.spec.jsx",    "src/__tests__/a.js", "src/test/java/A.java", "ATest.java", "spec/a_spec.rb", "Tests/AppTests.swift", "a.snap",
-    "crates/x/tests/it.rs", "test/a_test.exs", "src/AppTests.cs", "e2e/login.ts", "src/a.test.mts",
-]  # fmt: skip
+    "tests/test_a.py",
+    "test_a.py",
+    "pkg/a_test.py",
+    "tests/data/x.json",
+    "a_test.go",
+    "src/a.test.ts",
+    "src/a.spec.jsx",
+    "src/__tests__/a.js",
+    "src/test/java/A.java",
+    "ATest.java",
+    "spec/a_spec.rb",
+    "Tests/AppTests.swift",
+    "a.snap",
+    "crates/x/tests/it.rs",
+    "test/a_test.exs",
+    "src/AppTests.cs",
+    "e2e/login.ts",
+    "src/a.test.mts",
+]
 CONFIGURATION = [
-    "conftest.py", "pkg/conftest.py", "pytest.ini", "tox.ini", "jest.config.js", "vitest.config.mts", ".mocharc.json",
-    "phpunit.xml.dist", ".config/nextest.toml", ".coveragerc", "playwright.config.ts", "PyTest.ini", "sitecustomize.py",
-]  # fmt: skip
+    "conftest.py",
+    "pkg/conftest.py",
+    "pytest.ini",
+    "tox.ini",
+    "jest.config.js",
+    "vitest.config.mts",
+    ".mocharc.json",
+    "phpunit.xml.dist",
+    ".config/nextest.toml",
+    ".coveragerc",
+    "playwright.config.ts",
+    "PyTest.ini",
+    "sitecustomize.py",
+]
 CI = [
-    ".github/workflows/ci.yml", ".gitlab-ci.yml", ".circleci/config.yml", "Jenkinsfile", "azure-pipelines.yml",
-    ".travis.yml", ".ci/run", ".pre-commit-config.yaml", "sub/.github/workflows/x.yml", "bitbucket-pipelines.yml",
-]  # fmt: skip
+    ".github/workflows/ci.yml",
+    ".gitlab-ci.yml",
+    ".circleci/config.yml",
+    "Jenkinsfile",
+    "azure-pipelines.yml",
+    ".travis.yml",
+    ".ci/run",
+    ".pre-commit-config.yaml",
+    "sub/.github/workflows/x.yml",
+    "bitbucket-pipelines.yml",
+]
 OTHERS = [
-    "src/app.py", "src/latest.java", "Contest.java", "attest.py", "testing.md",
-    "pyproject.toml", "package.json", "README.md",    "src/protest/a.py", "openapi.spec.yaml", ".github/CODEOWNERS", "src/conftest.md", "src/tester.go", "Makefile",
-]  # fmt: skip
+    "src/app.py",
+    "src/latest.java",
+    "Contest.java",
+    "attest.py",
+    "testing.md",
+    "pyproject.toml",
+    "package.json",
+    "README.md",
+    "src/protest/a.py",
+    "openapi.spec.yaml",
+    ".github/CODEOWNERS",
+    "src/conftest.md",
+    "src/tester.go",
+    "Makefile",
+]
 
 
 @pytest.mark.parametrize("path", [*TESTS, *CONFIGURATION, *CI])
