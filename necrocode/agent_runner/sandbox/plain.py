@@ -80,7 +80,7 @@ class PlainSandbox:
         done = run_process(
             layer.argv(command),
             cwd=layer.start_folder,
-            environment={"NECROCODE_REPORTS": str(reports)} | command_environment(layer, environment),
+            environment=command_environment(layer, environment) | {"NECROCODE_REPORTS": str(reports)},
             timeout_seconds=deadline.remaining_seconds(),
             max_output_bytes=self._max_output_bytes,
         )
@@ -102,7 +102,7 @@ class PlainSandbox:
 
 def _collected(layer: Layer, reports: str, patterns: Sequence[str], begun_ns: int) -> dict[str, bytes]:
     """What the command that has just ended left in its folder for reports, and what it wrote that is asked for."""
-    collection = Collection()
+    collection = Collection(layer.brought_back)
     collection.add(layer.folder, [reports], prefix="reports/")
     if patterns:
         written = "upper" if layer.kind == "overlay" else "top"
