@@ -14,6 +14,7 @@ from pydantic import Field, SecretStr, field_validator
 from necrocode.agent_runner._names import expand_home
 from necrocode.agent_runner._strict import StrictModel, read_yaml_mapping
 from necrocode.agent_runner.errors import ConfigurationError
+from necrocode.agent_runner.spending import BudgetConfig, ModelPrice
 from necrocode.agent_runner.test_results import PassRule
 
 DEFAULT_MODEL = "gpt-4.1"
@@ -65,6 +66,10 @@ class LLMConfig(StrictModel):
     ``auto`` (``files`` in runs, ``json`` in ``generate_code``). The answer is understood in either."""
     retry_count: int = Field(default=3, ge=0, le=20)
     """Further tries after a connection error, 408, 409, 429 or 5xx. 0: none."""
+    prices: dict[str, ModelPrice] = Field(default_factory=dict)
+    """What models cost, by name or pattern (``gpt-4.1*``): the very name first, else the first pattern that fits."""
+    candidates: int = Field(default=1, ge=1, le=16)
+    """How many answers the first question of a run asks for, at once; the first whose tests pass is taken."""
 
     if TYPE_CHECKING:  # for type checkers: the key may be plain text, or None, as os.getenv gives it
 
@@ -80,6 +85,8 @@ class LLMConfig(StrictModel):
             temperature: float | None = ...,
             edit_format: Literal["auto", "json", "files"] = ...,
             retry_count: int = ...,
+            prices: Mapping[str, ModelPrice | Mapping[str, Any]] = ...,
+            candidates: int = ...,
         ) -> None: ...
 
     @field_validator("endpoint")
@@ -149,6 +156,8 @@ class RunnerConfig(StrictModel):
     """A change set with a larger file is refused."""
     max_total_bytes: int = Field(default=10_000_000, ge=1)
     """A larger change set is refused."""
+    max_repair_rounds: int = Field(default=2, ge=0, le=50)
+    """How often the model may mend what it did: an answer that cannot be used, or failing tests. 0: never."""
     max_output_bytes: int = Field(default=1_000_000, ge=1000)
     """How much of each test command's output is kept: its beginning and its end."""
     test_environment: dict[str, str] = Field(default_factory=dict)
@@ -163,6 +172,8 @@ class RunnerConfig(StrictModel):
     tamper: Literal["flag", "refuse"] = "flag"
     """What becomes of a change that touches the tests it is judged by. ``flag``: it is told. ``refuse``: the run fails
     if test configuration or CI is touched, or if the base's version of the tests fails on the changed code."""
+    budget: BudgetConfig | None = None
+    """What may be spent on the model: by each run, by all of a process, by all of a spec. None: no limits."""
 
     @field_validator("task_registry_url", "repo_pool_url", "artifact_store_url")
     @classmethod

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from types import EllipsisType
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
 from necrocode.agent_runner import _names
 from necrocode.agent_runner._strict import JsonObject, StrictModel, Value, Writable, read_yaml_mapping
@@ -40,6 +41,8 @@ else:
 
 # What models say of themselves ends up in results, in logs and on terminals.
 ModelName = Annotated[str, AfterValidator(lambda text: shown(text, _LONGEST_MODEL_NAME))]
+# Exact in Python; a float of at most six decimal places is written, and read again, as the same number.
+UsdInJson = Annotated[Decimal, PlainSerializer(float, return_type=float, when_used="json")]
 Explanation = Annotated[str, AfterValidator(lambda text: shown(text, _LONGEST_EXPLANATION))]
 
 
@@ -263,6 +266,41 @@ class ErrorDetails(Value):
     status_code: int | None = None
 
 
+class RunUsage(Value):
+    """What a run used of the model, as far as it is known."""
+
+    calls: int = 0
+    """Questions; one that the client tried again is one question."""
+    prompt_tokens: int = 0
+    """Cached ones included."""
+    completion_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    cost_usd: UsdInJson | None = None
+    """US dollars at the prices of ``llm.prices``, a number in JSON. None: the price is not known."""
+    is_estimated: bool = False
+    """Whether some of the numbers are estimates: an answer without usage, or one that was paid for and never came."""
+    price_known: bool = False
+    """Whether ``llm.prices`` has the model."""
+
+
+class RoundResult(Value):
+    """What came of one answer of the model."""
+
+    round: int
+    """0: the first question; n: the n-th repair round."""
+    candidate: int = 1
+    """Which of the answers to that question it is; there is one unless ``LLMConfig.candidates`` asks for more."""
+    outcome: Literal["accepted", "tests-failed", "unparsable", "unusable"]
+    """``unparsable``: code that parsed before no longer does; ``unusable``: no change set, or a refused one."""
+    message: str = ""
+    """One line on what was wrong; empty when it was accepted."""
+    edit_format: str = ""
+    tokens_used: int = 0
+    commit: str | None = None
+    ref: str | None = None
+    """The ref that keeps the commit."""
+
+
 class RunnerResult(Value):
     """What came of a run. JSON: ``result.model_dump_json()``; fields are only ever added within a schema version."""
 
@@ -285,8 +323,12 @@ class RunnerResult(Value):
     impl_result: ImplementationResult | None = None
     test_result: TestResult | None = None
     push_result: PushResult | None = None
+    rounds: tuple[RoundResult, ...] = ()
+    """Every answer of the model, in order; ``impl_result`` and ``test_result`` are those of the best one."""
     reported: bool = True
     """Whether the registry has the final status."""
+    usage: RunUsage = Field(default_factory=RunUsage)
+    """What was used of the model."""
     warnings: tuple[str, ...] = ()
     """What went wrong without making the run fail, such as an artifact that was not stored."""
 

@@ -9,9 +9,11 @@ import pytest
 
 from necrocode.agent_runner import (
     AuthenticationError,
+    BudgetConfig,
     ContentFilterError,
     ContextOverflowError,
     EmptyAnswerError,
+    LanguageModel,
     LLMClient,
     LLMConfig,
     Message,
@@ -20,9 +22,12 @@ from necrocode.agent_runner import (
     ScriptedLLM,
     ServiceConnectionError,
     ServiceError,
+    SpendingLimits,
     TruncatedAnswerError,
 )
 from necrocode.agent_runner.clients import llm_openai
+from necrocode.agent_runner.generation.budget import ProcessBudget
+from necrocode.agent_runner.generation.budgeted_model import BudgetedModel
 from tests.contracts.language_model_contract import (
     LanguageModelContract,
     ModelInTrouble,
@@ -34,6 +39,17 @@ from tests.support.clocks import FakeClock
 from tests.support.http_server import Answer, Request, Script, serving
 from tests.support.model_server import completion
 
+SCRIPTED_ERRORS: dict[Trouble, RunnerError] = {
+    "cut": TruncatedAnswerError("cut"),
+    "refused": ModelRefusalError("no"),
+    "filtered": ContentFilterError("no"),
+    "empty": EmptyAnswerError("nothing"),
+    "overflow": ContextOverflowError("too long"),
+    "wrong key": AuthenticationError("who?"),
+    "failing": ServiceError("500"),
+    "not there": ServiceConnectionError("nobody"),
+}
+
 
 class TestScriptedLLM(LanguageModelContract):
     @pytest.fixture
@@ -42,17 +58,27 @@ class TestScriptedLLM(LanguageModelContract):
 
     @pytest.fixture
     def model_in(self) -> ModelInTrouble:
-        errors: dict[Trouble, RunnerError] = {
-            "cut": TruncatedAnswerError("cut"),
-            "refused": ModelRefusalError("no"),
-            "filtered": ContentFilterError("no"),
-            "empty": EmptyAnswerError("nothing"),
-            "overflow": ContextOverflowError("too long"),
-            "wrong key": AuthenticationError("who?"),
-            "failing": ServiceError("500"),
-            "not there": ServiceConnectionError("nobody"),
-        }
-        return lambda trouble: ScriptedLLM([errors[trouble]] * 2)
+        return lambda trouble: ScriptedLLM([SCRIPTED_ERRORS[trouble]] * 2)
+
+
+class TestBudgetedModel(TestScriptedLLM):
+    """With more room than it needs."""
+
+    @pytest.fixture
+    def budgeted(self) -> Callable[[LanguageModel], LanguageModel]:
+        config = BudgetConfig(max_tokens=10**9, max_seconds=10**6, process=SpendingLimits(max_calls=10**6))
+        budget = ProcessBudget(config, FakeClock()).of_run(
+            spec_name="s", run_id="r", registry=None, llm=LLMConfig(), on_trouble=lambda _text: None
+        )
+        return lambda model: BudgetedModel(model, budget, max_tokens=1000)
+
+    @pytest.fixture
+    def model_saying(self, budgeted: Callable[[LanguageModel], LanguageModel]) -> ModelSaying:  # type: ignore[override]
+        return lambda answers: budgeted(ScriptedLLM(answers))
+
+    @pytest.fixture
+    def model_in(self, budgeted: Callable[[LanguageModel], LanguageModel]) -> ModelInTrouble:  # type: ignore[override]
+        return lambda trouble: budgeted(ScriptedLLM([SCRIPTED_ERRORS[trouble]] * 2))
 
 
 def finished(reason: str, **message: Any) -> dict[str, Any]:
