@@ -39,7 +39,8 @@ from necrocode.agent_runner.errors import (
     ContextOverflowError,
     RunnerTimeoutError,
 )
-from necrocode.agent_runner.generation.edit_formats import JSON_SCHEMA, MAX_ANSWER_CHARACTERS, read_answer
+from necrocode.agent_runner.generation.edit_formats import MAX_ANSWER_CHARACTERS, read_answer
+from necrocode.agent_runner.generation.json_changes import JSON_SCHEMA
 from necrocode.agent_runner.generation.prompt import as_text_request, free_messages
 from necrocode.agent_runner.models import LLMResponse, Message, ModelAnswer
 

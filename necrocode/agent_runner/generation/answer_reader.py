@@ -1,4 +1,4 @@
-"""An answer's text, line by line: whole files, search/replace blocks, diffs and patches, in the order in which they come.
+"""An answer's text, line by line: whole files, search/replace blocks, diffs and patches, in their order.
 
 What a line begins decides how far it goes: a search/replace block to its last marker, a diff as long as its hunks, a
 patch to its end, a fenced block to its closing fence. So a fence inside of a searched text ends nothing, and a marker
@@ -129,7 +129,8 @@ class _Reader:
         path = path_alone_on_line(self._before) or self._path
         if not path:
             raise MalformedAnswerError(
-                f"A {what} in the model's answer (line {self._at + 1}) names no file: write its path on the line before."
+                f"A {what} in the model's answer (line {self._at + 1}) names no file: write its path on the line"
+                " before."
             )
         return path
 
@@ -177,21 +178,29 @@ class _Reader:
             return False
         if language in _DIFF_LANGUAGES:
             return True
-        may_be_named = True
-        for number in range(at, len(self._lines)):
-            line = self._lines[number]
-            if self._fences.opening(number) is not None:
-                return False
-            if not line.strip():
-                continue
-            if self._searches.begins(number) or begins_envelope(line) or begins_diff(self._lines, number):
-                return True
-            if line.startswith("@@") and (path or not may_be_named):
-                return True
-            if not may_be_named or (path_on_line(line) is None and "apply_patch" not in line):
-                return False
-            may_be_named = False
-        return False
+        first, *others = self._first_lines(at)[:2] or (at,)
+        if self._begins_edit(first, is_named=bool(path)):
+            return True
+        line = self._lines[first] if first < len(self._lines) else ""
+        is_leading = path_on_line(line) is not None or "apply_patch" in line
+        return is_leading and any(self._begins_edit(other, is_named=True) for other in others)
+
+    def _first_lines(self, at: int) -> list[int]:
+        """The first two lines from here on that are not blank, up to a fence."""
+        found: list[int] = []
+        while at < len(self._lines) and len(found) < 2 and self._fences.opening(at) is None:  # noqa: PLR2004  a path, then an edit
+            if self._lines[at].strip():
+                found.append(at)
+            at += 1
+        return found
+
+    def _begins_edit(self, at: int, *, is_named: bool) -> bool:
+        if at >= len(self._lines):
+            return False
+        line = self._lines[at]
+        if self._searches.begins(at) or begins_envelope(line) or begins_diff(self._lines, at):
+            return True
+        return line.startswith("@@") and is_named
 
     def _read_block(self, opening: Fence, language: str, path: str) -> None:
         start = self._at + 1

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from necrocode.agent_runner.errors import MalformedAnswerError
-from necrocode.agent_runner.generation.told_paths import looks_like_path, path_before_block
+from necrocode.agent_runner.generation.told_paths import looks_like_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

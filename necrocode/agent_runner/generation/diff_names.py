@@ -14,7 +14,9 @@ _AFTER_NAME = re.compile(
     rf"|\s+\d{{1,2}} (?:{_MONTHS}) \d{{4}}.*"
     r"|\s*\((?:revision|working copy|nonexistent|rev)[^)]*\))$"
 )
-_BEFORE_ANY_FILE = re.compile(rf"1970-01-01|\b1 Jan 1970|(?:{_MONTHS}) 0?1 00:00:00 1970|\((?:revision 0|nonexistent)\)")
+_BEFORE_ANY_FILE = re.compile(
+    rf"1970-01-01|\b1 Jan 1970|(?:{_MONTHS}) 0?1 00:00:00 1970|\((?:revision 0|nonexistent)\)"
+)
 _QUOTED = re.compile(r'^"((?:[^"\\]|\\.)*)"')
 _ESCAPE = re.compile(r"\\([0-7]{1,3}|.)", re.DOTALL)
 _ESCAPED = {"a": 7, "b": 8, "t": 9, "n": 10, "v": 11, "f": 12, "r": 13, '"': 34, "\\": 92}
@@ -97,17 +99,14 @@ def without_prefixes(names: Names, git: Names | None) -> Names:
 
 def _bare(names: Names) -> Names:
     old, new = names
-    if old == new:
-        return names
     (first, _, old_rest), (second, _, new_rest) = old.partition("/"), new.partition("/")
-    if old_rest and old_rest == new_rest:
+    if old == new or not (old_rest or new_rest):
+        kept = new if _KEPT_COPY.sub("", old) == new else old
+        return Names(kept, new)
+    if old_rest == new_rest:
         return Names(old_rest.lstrip("/"), new_rest.lstrip("/"))
+    if (first == "a" and old_rest == new) or (second == "b" and new_rest == old):
+        return Names(min(names, key=len), min(names, key=len))  # one side has lost its prefix
     if (first, second) == ("a", "b") and old_rest and new_rest:
         return Names(old_rest, new_rest)
-    if first == "a" and old_rest == new:
-        return Names(new, new)
-    if second == "b" and new_rest == old:
-        return Names(old, old)
-    if _KEPT_COPY.sub("", old) == new:
-        return Names(new, new)
-    return names
+    return Names(new, new) if _KEPT_COPY.sub("", old) == new else names

@@ -62,7 +62,7 @@ def punctuation_folded(body: str) -> str:
 
 
 def split_lines(text: str) -> list[str]:
-    """The lines of a text with their ends: ``\\n`` ends a line, and ``\\r`` alone where the text has no other."""
+    r"""The lines of a text with their ends: ``\n`` ends a line, and ``\r`` alone where the text has no other."""
     pattern = _OLD_MAC_LINE if "\r" in text and "\n" not in text else _LINE
     return pattern.findall(text)
 
@@ -73,7 +73,7 @@ def body_of(line: str) -> str:
 
 
 def end_of(line: str) -> str:
-    """A line's end: ``\\n``, ``\\r\\n``, ``\\r`` (of an old Macintosh), or empty in a last line without one."""
+    r"""A line's end: ``\n``, ``\r\n``, ``\r`` (of an old Macintosh), or empty in a last line without one."""
     if line.endswith("\n"):
         return "\r\n" if line.endswith("\r\n") else "\n"
     return "\r" if line.endswith("\r") else ""
@@ -134,7 +134,7 @@ class FileLines:
 
     @cached_property
     def common_end(self) -> str:
-        """The line end that most lines have; ``\\n`` where there is none."""
+        r"""The line end that most lines have; ``\n`` where there is none."""
         if "\n" not in self.text:
             return "\r" if "\r" in self.text else "\n"
         return "\r\n" if self.text.count("\r\n") * 2 > self.text.count("\n") else "\n"

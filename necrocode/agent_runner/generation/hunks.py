@@ -49,7 +49,7 @@ class HunkLines:
     _last: str = " "
 
     def add(self, sign: str, text: str) -> None:
-        """One line, its sign taken off; a sign of ``\\`` says that the line before it has no end."""
+        r"""One line, its sign taken off; a sign of ``\`` says that the line before it has no end."""
         if sign == "\\":
             self.states_newline = True
             for side in self._sides(self._last):

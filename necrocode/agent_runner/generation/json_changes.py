@@ -185,7 +185,9 @@ def _edits(item: dict[str, Any], what: str, *, pair: bool) -> Iterable[TextEdit]
     if not isinstance(listed, list):
         raise MalformedAnswerError(f"The edits of {what} are no list of objects with search and replace.")
     for number, one in enumerate(listed, 1):
-        search, replace = (_first(one, keys) if isinstance(one, dict) else None for keys in (_SEARCH_KEYS, _REPLACE_KEYS))
+        search, replace = (
+            _first(one, keys) if isinstance(one, dict) else None for keys in (_SEARCH_KEYS, _REPLACE_KEYS)
+        )
         if not isinstance(search, str) or not isinstance(replace, str):
             raise MalformedAnswerError(f"Edit {number} of {what} needs two texts, search and replace.")
         every = any(one.get(key) is True for key in _EVERY_KEYS)

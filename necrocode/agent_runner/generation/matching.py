@@ -33,7 +33,9 @@ class Edited:
     refusals: tuple[Refusal, ...] = ()
 
 
-def apply_edits(text: str, edits: Sequence[TextEdit], *, in_order: bool = False, effort: Effort | None = None) -> Edited:
+def apply_edits(
+    text: str, edits: Sequence[TextEdit], *, in_order: bool = False, effort: Effort | None = None
+) -> Edited:
     """The text with all edits applied, or why not.
 
     All are looked for in the text as it was. Where that fails, edits that are not ``in_order`` are applied one after

@@ -298,7 +298,7 @@ def _nearly(edit: TextEdit, said: Said, file: FileLines) -> list[Place]:
         return []
     scored = []
     for start in _windows(said, filled, file):
-        score, is_near = _likeness(said, filled, file, start)
+        score, is_near = _likeness(said, file, start)
         lines = range(start, start + len(said.search))
         place = _place(edit, said, file, lines, lines, is_exact=False) if is_near else None
         scored.append((score, place))
@@ -320,7 +320,7 @@ def _windows(said: Said, filled: Sequence[int], file: FileLines) -> list[int]:
     return [start for start, _ in votes.most_common(_MOST_WINDOWS * 4) if 0 <= start <= last][:_MOST_WINDOWS]
 
 
-def _likeness(said: Said, filled: Sequence[int], file: FileLines, start: int) -> tuple[float, bool]:
+def _likeness(said: Said, file: FileLines, start: int) -> tuple[float, bool]:
     """How alike a run of lines is to the search, from 0 to 1, and whether each line is near enough."""
     total = alike = 0.0
     is_near = True

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import gcd
-from os.path import commonprefix
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner.generation.file_lines import BOM, body_of, end_of, indent_of, split_lines
@@ -67,9 +66,7 @@ def _pairs(old: Sequence[str], new: Sequence[str]) -> Iterator[tuple[int, int]]:
         yield len(old) - back, len(new) - back
 
 
-def _middle_pairs(
-    old: Sequence[str], new: Sequence[str], olds: range, news: range
-) -> Iterator[tuple[int, int]]:
+def _middle_pairs(old: Sequence[str], new: Sequence[str], olds: range, news: range) -> Iterator[tuple[int, int]]:
     if not olds or not news or len(olds) * len(news) > _MOST_CELLS:
         yield from ((one, -1) for one in olds)
         yield from ((-1, one) for one in news)
@@ -150,7 +147,7 @@ def reindenter(said: Sequence[str], found: Sequence[str]) -> Reindent | None:
     The rule: the same blanks in front of every line; or the same depth, counted in each side's own unit.
     """
     pairs = {(indent_of(one), indent_of(other)) for one, other in zip(said, found, strict=True) if other.strip()}
-    ours, theirs = commonprefix([one for one, _ in pairs]), commonprefix([other for _, other in pairs])
+    ours, theirs = _common_start([one for one, _ in pairs]), _common_start([other for _, other in pairs])
     deeper = {(one[len(ours) :], other[len(theirs) :]) for one, other in pairs}
     if all(one == other for one, other in deeper):
         return _Shift(ours, theirs, "", "") if ours != theirs else str
@@ -158,6 +155,12 @@ def reindenter(said: Sequence[str], found: Sequence[str]) -> Reindent | None:
     if not all(units) or any(len(one) // len(units[0]) != len(other) // len(units[1]) for one, other in deeper):
         return None
     return _Shift(ours, theirs, *units)
+
+
+def _common_start(indents: Sequence[str]) -> str:
+    """The blanks that all indentations begin with."""
+    low, high = min(indents, default=""), max(indents, default="")  # all others sort between these two
+    return next((low[:at] for at, blank in enumerate(low) if blank != high[at]), low)
 
 
 def _unit(indents: Sequence[str]) -> str:
@@ -192,8 +195,9 @@ class _Shift:
     def _units(self, rest: str) -> tuple[str, str]:
         if self.our_unit or not self.ours or not self.theirs:
             return self.our_unit, self.their_unit
-        if set(self.ours) == set(rest) == {" "} and set(self.theirs) == {"\t"} and not len(self.ours) % len(self.theirs):
-            return " " * (len(self.ours) // len(self.theirs)), "\t"
+        size, over = divmod(len(self.ours), len(self.theirs))
+        if set(self.ours) == set(rest) == {" "} and set(self.theirs) == {"\t"} and size and not over:
+            return " " * size, "\t"
         return "", ""
 
     def _shallower(self, indent: str) -> str:

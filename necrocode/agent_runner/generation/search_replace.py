@@ -1,4 +1,4 @@
-"""Search/replace blocks: ``<<<<<<< SEARCH``, the lines to find, ``=======``, the lines to write, ``>>>>>>> REPLACE``."""
+"""Search/replace blocks: the lines to find between ``<<<<<<< SEARCH`` and ``=======``, then those to write."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _LONGEST_NAMED = 200
 _GIT = "diff --git "
 _SEPARATOR = "=" * 20
+_OTHER_HEADERS = {"similarity", "dissimilarity", "index", "RCS", "retrieving", "diff"}
 _BINARY = ("GIT binary patch", "Binary files ")
 _EXECUTABLE, _ORDINARY = "100755", "100644"
 _SPECIAL = {"120000": "a symbolic link", "160000": "a submodule"}
@@ -80,7 +81,7 @@ class _Section:
         elif text.startswith(_BINARY):
             raise ChangeRejectedError(f"The diff has a binary patch for {self._shown()}: only text can be changed.")
         else:
-            return word in {"similarity", "dissimilarity", "index", "RCS", "retrieving", "diff"} or text.startswith("==")
+            return word in _OTHER_HEADERS or text.startswith(_SEPARATOR)
         return True
 
     def _shown(self) -> str:
