@@ -39,9 +39,10 @@ from necrocode.agent_runner.errors import (
     ContextOverflowError,
     RunnerTimeoutError,
 )
+from necrocode.agent_runner.generation.answer_forms import answer_format_of, as_text_request
 from necrocode.agent_runner.generation.edit_formats import MAX_ANSWER_CHARACTERS, read_answer
 from necrocode.agent_runner.generation.json_changes import JSON_SCHEMA
-from necrocode.agent_runner.generation.prompt import as_text_request, free_messages
+from necrocode.agent_runner.generation.prompt import free_messages
 from necrocode.agent_runner.models import LLMResponse, Message, ModelAnswer
 
 if TYPE_CHECKING:
@@ -137,8 +138,9 @@ class LLMClient:
 
         Nothing is written anywhere. Raises as :meth:`complete` does, and ``MalformedAnswerError``.
         """
-        answer_format: AnswerFormat = "text" if self._config.edit_format == "files" else "json"
-        messages = free_messages(prompt, workspace_path, answer_format=answer_format)
+        edit_format = "json" if self._config.edit_format == "auto" else self._config.edit_format
+        answer_format = answer_format_of(edit_format)
+        messages = free_messages(prompt, workspace_path, edit_format=edit_format)
         return read_answer(self.complete(messages, answer_format=answer_format, max_tokens=max_tokens))
 
     def _request(

@@ -32,6 +32,7 @@ MAX_CHANGES = 10_000
 _LONGEST_EXPLANATION = 2000
 _DIFF_LANGUAGES = {"diff", "patch", "udiff", "unidiff"}
 _PATCH_FILES = (".diff", ".patch")
+_CLOSING_TAG = re.compile(r"^</[\w-]+>\s*$")
 _DIRECTIVE = re.compile(r"^(?:[-*] )?[`*]{0,3}(DELETE|RENAME)[:`*]{0,3}\s+(.+)$")
 _ARROW = re.compile(r"(?<!\s)\s+(?:->|=>|→|TO|to)\s+")
 
@@ -225,6 +226,8 @@ class _Reader:
         self._at += 1
         if line.strip():
             self._before = line
+        if _CLOSING_TAG.match(line):  # it closes what its opening tag, which named the file, has opened
+            self._fence, self._is_diff_block = None, False
         if self._fence is None:
             self.prose.append(line)
             if changes := _directive(line):

@@ -30,17 +30,28 @@ class Names(NamedTuple):
     new: str
 
 
-def name_on(line: str) -> str:
-    """The name on a ``---`` or ``+++`` line, without its date; :data:`NOWHERE` for a date that means "no such file"."""
+def names_on(old_line: str, new_line: str) -> Names:
+    """The names on a ``---`` and a ``+++`` line, without dates and without what stands before them on both sides.
+
+    A date at the beginning of all time, or revision 0, means :data:`NOWHERE`; Subversion writes it on both lines.
+    """
+    (old, old_is_dated), (new, new_is_dated) = _dated_name(old_line), _dated_name(new_line)
+    bare = Names(old, new) if NOWHERE in (old, new) else without_prefixes(Names(old, new), None)
+    old_is_nowhere = old == NOWHERE or old_is_dated
+    new_is_nowhere = new == NOWHERE or (new_is_dated and not old_is_nowhere)
+    return Names(NOWHERE if old_is_nowhere else bare.old, NOWHERE if new_is_nowhere else bare.new)
+
+
+def _dated_name(line: str) -> tuple[str, bool]:
+    """The name on a line, and whether its date says that there is no such file."""
     rest = line[4:].strip("\r\n")
     if found := _QUOTED.match(rest):
-        return _unquoted(found[1])
+        return _unquoted(found[1]), False
     name, _, after = rest.partition("\t")
     if dated := _AFTER_NAME.search(name[-200:]):  # a name is short, and the pattern looks at each blank of it
         after = dated[0] or after
         name = name[: len(name) - len(dated[0])]
-    is_nowhere = bool(_BEFORE_ANY_FILE.search(after[:200]))
-    return NOWHERE if is_nowhere else name.strip().strip("`")
+    return name.strip().strip("`"), bool(_BEFORE_ANY_FILE.search(after[:200]))
 
 
 def names_on_git_line(line: str) -> Names | None:

@@ -60,7 +60,7 @@ class Refusal:
 
     def explained(self) -> str:
         """What is wrong, for the model, with the lines of the file that it needs to see."""
-        parts = [f"Edit {self.number + 1} was refused: {self.summary}. It began: {_first_line(self.edit)!r}"]
+        parts = [f"Edit {self.number + 1} was refused: {self.summary}. It began: {_first_line(self.edit)}"]
         if self.is_there_already:
             parts.append("The file has the replacement already: leave this edit out if nothing else is missing.")
         elif self.reason in {"missing", "unanchored", "not at the end"}:

@@ -10,7 +10,7 @@ from necrocode.agent_runner.errors import ChangeRejectedError, MalformedAnswerEr
 from necrocode.agent_runner.generation.diff_names import (
     NOWHERE,
     Names,
-    name_on,
+    names_on,
     names_on_git_line,
     plain_name,
     without_prefixes,
@@ -182,7 +182,7 @@ class DiffReader:
                 break
             at += 1
         if self._names_begin(at):
-            section.old, section.new = name_on(lines[at]), name_on(lines[at + 1])
+            section.old, section.new = names_on(lines[at], lines[at + 1])
             at += 2
         at = self._hunks(at, section)
         return section.change(), at

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from necrocode.agent_runner.generation.context import Context, select_context
+from necrocode.agent_runner.generation.answer_forms import ShownFile, answer_format_of, choose_format
+from necrocode.agent_runner.generation.context import Context, estimate_tokens, select_context
 from necrocode.agent_runner.generation.edit_formats import read_answer
 from necrocode.agent_runner.generation.prompt import task_messages
 from necrocode.agent_runner.generation.stand_ins import StandIns
@@ -68,8 +69,9 @@ def generate(
     deadline: Deadline,
 ) -> LLMResponse:
     """Ask the model for the task's change set. Raises ``ImplementationError``, ``ServiceError`` and their kin."""
-    # "auto" is text: the same model lands about twice as many tasks so as in JSON (docs/edit-formats.md).
-    answer_format: Literal["json", "text"] = "json" if llm.edit_format == "json" else "text"
+    files = [ShownFile(piece.path, estimate_tokens(piece.text), is_whole=True) for piece in context.pieces]
+    max_tokens = task.max_tokens or llm.max_tokens
+    edit_format = choose_format(llm.edit_format, shown=files, max_tokens=max_tokens)
     nameable = (piece for piece in context.pieces if redactor.text(piece.path) == piece.path)
     stand_ins = StandIns(nameable, redactor.replaced)
     shown = replace(context, paths=tuple(map(redactor.text, context.paths)), pieces=stand_ins.pieces)
@@ -78,10 +80,13 @@ def generate(
         shown,
         instructions="\n\n".join(filter(None, [redactor.text(instructions).strip(), stand_ins.note])),
         test_commands=tuple(map(redactor.text, task.test_commands)),
-        answer_format=answer_format,
+        edit_format=edit_format,
     )
     answer = model.complete(
-        transcript.messages, answer_format=answer_format, max_tokens=task.max_tokens, deadline=deadline
+        transcript.messages,
+        answer_format=answer_format_of(edit_format),
+        max_tokens=task.max_tokens,
+        deadline=deadline,
     )
     transcript.answer = answer
     response = read_answer(answer)
