@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner.errors import ChangeRejectedError
@@ -138,6 +139,13 @@ class FileLines:
         if "\n" not in self.text:
             return "\r" if "\r" in self.text else "\n"
         return "\r\n" if self.text.count("\r\n") * 2 > self.text.count("\n") else "\n"
+
+    @cached_property
+    def indent_unit(self) -> str:
+        """What the file's lines are mostly indented by, more than the line before them; empty when none is."""
+        depths = [indent_of(self.bodies[number]) for number in self.filled]
+        steps = Counter(two[len(one) :] for one, two in pairwise(depths) if two != one and two.startswith(one))
+        return steps.most_common(1)[0][0] if steps else ""
 
     @property
     def ends_in_newline(self) -> bool:

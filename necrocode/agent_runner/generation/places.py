@@ -31,7 +31,7 @@ from necrocode.agent_runner.generation.file_lines import (
     without_indentation,
     without_trailing_blanks,
 )
-from necrocode.agent_runner.generation.rewriting import Said, reindenter, rewritten
+from necrocode.agent_runner.generation.rewriting import Said, is_torn, reindenter, rewritten
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -168,7 +168,8 @@ def _place(
             return Place(start, end, partial(str, edit.replace), is_exact=True)
         return Place(start, end, partial(rewritten, file, said, aligned, lines, edit=edit, reindent=None), is_exact)
     pairs = [(said.search[number], file.bodies[at]) for number, at in enumerate(aligned) if at is not None]
-    reindent = reindenter([one for one, _ in pairs], [other for _, other in pairs])
+    ours, theirs = [one for one, _ in pairs], [other for _, other in pairs]
+    reindent = reindenter(ours, theirs, said.replace, file.indent_unit)
     if reindent is None and not said.only_removes:
         return None
     return Place(start, end, partial(rewritten, file, said, aligned, lines, edit=edit, reindent=reindent), is_exact)
@@ -265,7 +266,7 @@ def _without_blank_lines(edit: TextEdit, said: Said, file: FileLines) -> list[Pl
         aligned = _aligned_blanks(said, file, dict(zip(filled, at, strict=True)))
         ends = [one for one in aligned if one is not None]
         place = _place(edit, said, file, aligned, range(ends[0], ends[-1] + 1), is_exact=False)
-        if place is not None:
+        if place is not None and not is_torn(said, aligned):
             found.append(place)
     return found
 

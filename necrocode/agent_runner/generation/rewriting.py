@@ -103,21 +103,49 @@ def rewritten(
     ``aligned`` has the file's line for each line of ``said.search``; None for a blank one that the file does not have.
     """
     out: list[str] = []
+    new_lines: list[str] = []
     position = lines.start
+    is_removing = False
     for old, new in said.kept:
         if old < 0:
             body = said.replace[new]
-            out.append((reindent(body) if reindent else body) + _end_near(file, position, lines.start))
+            new_lines.append((reindent(body) if reindent else body) + _end_near(file, position, lines.start))
             continue
         at = aligned[old]
         if at is None:
             continue
-        out += file.lines[position:at]
+        between = file.lines[position:at]  # blank lines that only the file has
+        if is_removing and new < 0 and not new_lines:
+            between = []  # they go with the lines around them
+        ends_blank = bool(new_lines) and not is_removing and not new_lines[-1].strip()
+        out += [*between, *new_lines] if ends_blank and new_lines[0].strip() else [*new_lines, *between]
+        new_lines = []
         if new >= 0:
             out.append(file.lines[at])
+        is_removing = new < 0
         position = at + 1
-    out += file.lines[position : lines.stop]
+    out += [*new_lines, *file.lines[position : lines.stop]]
     return _with_bom(file, lines, "".join(_with_ends(file, out, lines, edit)))
+
+
+def is_torn(said: Said, aligned: Sequence[int | None]) -> bool:
+    """Whether new lines might stand before or after a blank line that only the file has, and nothing tells which."""
+    position: int | None = None
+    new_lines: list[str] = []
+    is_telling = True
+    for old, new in said.kept:
+        if old < 0:
+            new_lines.append(said.replace[new])
+            continue
+        at = aligned[old]
+        if at is None:
+            continue
+        has_gap = position is not None and at > position
+        if has_gap and new_lines and not is_telling and new_lines[0].strip() and new_lines[-1].strip():
+            return True
+        is_telling = new < 0 or not said.search[old].strip()  # a line that goes, or a blank one, is their place
+        position, new_lines = at + 1, []
+    return False
 
 
 def _with_bom(file: FileLines, lines: range, text: str) -> str:
@@ -141,20 +169,33 @@ def _with_ends(file: FileLines, out: Sequence[str], lines: range, edit: TextEdit
     return bodies
 
 
-def reindenter(said: Sequence[str], found: Sequence[str]) -> Reindent | None:
-    """What makes lines that are indented as ``said`` is indented as ``found`` is; None when that is not one rule.
+def reindenter(said: Sequence[str], found: Sequence[str], written: Sequence[str], unit: str) -> Reindent | None:
+    """What makes ``written`` lines, indented as ``said`` is, indented as ``found`` is; None when that is not one rule.
 
-    The rule: the same blanks in front of every line; or the same depth, counted in each side's own unit.
+    The rule: the same depth, counted in each side's own unit (``unit`` is the file's); or the same blanks in front of
+    every line.
     """
     pairs = {(indent_of(one), indent_of(other)) for one, other in zip(said, found, strict=True) if other.strip()}
+    if all(one == other for one, other in pairs):
+        return str
+    our_unit = _unit([indent_of(line) for line in (*said, *written) if line.strip()])
+    if our_unit and unit and our_unit != unit and all(_is_as_deep(pair, our_unit, unit) for pair in pairs):
+        return _Shift("", "", our_unit, unit)
     ours, theirs = _common_start([one for one, _ in pairs]), _common_start([other for _, other in pairs])
     deeper = {(one[len(ours) :], other[len(theirs) :]) for one, other in pairs}
     if all(one == other for one, other in deeper):
-        return _Shift(ours, theirs, "", "") if ours != theirs else str
+        return _Shift(ours, theirs, "", "")
     units = _unit([one for one, _ in deeper]), _unit([other for _, other in deeper])
-    if not all(units) or any(len(one) // len(units[0]) != len(other) // len(units[1]) for one, other in deeper):
+    if not all(units) or not all(_is_as_deep(pair, *units) for pair in deeper):
         return None
     return _Shift(ours, theirs, *units)
+
+
+def _is_as_deep(pair: tuple[str, str], our_unit: str, their_unit: str) -> bool:
+    (ours, our_over), (theirs, their_over) = (
+        divmod(len(indent), len(unit)) for indent, unit in zip(pair, (our_unit, their_unit), strict=True)
+    )
+    return ours == theirs and not our_over and not their_over
 
 
 def _common_start(indents: Sequence[str]) -> str:
