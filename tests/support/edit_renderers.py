@@ -24,7 +24,7 @@ class Hunk(NamedTuple):
         return [line for mark, line in self.rows if mark in {" ", sign}]
 
 
-class Inexpressible(Exception):
+class InexpressibleError(Exception):
     """The format cannot say this change."""
 
 
@@ -99,7 +99,7 @@ def search_replace_of(path: str, old: str | None, new: str) -> str:
         (hunk.side("-"), hunk.side("+")) for hunk in hunks(old, new, context=1, must_be_unique=True)
     ]  # fmt: skip
     if old and not all("".join(search).strip() for search, _ in pairs):
-        raise Inexpressible
+        raise InexpressibleError
     return "\n".join(_block(path, search, replace) for search, replace in pairs)
 
 
@@ -108,7 +108,7 @@ def _block(path: str, search: Sequence[str], replace: Sequence[str]) -> str:
     taken = {len(found[1]) for text in texts for found in re.finditer(r"(?m)^[ \t]*(<{5,9}|={5,9}|>{5,9})", text)}
     size = next((size for size in (7, 6, 8, 5, 9) if size not in taken), None)
     if size is None:
-        raise Inexpressible
+        raise InexpressibleError
     return f"File: {path}\n{'<' * size} SEARCH\n{texts[0]}{'=' * size}\n{texts[1]}{'>' * size} REPLACE\n"
 
 
@@ -126,15 +126,15 @@ def patch_of(path: str, old: str | None, new: str | None) -> str:
     if new is None:
         return f"*** Delete File: {path}\n"
     if new and not new.endswith("\n"):
-        raise Inexpressible  # an envelope always ends a file with a line break
+        raise InexpressibleError  # an envelope always ends a file with a line break
     if old is None:
         return f"*** Add File: {path}\n" + "".join(f"+{line}" for line in lines_of(new))
     if old and not old.endswith("\n"):
-        raise Inexpressible
+        raise InexpressibleError
     body = ""
     for hunk in hunks(old, new, must_be_unique=True):
         if old and not "".join(hunk.side("-")).strip():
-            raise Inexpressible
+            raise InexpressibleError
         body += "@@\n" + "".join(f"{sign}{line}" for sign, line in hunk.rows)
     return f"*** Update File: {path}\n{body}"
 
@@ -144,7 +144,7 @@ def json_edits_of(path: str, old: str, new: str) -> dict[str, Any]:
     found = hunks(old, new, context=1, must_be_unique=True)
     edits = [{"search": "".join(one.side("-")), "replace": "".join(one.side("+"))} for one in found]
     if any(old.count(edit["search"]) != 1 for edit in edits):
-        raise Inexpressible
+        raise InexpressibleError
     return {"operation": "edit", "file_path": path, "content": None, "edits": edits, "new_path": None}
 
 

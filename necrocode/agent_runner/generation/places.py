@@ -43,14 +43,14 @@ LEAST_SIMILARITY = 0.9
 CLEAR_LEAD = 0.1
 """How much less alike every other place must be."""
 _LEAST_NEAR_LINES = 3
-_LEAST_LINE_SIMILARITY = 0.8
+_LEAST_WORD_SIMILARITY = 0.75
 _MOST_VOTES_OF_A_LINE = 16
 _MOST_WINDOWS = 8
 _LONGEST_COMPARED = 400
 _LEAST_PROSE_WORDS = 6
 
 _ELISION = re.compile(r"^\s*(?:#|//|--|;|%|/\*|<!--|\{/\*)?\s*(?:\.{3,}|…)(?:\s*(?:\*/|-->|\*/\}))?\s*$")
-_COMMENT = re.compile(r"^(#|//|--|;|\*|/\*|<!--|%|\"\"\"|''')")
+_COMMENT = re.compile(r"^(?:# |// |-- |;|/\*|<!--)")
 _CODE = re.compile(r"[=;{}()<>\[\]]")
 
 
@@ -290,8 +290,8 @@ def _aligned_blanks(said: Said, file: FileLines, at: dict[int, int]) -> list[int
 def _nearly(edit: TextEdit, said: Said, file: FileLines) -> list[Place]:
     """The places that have every line which the edit changes, and the others but for a slip of the pen.
 
-    A line that the edit only quotes may differ in punctuation and blanks, or, in a comment or a sentence of prose, in a
-    few letters but no digit. Other words in a line of code name another place. The whole must be alike by
+    A line that the edit only quotes may differ in punctuation and blanks or, in a comment or a sentence, in the letters
+    of one word, but in no digit. Another word in a line of code names another place. The whole must be alike by
     :data:`LEAST_SIMILARITY`, and no other place nearly so (:data:`CLEAR_LEAD`).
     """
     filled = [number for number, body in enumerate(said.search) if body.strip()]
@@ -331,7 +331,7 @@ def _likeness(said: Said, file: FileLines, start: int) -> tuple[float, bool]:
         if one != other:
             file.effort.spend(_LONGEST_COMPARED * 100)
             similarity = _similarity(one, other)
-            is_near = is_near and number in said.staying and _is_near(one, other, similarity)
+            is_near = is_near and number in said.staying and _is_near(one, other)
         total += len(one)
         alike += similarity * len(one)
     return (alike / total if total else 0.0), is_near
@@ -341,17 +341,20 @@ def _similarity(one: str, other: str) -> float:
     return SequenceMatcher(None, one[:_LONGEST_COMPARED], other[:_LONGEST_COMPARED], autojunk=False).ratio()
 
 
-def _is_near(one: str, other: str, similarity: float) -> bool:
-    if not one or not other or max(len(one), len(other)) > _LONGEST_COMPARED:
+def _is_near(one: str, other: str) -> bool:
+    if max(len(one), len(other)) > _LONGEST_COMPARED:
         return False
     if (letters := _letters(one)) and letters == _letters(other):
         return True
-    if similarity < _LEAST_LINE_SIMILARITY or re.findall(r"\d+", one) != re.findall(r"\d+", other):
+    marks = [_COMMENT.match(text) for text in (one, other)]
+    is_prose = not _CODE.search(one) and not _CODE.search(other)
+    if not (is_prose or all(marks)) or re.findall(r"\d+", one) != re.findall(r"\d+", other):
         return False
-    marks = _COMMENT.match(one), _COMMENT.match(other)
-    if marks[0] and marks[1]:
-        return marks[0][0] == marks[1][0]
-    return len(one.split()) >= _LEAST_PROSE_WORDS and not _CODE.search(one) and not _CODE.search(other)
+    words, others = one.split(), other.split()
+    if len(words) != len(others) or len(words) < _LEAST_PROSE_WORDS:
+        return False
+    slips = [(word, said) for word, said in zip(words, others, strict=True) if word != said]
+    return len(slips) == 1 and _similarity(*slips[0]) >= _LEAST_WORD_SIMILARITY
 
 
 def _letters(text: str) -> str:
