@@ -117,6 +117,8 @@ def _block_text(lines: Sequence[str], other: Sequence[str]) -> str:
     text = "".join(lines)
     if not text or text.endswith("\n"):
         return text
+    if text.endswith("\r"):
+        raise InexpressibleError
     states = not other or other[-1].endswith("\n")
     return f"{text}\n{NO_NEWLINE}\n" if states else f"{text}\n"
 
@@ -143,7 +145,7 @@ def json_edits_of(path: str, old: str, new: str) -> dict[str, Any]:
     """One file's change as a list of edits in JSON."""
     found = hunks(old, new, context=1, must_be_unique=True)
     edits = [{"search": "".join(one.side("-")), "replace": "".join(one.side("+"))} for one in found]
-    if any(old.count(edit["search"]) != 1 for edit in edits):
+    if any(old.find(edit["search"], old.find(edit["search"]) + 1) >= 0 for edit in edits):
         raise InexpressibleError
     return {"operation": "edit", "file_path": path, "content": None, "edits": edits, "new_path": None}
 

@@ -164,8 +164,8 @@ def _place(
     """A place of these lines; None when they are indented by no one rule."""
     start, end = file.starts[lines.start], file.starts[lines.stop]
     if is_exact:
-        if file.text.startswith(edit.search, start) and end - start == len(edit.search):
-            return Place(start, end, partial(str, edit.replace), is_exact=True)
+        if (new := _stated(edit, file.text, start, end)) is not None:
+            return Place(start, end, partial(str, new), is_exact=True)
         return Place(start, end, partial(rewritten, file, said, aligned, lines, edit=edit, reindent=None), is_exact)
     pairs = [(said.search[number], file.bodies[at]) for number, at in enumerate(aligned) if at is not None]
     ours, theirs = [one for one, _ in pairs], [other for _, other in pairs]
@@ -173,6 +173,24 @@ def _place(
     if reindent is None and not said.only_removes:
         return None
     return Place(start, end, partial(rewritten, file, said, aligned, lines, edit=edit, reindent=reindent), is_exact)
+
+
+def _stated(edit: TextEdit, text: str, start: int, end: int) -> str | None:
+    """What stands there afterwards when the edit has the very text, line ends included; None when it has not.
+
+    A last line of the file without an end counts as the same where a line end before it shows that ends are stated.
+    """
+    if end - start == len(edit.search) and text.startswith(edit.search, start):
+        return edit.replace
+    is_open_end = end == len(text) and end - start == len(edit.search) - 1 and edit.search.endswith("\n")
+    if (
+        is_open_end
+        and edit.final_newline == "kept"
+        and "\n" in edit.search[:-1]
+        and edit.search.startswith(text[start:])
+    ):
+        return edit.replace.removesuffix("\n").removesuffix("\r")
+    return None
 
 
 # --- lines left out --------------------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ def rewritten(
         is_removing = new < 0
         position = at + 1
     out += [*new_lines, *file.lines[position : lines.stop]]
-    return _with_bom(file, lines, "".join(_with_ends(file, out, lines, edit)))
+    return _with_bom(file, lines, "".join(_with_ends(file, out, lines, edit)), edit)
 
 
 def is_torn(said: Said, aligned: Sequence[int | None]) -> bool:
@@ -148,8 +148,13 @@ def is_torn(said: Said, aligned: Sequence[int | None]) -> bool:
     return False
 
 
-def _with_bom(file: FileLines, lines: range, text: str) -> str:
-    return f"{BOM}{text.replace(BOM, '', 1)}" if lines.start == 0 and file.text.startswith(BOM) else text
+def _with_bom(file: FileLines, lines: range, text: str, edit: TextEdit) -> str:
+    """The text with a byte order mark where the file has one, unless the edit is about the mark."""
+    if lines.start:
+        return text
+    has, said, wanted = (one.startswith(BOM) for one in (file.text, edit.search, edit.replace))
+    is_stated = said == has and wanted != said
+    return (BOM if has != is_stated else "") + text.removeprefix(BOM)
 
 
 def _end_near(file: FileLines, position: int, start: int) -> str:
