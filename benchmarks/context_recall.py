@@ -35,7 +35,9 @@ _WORD = re.compile(r"[A-Za-z][a-z]*|[0-9]+")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mirrors", type=Path, required=True, help="a folder of repositories, owner+name or owner/name")
+    parser.add_argument(
+        "--mirrors", type=Path, required=True, help="a folder of repositories, owner+name or owner/name"
+    )
     parser.add_argument("--items", type=Path, default=ITEMS)
     parser.add_argument("--budget", type=int, nargs="+", default=[8000, 16_000, 32_000], help="tokens")
     parser.add_argument("--verbose", action="store_true", help="a line for each item")
@@ -62,7 +64,10 @@ def _measured(arguments: argparse.Namespace, git: Git) -> Iterator[dict[tuple[st
             row["bm25", budget] = _hits(_filled(baseline, budget), item)
             row["selected", budget] = _hits(_selected(repository, item, budget), item)
         if arguments.verbose:
-            print(item["id"], *(f"{way}@{budget}:{'+' if a else '-'}{'+' if b else '-'}" for (way, budget), (a, b) in row.items()))
+            print(
+                item["id"],
+                *(f"{way}@{budget}:{'+' if a else '-'}{'+' if b else '-'}" for (way, budget), (a, b) in row.items()),
+            )
         yield row
 
 
@@ -106,7 +111,10 @@ def _ranked_whole_files(repository: Repository, item: dict[str, Any]) -> Iterato
         counts = documents[path]
         norm = 1.2 * (0.25 + 0.75 * counts.total() / average)
         return sum(
-            log(1 + (len(documents) - holders[word] + 0.5) / (holders[word] + 0.5)) * counts[word] * 2.2 / (counts[word] + norm)
+            log(1 + (len(documents) - holders[word] + 0.5) / (holders[word] + 0.5))
+            * counts[word]
+            * 2.2
+            / (counts[word] + norm)
             for word in wanted.intersection(counts)
         )
 

@@ -11,7 +11,8 @@ from necrocode.agent_runner.errors import ContextOverflowError, ImplementationEr
 from necrocode.agent_runner.generation.repair import failed_tests_reply, is_mendable, refused_answer_reply
 from necrocode.agent_runner.models import ErrorDetails
 from necrocode.agent_runner.steps.apply import Limits, commit_changes, plan_changes, refuse_secrets, telling_paths
-from necrocode.agent_runner.steps.generate import Asker, Question, choose_context, compose
+from necrocode.agent_runner.steps.context import choose_context
+from necrocode.agent_runner.steps.generate import Asker, Question, compose
 from necrocode.agent_runner.steps.run_tests import failure_text, run_tests
 
 if TYPE_CHECKING:
@@ -189,11 +190,14 @@ class Solver:
             workspace.base_commit,
             budget_tokens=budget_tokens,
             deadline=self.deadline,
+            cache=self.services.contexts,
         )
         for path in context.missing:
             record.warn(f"The repository has no file {path}, which related_files names.")
+        for note in context.notes:
+            record.warn(note)
         for piece in context.pieces:
-            record.log(f"shown to the model: {piece.path} ({piece.why})")
+            record.log(f"shown to the model: {piece.place} ({piece.why})")
         return compose(
             self.task,
             context,

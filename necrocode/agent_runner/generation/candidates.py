@@ -89,7 +89,11 @@ class Candidates:
     def _point_at_modules(self) -> None:
         for dotted in self._clues.dotted:
             for path in self.index.module(dotted):
-                self._add(path, _MODULE_SHARE * self.best_score * kind_factor(path, self._clues), f"{dotted} is named in the task")
+                self._add(
+                    path,
+                    _MODULE_SHARE * self.best_score * kind_factor(path, self._clues),
+                    f"{dotted} is named in the task",
+                )
 
     def _point_at_tested(self) -> None:
         """Raise the code under the tests that the task speaks of or that share the most words with it."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 LONGEST_CHUNK_LINES = 60
 """A longer function is cut at its blank lines, so that one part of it can be shown."""
 _SHORTEST_CHUNK_LINES = 20
+_MOST_BLANK_LINES = 2
 
 
 class Chunk(NamedTuple):
@@ -28,61 +29,60 @@ class Chunk(NamedTuple):
 
 def cut_up(lines: Sequence[str], symbols: Sequence[Symbol]) -> list[Chunk]:
     """Chunks that cover every line but blank stretches, in order."""
-    found = list(_covered(1, len(lines), symbols, 0, len(symbols), ()))
+    found = list(_covered((1, len(lines)), symbols, ()))
     return [part for chunk in found for part in _split(chunk, lines)]
 
 
-def _covered(
-    start: int, end: int, symbols: Sequence[Symbol], first: int, last: int, heads: tuple[tuple[int, int], ...]
-) -> Iterator[Chunk]:
-    """The chunks of lines ``start`` to ``end``, in which the symbols ``first`` to ``last`` are."""
-    position, holders = start, symbols[first].holders if first < last else ()
-    index = first
-    while index < last:
-        symbol = symbols[index]
-        after = index + 1
-        while after < last and symbols[after].start <= symbol.end:
-            after += 1
-        symbol_start, symbol_end = max(symbol.start, position), min(symbol.end, end)
-        if symbol_start > symbol_end:
-            index = after
+def _covered(lines: tuple[int, int], symbols: Sequence[Symbol], heads: tuple[tuple[int, int], ...]) -> Iterator[Chunk]:
+    """The chunks of the lines from the first to the last of ``lines``, in which the symbols are."""
+    position, end = lines
+    holders = symbols[0].holders if symbols else ()
+    for group in _groups(symbols):
+        symbol = group[0]
+        start, last = max(symbol.start, position), min(symbol.end, end)
+        if start > last:
             continue
-        if position < symbol_start:
-            yield Chunk(position, symbol_start - 1, "", holders, heads)
-        if symbol.holds_others and after > index + 1:
-            yield from _holder(symbol, symbol_start, symbol_end, symbols, index, after, heads)
+        if position < start:
+            yield Chunk(position, start - 1, "", holders, heads)
+        if symbol.holds_others and len(group) > 1:
+            yield from _holder((start, last), group, heads)
         else:
-            yield Chunk(symbol_start, symbol_end, symbol.name, symbol.holders, heads)
-        position, index = symbol_end + 1, after
+            yield Chunk(start, last, symbol.name, symbol.holders, heads)
+        position = last + 1
     if position <= end:
         yield Chunk(position, end, "", holders, heads)
 
 
-def _holder(
-    symbol: Symbol,
-    start: int,
-    end: int,
-    symbols: Sequence[Symbol],
-    index: int,
-    after: int,
-    heads: tuple[tuple[int, int], ...],
-) -> Iterator[Chunk]:
-    inside = max(start, min(symbols[index + 1].start - 1, end))
-    if symbols[index + 1].start > start:
-        yield Chunk(start, inside, symbol.name, symbol.holders, heads)
-        start = inside + 1
+def _groups(symbols: Sequence[Symbol]) -> Iterator[Sequence[Symbol]]:
+    """Each symbol with those inside of it."""
+    first = 0
+    while first < len(symbols):
+        after = first + 1
+        while after < len(symbols) and symbols[after].start <= symbols[first].end:
+            after += 1
+        yield symbols[first:after]
+        first = after
+
+
+def _holder(lines: tuple[int, int], group: Sequence[Symbol], heads: tuple[tuple[int, int], ...]) -> Iterator[Chunk]:
+    symbol, inner = group[0], group[1:]
+    start, end = lines
+    if inner[0].start > start:
+        before = min(inner[0].start - 1, end)
+        yield Chunk(start, before, symbol.name, symbol.holders, heads)
+        start = before + 1
     head = (symbol.start, max(symbol.start, symbol.body - 1))
-    yield from _covered(start, end, symbols, index + 1, after, (*heads, head))
+    yield from _covered((start, end), inner, (*heads, head))
 
 
 def _split(chunk: Chunk, lines: Sequence[str]) -> Iterator[Chunk]:
     start, end = chunk.start, chunk.end
     while start <= end and not lines[start - 1].strip():
         start += 1
-    while end >= start and not lines[end - 1].strip():
-        end -= 1
     if start > end:
         return
+    while not lines[end - 1].strip():
+        end -= 1
     heads = chunk.heads
     while end - start + 1 > LONGEST_CHUNK_LINES:
         cut = _where_to_cut(lines, start)
@@ -90,7 +90,10 @@ def _split(chunk: Chunk, lines: Sequence[str]) -> Iterator[Chunk]:
         if start == chunk.start and chunk.name:
             heads = (*heads, (start, start))
         start = cut + 1
-    yield chunk._replace(start=start, end=end, heads=heads)
+    last = end
+    while last < len(lines) and last < end + _MOST_BLANK_LINES and not lines[last].strip():
+        last += 1  # what is put after a definition is put there
+    yield chunk._replace(start=start, end=last, heads=heads)
 
 
 def _where_to_cut(lines: Sequence[str], start: int) -> int:

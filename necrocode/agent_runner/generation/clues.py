@@ -68,7 +68,9 @@ class Clues:
         counts = Counter(telling(split_words(self.text)))
         for name, count in self.names.items():
             counts.update(dict.fromkeys(telling(split_words(name)), min(count, 2)))
-        weighed = {word: min(count, 4) ** 0.5 * (_TITLE_WEIGHT if word in title else 1.0) for word, count in counts.items()}
+        weighed = {
+            word: min(count, 4) ** 0.5 * (_TITLE_WEIGHT if word in title else 1.0) for word, count in counts.items()
+        }
         order = sorted(weighed, key=lambda word: (-weighed[word], word))
         return {word: weighed[word] for word in order[:MAX_WORDS]}
 

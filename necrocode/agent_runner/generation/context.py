@@ -54,7 +54,9 @@ def select_context(
     """
     soft = Deadline(seconds, clock)
     clues = Clues.of(task)
-    files, found = look_into(repository, objects, tree, [*clues.words, *clues.names], seconds=seconds, deadline=deadline)
+    files, found = look_into(
+        repository, objects, tree, [*clues.words, *clues.names], seconds=seconds, deadline=deadline
+    )
     candidates = Candidates(clues, found, files.sizes, task.related_files)
     choice = _Choice(files, found, candidates, budget_tokens, soft)
     context = choice.everything() or choice.nearest()

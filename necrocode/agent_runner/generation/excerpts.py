@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from necrocode.agent_runner.generation.chunks import Chunk, cut_up
 from necrocode.agent_runner.generation.pieces import Piece, estimate_tokens, piece_tokens
-from necrocode.agent_runner.generation.tree_search import key_of
-from necrocode.agent_runner.generation.words import split_words, stem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +23,7 @@ _TYPICAL_CHUNK_TOKENS = 200
 _DEFINED_NAME, _NAME_WORD, _HOLDER_NAME, _HOLDER_WORD = 3.0, 1.0, 0.5, 0.5
 _BEGINNING = 0.1
 _PLACE = 1.0
-_RANK = 20
+_RANK = 12
 _WHOLE_FROM = 0.6
 """From this share of a file on, the rest of it is shown too, where it fits."""
 _LONGEST_HEAD_LINES = 12

@@ -48,7 +48,6 @@ _GRAMMARS = {
     "kts": ("tree_sitter_kotlin", "language"),
     "scala": ("tree_sitter_scala", "language"),
     "swift": ("tree_sitter_swift", "language"),
-    "lua": ("tree_sitter_lua", "language"),
 }
 _own = threading.local()  # a Parser is not for two threads at once
 

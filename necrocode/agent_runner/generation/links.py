@@ -74,7 +74,7 @@ class LinkIndex:
         return best if len(best) <= _MOST_SHARING_A_NAME else []
 
     def module(self, dotted: str) -> list[str]:
-        """The files of the module that a dotted name is, or is in: ``a.b.c`` is ``a/b/c.py``, or something in ``a/b.py``."""
+        """The files of the module that a dotted name is, or is in: ``a.b.c`` is ``a/b/c.py``, or in ``a/b.py``."""
         parts = dotted.lower().split(".")
         for length in range(len(parts), 1, -1):
             best = self._with_end(parts[:length], at_least=2)

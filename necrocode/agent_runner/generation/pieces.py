@@ -42,6 +42,13 @@ class Piece:
     """How near it is to the task: to be compared with other pieces of the same context only."""
 
     @property
+    def place(self) -> str:
+        """Which lines of which file it is, for people."""
+        if self.kind == "map":
+            return "the map of the repository"
+        return self.path if self.kind == "whole" else f"{self.path}:{self.start_line}-{self.end_line}"
+
+    @property
     def tokens(self) -> int:
         """About what it costs in the prompt."""
         return piece_tokens(self.path, self.text)

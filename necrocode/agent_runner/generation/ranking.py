@@ -26,7 +26,9 @@ _TEST = re.compile(
     r"(?i)(?:^|/)(?:tests?|testing|__tests__|spec|specs|testdata|fixtures)/|(?:^|/)(?:test_[^/]*|conftest\.py)$"
     r"|(?:_test|_spec|\.test|\.spec|Tests?)\.\w+$"
 )
-_PROSE = re.compile(r"(?i)\.(?:md|rst|txt|adoc|org|tex)$|(?:^|/)(?:docs?|documentation|changelog|examples?|benchmarks?)/|(?:^|/)(?:changelog|changes|news|history|authors|contributors|license|copying)[^/]*$")
+_PROSE = re.compile(
+    r"(?i)\.(?:md|rst|txt|adoc|org|tex)$|(?:^|/)(?:docs?|documentation|changelog|examples?|benchmarks?)/|(?:^|/)(?:changelog|changes|news|history|authors|contributors|license|copying)[^/]*$"
+)
 _DATA = re.compile(r"(?i)\.(?:json|ya?ml|toml|ini|cfg|csv|tsv|xml|svg|lock|po|pot|html?|ipynb|in)$")
 _MADE = re.compile(
     r"(?i)(?:^|/)(?:vendor|vendored|_vendor|third_party|thirdparty|node_modules|bower_components|dist|"
@@ -57,7 +59,7 @@ def kind_factor(path: str, clues: Clues) -> float:
 
 
 class Weights:
-    """What each word of the task is worth in this tree: the rarer it is, the more (BM25's inverse document frequency)."""
+    """What each word of the task is worth in this tree: the rarer, the more (BM25's inverse document frequency)."""
 
     def __init__(self, clues: Clues, found: Found, sizes: Mapping[str, int]) -> None:
         holders: dict[bytes, int] = {}

@@ -54,7 +54,9 @@ def look_into(
     with ThreadPoolExecutor(1, thread_name_prefix="necrocode-search") as beside:
         searching = beside.submit(search, repository, tree, tuple(words), seconds=seconds)
         listed = repository.files(tree, deadline=deadline)
-        ordinary = {path: (entry.oid, size) for path, (entry, size) in listed.items() if entry.is_file and _is_text(path)}
+        ordinary = {
+            path: (entry.oid, size) for path, (entry, size) in listed.items() if entry.is_file and _is_text(path)
+        }
         found = searching.result()
     ids = {path: oid for path, (oid, _) in ordinary.items()}
     return TreeFiles(objects, ids, {path: size for path, (_, size) in ordinary.items()}), found

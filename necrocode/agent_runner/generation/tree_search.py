@@ -36,7 +36,10 @@ class Found:
     @cached_property
     def counts(self) -> dict[str, Counter[bytes]]:
         """How often each file has each word, by the word's :func:`key_of`."""
-        return {path: Counter(block.translate(None, _NOT_IN_KEYS).lower().split(b"\n")) for path, block in self.blocks.items()}
+        return {
+            path: Counter(block.translate(None, _NOT_IN_KEYS).lower().split(b"\n"))
+            for path, block in self.blocks.items()
+        }
 
     def hits(self, path: str) -> list[tuple[int, bytes]]:
         """(line, key) of each hit in a file, in order."""

@@ -15,17 +15,19 @@ _LONGEST_WORD = 40
 _SHORTEST_STEM = 4
 # What prose and code have everywhere; a word in half of all files would weigh next to nothing, and cost time.
 _STOP_WORDS = frozenset(
-    "about above after again all also always am an and any are as at be because been before being below between both "
-    "but by can cannot could did do does doing don done down during each few for from further get gets getting given "
-    "gives going got had has have having he her here him his how if in into is it its itself just know let like ll "
-    "made make makes making many may me might more most much must my need needs no nor not now of off ok on once one "
-    "only or other our out over own per please same see seems shall she should so some something still such than that "
-    "the their them then there these they thing this those though through to too two under until up us use used using "
-    "very via want was way we well were what when where whether which while who why will with within without work "
-    "works would yes yet you your import self return def true false none null version following instead currently"
-    " expected actual behavior behaviour code example issue bug fix problem file line lines python"
-    .split()
-)  # fmt: skip
+    """
+    about above after again all also always am an and any are as at be because been before being below between
+    both but by can cannot could did do does doing don done down during each few for from further get gets
+    getting given gives going got had has have having he her here him his how if in into is it its itself just
+    know let like ll made make makes making many may me might more most much must my need needs no nor not now
+    of off ok on once one only or other our out over own per please same see seems shall she should so some
+    something still such than that the their them then there these they thing this those though through to too
+    two under until up us use used using very via want was way we well were what when where whether which while
+    who why will with within without work works would yes yet you your import self return def true false none
+    null version following instead currently expected actual behavior behaviour code example issue bug fix
+    problem file line lines python
+    """.split()
+)
 
 
 def split_words(text: str) -> list[str]:

@@ -7,7 +7,6 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from necrocode.agent_runner.generation.context import Context, select_context
 from necrocode.agent_runner.generation.conversation import Conversation
 from necrocode.agent_runner.generation.edit_formats import read_answer
 from necrocode.agent_runner.generation.prompt import system_prompt, task_messages
@@ -15,9 +14,9 @@ from necrocode.agent_runner.generation.stand_ins import StandIns
 
 if TYPE_CHECKING:
     from necrocode.agent_runner._clock import Deadline
-    from necrocode.agent_runner._git import ObjectReader, Repository
     from necrocode.agent_runner._redact import Redactor
     from necrocode.agent_runner.config import LLMConfig
+    from necrocode.agent_runner.generation.pieces import Context
     from necrocode.agent_runner.models import LLMResponse, Message, ModelAnswer, TaskContext
     from necrocode.agent_runner.protocols import LanguageModel
 
@@ -51,30 +50,6 @@ class Transcript:
     def to_data(self) -> dict[str, Any]:
         """The calls as JSON can hold them."""
         return {"schema_version": 2, "calls": [call.to_data() for call in self.calls]}
-
-
-def choose_context(
-    task: TaskContext,
-    repository: Repository,
-    objects: ObjectReader,
-    base: str,
-    *,
-    budget_tokens: int,
-    deadline: Deadline,
-) -> Context:
-    """The part of the base commit's tree that the model is shown; no file of a checkout is read."""
-    files = repository.files(base, deadline=deadline)
-    sizes = {path: size for path, (entry, size) in files.items() if entry.is_file and _is_text(path)}
-
-    def read(path: str) -> bytes:
-        return objects.blob(files[path][0].oid)
-
-    return select_context(task, sizes, read, budget_tokens=budget_tokens)
-
-
-def _is_text(name: str) -> bool:
-    """Whether a file's name is text at all: git keeps any bytes, and a prompt does not."""
-    return not any("\udc80" <= char <= "\udcff" for char in name)
 
 
 @dataclass(frozen=True)
