@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.generation.clues import Clues
     from necrocode.agent_runner.generation.tree_search import Found
 
-MAX_CANDIDATES = 40
+MAX_CANDIDATES = 30
 """How many files are looked into."""
 MAX_FILES_RANKED_BY_NAME = 20_000
 """In larger trees a file without any word of the task in its text is not ranked by its name alone."""

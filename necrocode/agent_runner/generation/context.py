@@ -26,7 +26,7 @@ DEFAULT_SECONDS = 10.0
 """The soft cap: when it is passed, what has been found so far is used, and the context says so."""
 _MAP_SHARE = 0.06
 _MAP_MOST_TOKENS = 1500
-_OUTLINED = 16
+_OUTLINED = 10
 """How many files are taken apart by their grammar; those after them are cut at their blank lines."""
 _SHARE_OF_NAMED = 0.25
 """A file that the task itself points at is shown whole up to this share of what is left."""

@@ -28,6 +28,8 @@ _WHOLE_FROM = 0.6
 """From this share of a file on, the rest of it is shown too, where it fits."""
 _LONGEST_HEAD_LINES = 12
 _MOST_REASONS = 3
+_LEAST_PART_TOKENS = 40
+"""With less than this left, no further part is looked for."""
 _HEADING_TOKENS = 16
 """What the line above the excerpts of a file costs, besides its path."""
 
@@ -38,7 +40,8 @@ class Part(NamedTuple):
     worth: float
     path: str
     chunk: Chunk
-    why: str
+    tokens: int
+    """What its own lines cost."""
 
 
 @dataclass
@@ -105,14 +108,15 @@ def parts_of(
     standing = file.candidate.score / best_score * _RANK / (_RANK + rank)
     found = []
     for chunk, count in zip(chunks, counts, strict=True):
-        worth, why = _worth(file, chunk, count, weights)
+        tokens = estimate_tokens("".join(file.lines[chunk.start - 1 : chunk.end]))
+        worth = _worth(chunk, tokens, count, weights)
         worth += _beginning(chunk, best_score) + _place(chunk, file.candidate.lines, best_score)
-        found.append(Part(standing * worth, file.candidate.path, chunk, why))
+        if worth > 0:
+            found.append(Part(standing * worth, file.candidate.path, chunk, tokens))
     return found
 
 
-def _worth(file: ShownFile, chunk: Chunk, counts: Counter[bytes], weights: Weights) -> tuple[float, str]:
-    tokens = estimate_tokens("".join(file.lines[chunk.start - 1 : chunk.end]))
+def _worth(chunk: Chunk, tokens: int, counts: Counter[bytes], weights: Weights) -> float:
     norm = _K1 * (1 - _B + _B * tokens / _TYPICAL_CHUNK_TOKENS)
     worth = sum(weights.of_key.get(key, 0.0) * count * (_K1 + 1) / (count + norm) for key, count in counts.items())
     if chunk.name:
@@ -123,7 +127,7 @@ def _worth(file: ShownFile, chunk: Chunk, counts: Counter[bytes], weights: Weigh
         if weights.is_named(holder):
             worth += _HOLDER_NAME * weights.value(holder)
         worth += _HOLDER_WORD * weights.words_score(holder)
-    return worth, chunk.name
+    return worth
 
 
 def _beginning(chunk: Chunk, best_score: float) -> float:
@@ -139,16 +143,20 @@ def spend(files: dict[str, ShownFile], parts: Sequence[Part], budget_tokens: int
     """Show the parts that are worth the most, each with the heads of what it is in; the tokens that are left."""
     left = budget_tokens
     for part in sorted(parts, key=lambda part: (-part.worth, part.path, part.chunk.start)):
+        if left < _LEAST_PART_TOKENS:
+            break
         file = files[part.path]
+        if part.tokens > left and not file.shown.issuperset((part.chunk.start, part.chunk.end)):
+            continue
         wanted = _lines_with_heads(part.chunk)
         cost = file.cost_of(wanted)
-        if part.worth <= 0 or cost > left:
+        if cost > left:
             continue
         left -= cost
         file.shown |= wanted
         file.worth = max(file.worth, part.worth)
-        if part.why:
-            file.reasons.append(part.why)
+        if part.chunk.name:
+            file.reasons.append(part.chunk.name)
         left -= _rounded_up(file, left)
     return left
 

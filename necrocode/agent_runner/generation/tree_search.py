@@ -21,6 +21,7 @@ MAX_SEARCH_BYTES = 64_000_000
 _WORD_START = "(?-i:(?<![a-z])|(?=[A-Z]))"
 _NO_PCRE = "Perl-compatible"
 _OTHER_SCRIPT = re.compile(r"[^\x00-\x7f]")
+_HIT = re.compile(rb"(\d+):([^\n]*)")
 _NOT_IN_KEYS = b"0123456789:"
 
 
@@ -43,11 +44,13 @@ class Found:
 
     def hits(self, path: str) -> list[tuple[int, bytes]]:
         """(line, key) of each hit in a file, in order."""
+        keys: dict[bytes, bytes] = {}
         found: list[tuple[int, bytes]] = []
-        for hit in self.blocks.get(path, b"").split(b"\n"):
-            number, colon, word = hit.partition(b":")
-            if colon:
-                found.append((int(number), word.translate(None, _NOT_IN_KEYS).lower()))
+        for number, word in _HIT.findall(self.blocks.get(path, b"").lower()):
+            key = keys.get(word)
+            if key is None:
+                key = keys[word] = word.translate(None, _NOT_IN_KEYS)
+            found.append((int(number), key))
         return found
 
 

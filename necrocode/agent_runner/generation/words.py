@@ -14,8 +14,7 @@ SHORTEST_WORD = 3
 _LONGEST_WORD = 40
 _SHORTEST_STEM = 4
 # What prose and code have everywhere; a word in half of all files would weigh next to nothing, and cost time.
-_STOP_WORDS = frozenset(
-    """
+_STOP_TEXT = """
     about above after again all also always am an and any are as at be because been before being below between
     both but by can cannot could did do does doing don done down during each few for from further get gets
     getting given gives going got had has have having he her here him his how if in into is it its itself just
@@ -26,8 +25,8 @@ _STOP_WORDS = frozenset(
     who why will with within without work works would yes yet you your import self return def true false none
     null version following instead currently expected actual behavior behaviour code example issue bug fix
     problem file line lines python
-    """.split()
-)
+    """
+_STOP_WORDS = frozenset(_STOP_TEXT.split())
 
 
 def split_words(text: str) -> list[str]:
