@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from heapq import nsmallest
+from heapq import nlargest, nsmallest
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner.generation.links import LinkIndex, subject_of
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 MAX_CANDIDATES = 30
 """How many files are looked into."""
 MAX_FILES_RANKED_BY_NAME = 20_000
-"""In larger trees a file without any word of the task in its text is not ranked by its name alone."""
+"""In larger trees the names of files count only for those whose text is among the nearest."""
+MOST_OF_LARGE_TREE = 3000
 _IMPORTED_SHARE, _TESTED_SHARE, _PLACE_SHARE, _MODULE_SHARE = 0.1, 0.3, 0.35, 0.5
 _IMPORTERS = 6
 
@@ -69,14 +70,17 @@ class Candidates:
                 self._add(path, _IMPORTED_SHARE * one.score, f"imported by {one.path}")
 
     def _text_scores(self) -> dict[str, float]:
+        """The files that share words with the task; in a large tree, the best of them by their text alone."""
         weights, found, sizes = self.weights, self._found, self._sizes
-        few = len(sizes) <= MAX_FILES_RANKED_BY_NAME
-        path_score = lru_cache(maxsize=None)(weights.words_score)
+        by_text = {path: weights.file_score(path, sizes[path], found) for path in found.blocks if path in sizes}
+        if len(sizes) <= MAX_FILES_RANKED_BY_NAME:
+            paths: Iterable[str] = sizes
+        else:
+            paths = nlargest(MOST_OF_LARGE_TREE, by_text, key=lambda path: (by_text[path], path))
+        words_score = lru_cache(maxsize=None)(weights.words_score)
         scores: dict[str, float] = {}
-        for path in sizes if few else found.blocks:
-            if path not in sizes:
-                continue
-            score = weights.file_score(path, sizes[path], found) + weights.path_score(path, path_score)
+        for path in paths:
+            score = by_text.get(path, 0.0) + weights.path_score(path, words_score)
             if score > 0:
                 scores[path] = score * kind_factor(path, self._clues)
         return scores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from heapq import nsmallest
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock, Deadline
@@ -31,6 +32,7 @@ _OUTLINED = 10
 _SHARE_OF_NAMED = 0.25
 """A file that the task itself points at is shown whole up to this share of what is left."""
 _LEAST_FILE_TOKENS = 6
+_MOST_IN_MAP = 1000
 _HEADINGS_TOKENS = 40
 """What the prompt's own lines around the list, the files and the map cost."""
 
@@ -81,17 +83,16 @@ class _Choice:
     def everything(self) -> Context | None:
         """The whole repository, where it fits, without what is made by programs; None where it does not."""
         sizes = self._files.sizes
+        if len(sizes) * _LEAST_FILE_TOKENS > self._budget:
+            return None
         ranked = self._candidates.ranked()
         named = {one.path for one in ranked if one.is_named}
         paths = [path for path in sizes if path in named or not is_made(path)]
-        # A character has at most 4 bytes, and 4 ASCII characters make a token: no text of so many bytes can fit.
-        if len(sizes) * _LEAST_FILE_TOKENS > self._budget or not paths:
-            return None if paths else Context(tuple(sorted(sizes)), 0, ())
         left = self._budget - sum(map(estimate_tokens, sizes)) - _HEADINGS_TOKENS
         order = {one.path: (place, one.why) for place, one in enumerate(ranked)}
         pieces = []
         for path in sorted(paths, key=lambda path: (order.get(path, (len(order), ""))[0], path)):
-            if sizes[path] > 4 * max(left, 0):
+            if sizes[path] > 4 * max(left, 0):  # so many bytes are more tokens than that in any script
                 if self._text(path) is None:
                     continue
                 return None
@@ -138,7 +139,8 @@ class _Choice:
         paths = [file.candidate.path for file in shown]
         yield from paths
         known = set(paths)
-        yield from sorted((path for path in self._files.sizes if path not in known and not is_made(path)), key=_depth)
+        others = nsmallest(_MOST_IN_MAP, (path for path in self._files.sizes if path not in known), key=_depth)
+        yield from (path for path in others if not is_made(path))
 
     def _text(self, path: str) -> str | None:
         if path not in self._texts:
