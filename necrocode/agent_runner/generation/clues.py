@@ -39,6 +39,8 @@ _TOKEN = re.compile(r"[^\s\"'`()<>\[\]{},;|*]{2,300}")
 _PYTHON_PLACE = re.compile(r'File "(?P<path>[^"\n]{1,300})", line (?P<line>\d{1,7})(?:, in (?P<name>\w{1,80}))?')
 _PATH_AND_LINE = re.compile(r"(?P<path>[^:#]+\.\w{1,8})(?::|#L)(?P<line>\d{1,7})(?!\w)")  # pytest, Go, Rust, Node, JVM
 
+_BEFORE_PATH = re.compile(r"^(?:[a-z+]{1,10}://|[A-Za-z]:(?=[/\\]))")  # a URL's scheme, a drive
+
 
 class Place(NamedTuple):
     """A line that the task points at."""
@@ -111,7 +113,7 @@ class Clues:
             for match in _PYTHON_PLACE.finditer(self.text)
         ]
         for word in _TOKEN.findall(self.text):
-            match = _PATH_AND_LINE.match(word)
+            match = _PATH_AND_LINE.match(_BEFORE_PATH.sub("", word))
             if match is not None:
                 found.append(Place(_as_path(match["path"]), int(match["line"]), ""))
         return tuple(dict.fromkeys(found))[:MAX_PLACES]

@@ -131,8 +131,8 @@ def _worth(chunk: Chunk, tokens: int, counts: Counter[bytes], weights: Weights) 
 
 
 def _beginning(chunk: Chunk, best_score: float) -> float:
-    """Imports are what a change to a file often needs to see, and to touch."""
-    return _BEGINNING * best_score if chunk.start == 1 and not chunk.name else 0.0
+    """Imports, mostly: what a change to a file often needs to see, and to touch."""
+    return _BEGINNING * best_score if chunk.start == 1 else 0.0
 
 
 def _place(chunk: Chunk, lines: Sequence[int], best_score: float) -> float:

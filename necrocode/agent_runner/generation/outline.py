@@ -9,7 +9,7 @@ from necrocode.agent_runner.generation.grammars import parser_for
 if TYPE_CHECKING:
     from tree_sitter import Node
 
-MAX_OUTLINED_BYTES = 1_000_000
+MAX_OUTLINED_BYTES = 300_000
 MAX_SYMBOLS = 5000
 _MAX_DEPTH = 12
 # What grammars call the things that hold others; then the forms around a definition that are not one themselves.
@@ -109,7 +109,7 @@ def _function_variable(node: Node) -> Node | None:
 
 
 def _name_of(node: Node) -> str:
-    named = node.child_by_field_name("name") or node.child_by_field_name("type")
+    named = node.child_by_field_name("name")
     declarator = node.child_by_field_name("declarator")
     for _ in range(_MAX_DEPTH):
         if named is not None or declarator is None:
@@ -119,6 +119,8 @@ def _name_of(node: Node) -> str:
         if named is None and inner is None:
             named = declarator
         declarator = inner
+    if named is None:
+        named = node.child_by_field_name("type")  # what a Rust impl is for
     if named is None and node.named_children and node.type == "type_declaration":
         return _name_of(node.named_children[0])
     text = b"" if named is None else named.text or b""

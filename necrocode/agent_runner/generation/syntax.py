@@ -13,7 +13,7 @@ from necrocode.agent_runner.generation.grammars import ending_of, parser_for
 if TYPE_CHECKING:
     from tree_sitter import Node
 
-MAX_CHECKED_BYTES = 500_000
+MAX_CHECKED_BYTES = 300_000
 """Larger files are not checked."""
 _MAX_LOOKED_AT = 20_000
 _LONGEST_LINE = 160
