@@ -2,8 +2,9 @@
 
     python benchmarks/context_recall.py --mirrors DIR [--items FILE] [--budget 8000 16000 32000]
 
-The items are real issues with the files and lines that their fix touched. Nothing of an item but its issue's text is
-given to the selection. The two halves (items at even and odd places) tell whether a gain holds beyond single items.
+"bm25" ranks all text files, "bm25 code" only source files that are no tests. The items are real issues with the files
+and lines that their fix touched. Nothing of an item but its issue's text is given to the selection. The two halves
+(items at even and odd places) tell whether a gain holds beyond single items.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 SHARED = Path(os.environ.get("NECROCODE_SHARED") or Path(__file__).resolve().parents[2] / "shared")
 ITEMS = SHARED / "data" / "localization" / "swebench_lite_dev.jsonl.gz"
 Shown = dict[str, set[int]]
+_ANY = re.compile("")
+_CODE = re.compile(r"^(?!.*(?:^|/)(?:tests?|testing|docs?|examples?)/)(?!.*(?:^|/)test_[^/]*$).*\.py$")
 _WORD = re.compile(r"[A-Za-z][a-z]*|[0-9]+")
 
 
@@ -49,7 +52,7 @@ def main() -> None:
     for name, part in (("all", rows), ("even places", rows[::2]), ("odd places", rows[1::2])):
         print(f"\n{len(part)} items, {name}: gold file shown / all gold lines shown")
         for budget in arguments.budget:
-            told = (f"{way} {_sum(part, way, budget)}" for way in ("bm25", "selected"))
+            told = (f"{way} {_sum(part, way, budget)}" for way in ("bm25", "bm25 code", "selected"))
             print(f"  {budget:>6} tokens   {'   '.join(told)}")
 
 
@@ -59,9 +62,11 @@ def _measured(arguments: argparse.Namespace, git: Git) -> Iterator[dict[tuple[st
     for item in items:
         repository = _mirror(arguments.mirrors, item["repo"], git)
         row: dict[tuple[str, int], tuple[bool, bool]] = {}
-        baseline = list(_ranked_whole_files(repository, item))
+        baseline = list(_ranked_whole_files(repository, item, _ANY))
+        code = list(_ranked_whole_files(repository, item, _CODE))
         for budget in arguments.budget:
             row["bm25", budget] = _hits(_filled(baseline, budget), item)
+            row["bm25 code", budget] = _hits(_filled(code, budget), item)
             row["selected", budget] = _hits(_selected(repository, item, budget), item)
         if arguments.verbose:
             print(
@@ -94,12 +99,14 @@ def _selected(repository: Repository, item: dict[str, Any], budget: int) -> Show
     return shown
 
 
-def _ranked_whole_files(repository: Repository, item: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Every text file of the tree, by BM25 over its words, best first."""
+def _ranked_whole_files(
+    repository: Repository, item: dict[str, Any], kind: re.Pattern[str]
+) -> Iterator[tuple[str, str]]:
+    """The text files of the tree of a kind, by BM25 over their words, best first."""
     texts: dict[str, str] = {}
     with repository.objects() as objects:
         for path, (entry, size) in repository.files(item["base_commit"]).items():
-            content = objects.blob(entry.oid) if entry.is_file and size <= 1_000_000 else b"\0"  # noqa: PLR2004
+            content = objects.blob(entry.oid) if entry.is_file and size <= 1_000_000 and kind.search(path) else b"\0"  # noqa: PLR2004
             if b"\0" not in content:
                 texts[path] = content.decode(errors="replace")
     documents = {path: Counter(_words(f"{path} {text}")) for path, text in texts.items()}
