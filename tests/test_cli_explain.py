@@ -110,6 +110,17 @@ def test_bad_input_is_told_as_by_a_run(
         assert json.loads(bench.out)["error_details"]["type"] == error_type
 
 
+def test_the_cost_is_told_where_the_price_is_known(bench: Bench) -> None:
+    assert bench.explain() == 0
+    assert "cost       not known: llm.prices has no price for gpt-4.1" in bench.out
+    config = bench.folder / "config.yaml"
+    config.write_text("llm:\n  max_tokens: 1000\n  prices:\n    gpt-4.1: {prompt_usd: 10, completion_usd: 50}\n")
+    assert bench.explain("--config", str(config), "--json") == 0
+    told = json.loads(bench.out)
+    assert told["cost_usd"]["prompt"] == told["prompt_tokens"] * 10 / 1_000_000
+    assert round(told["cost_usd"]["with_longest_answer"] - told["cost_usd"]["prompt"], 6) == 0.05
+
+
 def test_related_files_that_are_not_there_are_warned_of(bench: Bench) -> None:
     assert bench.explain(related_files=["gone.py"]) == 0
     assert "The repository has no file gone.py" in bench.out

@@ -17,6 +17,7 @@
     │   ├── ContentFilterError                 the provider's filter withheld the answer
     │   ├── ContextOverflowError               the prompt is larger than the model's window
     │   └── ChangeRejectedError                a path or content rule refuses the change set
+    ├── BudgetExhaustedError                   a limit on tokens, calls, money or time would be passed
     ├── TestExecutionError                     the tests could not be started (failing tests are a result)
     ├── PushError                              the branch was not delivered
     ├── ArtifactUploadError                    an artifact was not stored
@@ -137,6 +138,23 @@ class ChangeRejectedError(ImplementationError):
     def __init__(self, message: str, *, feedback: str | None = None, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.feedback = feedback
+
+
+class BudgetExhaustedError(RunnerError):
+    """The next question to the model would pass a limit of the budget; it was not asked, or cut short at the limit.
+
+    ``limit`` names the setting, such as ``budget.spec.max_tokens``; ``left`` is what is left below it and ``needed``
+    what the question takes at least, both in the setting's unit (US dollars for ``max_cost_usd``). Both are 0 where an
+    answer was cut at the limit.
+    """
+
+    def __init__(
+        self, message: str, *, limit: str, left: float, needed: float, hint: str | None = None, step: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint, step=step)
+        self.limit = limit
+        self.left = left
+        self.needed = needed
 
 
 class TestExecutionError(RunnerError):

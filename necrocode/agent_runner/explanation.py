@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock, Deadline
 from necrocode.agent_runner.generation.pieces import estimate_tokens
 from necrocode.agent_runner.playbook import load_playbook, with_playbook
+from necrocode.agent_runner.spending import price_of
 from necrocode.agent_runner.steps.context import choose_context
 from necrocode.agent_runner.steps.generate import compose
 from necrocode.agent_runner.task_run import masked, workspace_for
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.generation.pieces import Context
     from necrocode.agent_runner.models import Message, TaskContext
     from necrocode.agent_runner.protocols import RepoPool
+    from necrocode.agent_runner.spending import ModelPrice
 
 _HOLDER = "necrocode-explain"
 
@@ -33,7 +35,19 @@ class Explanation:
     context: Context
     messages: tuple[Message, ...]
     """The whole prompt as a run would send it: secrets are masked."""
+    max_answer_tokens: int
+    """How long the answer may be."""
+    price: ModelPrice | None
+    """What the model's tokens cost. None: ``llm.prices`` does not say."""
     warnings: tuple[str, ...]
+
+    @property
+    def cost_micro_usd(self) -> tuple[int, int] | None:
+        """About what one call costs, in millionths of a dollar: without an answer, and with the longest; or None."""
+        if self.price is None:
+            return None
+        prompt, answer = self.prompt_tokens, self.max_answer_tokens
+        return self.price.cost_micro_usd(prompt, 0), self.price.cost_micro_usd(prompt, answer)
 
     @property
     def prompt_tokens(self) -> int:
@@ -72,7 +86,15 @@ def explain(
         question = compose(task, context, llm=llm, instructions=playbook.instructions, redactor=services.redactor)
         warnings += [f"The repository has no file {path}, which related_files names." for path in context.missing]
         warnings += context.notes
-        messages = question.opening.messages
-        return Explanation(base, llm.model, llm.context_tokens, context, messages, tuple(warnings))
+        return Explanation(
+            base_commit=base,
+            model=llm.model,
+            budget_tokens=llm.context_tokens,
+            context=context,
+            messages=question.opening.messages,
+            max_answer_tokens=task.max_tokens or llm.max_tokens,
+            price=price_of(llm.prices, llm.model),
+            warnings=tuple(warnings),
+        )
     finally:
         services.close()

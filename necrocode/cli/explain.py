@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from necrocode.agent_runner._text import shown
 from necrocode.cli.run import EXIT_DONE, EXIT_INTERRUPTED, code_of_error, print_refusal, print_text, tell
 
+_MICRO = 1_000_000
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
@@ -61,14 +63,15 @@ def explain(arguments: argparse.Namespace) -> int:
 
 
 def _data(explanation: Explanation, *, with_prompt: bool) -> dict[str, Any]:
-    context = explanation.context
-    data = {
+    context, cost = explanation.context, explanation.cost_micro_usd
+    data: dict[str, Any] = {
         "schema_version": 1,
         "base_commit": explanation.base_commit,
         "model": explanation.model,
         "budget_tokens": explanation.budget_tokens,
         "context_tokens": context.tokens,
         "prompt_tokens": explanation.prompt_tokens,
+        "cost_usd": None if cost is None else {"prompt": cost[0] / _MICRO, "with_longest_answer": cost[1] / _MICRO},
         "paths_left_out": context.paths_left_out,
         "pieces": [_piece(piece) for piece in context.pieces],
         "warnings": list(explanation.warnings),
@@ -98,8 +101,17 @@ def _table(explanation: Explanation) -> Iterator[str]:
     yield f"{context.tokens:>6}  of {explanation.budget_tokens} for the repository's text"
     yield f"        {len(context.paths)} names listed, {context.paths_left_out} files named nowhere"
     yield f"{explanation.prompt_tokens:>6}  the whole prompt, for {explanation.model}"
+    yield f"cost       {_cost(explanation)}"
     for warning in explanation.warnings:
         yield f"warning    {warning}"
+
+
+def _cost(explanation: Explanation) -> str:
+    cost = explanation.cost_micro_usd
+    if cost is None:
+        return f"not known: llm.prices has no price for {explanation.model}"
+    least, most = (f"{micro_usd / _MICRO:.4f}" for micro_usd in cost)
+    return f"{least} US dollars for the prompt, {most} with the longest answer ({explanation.max_answer_tokens} tokens)"
 
 
 def _prompt(explanation: Explanation) -> Iterator[str]:
