@@ -12,8 +12,8 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner.errors import ConfigurationError, ServiceError
-from necrocode.agent_runner.generation.context import estimate_tokens
 from necrocode.agent_runner.generation.ledgers import Held, Ledger, Need, Scope, SpecLedger
+from necrocode.agent_runner.generation.pieces import estimate_tokens
 from necrocode.agent_runner.models import RunUsage
 from necrocode.agent_runner.protocols import SpecBudgets
 from necrocode.agent_runner.spending import (
