@@ -14,6 +14,8 @@ from necrocode.agent_runner.generation.prompt import system_prompt, task_message
 from necrocode.agent_runner.generation.stand_ins import StandIns
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner._git import ObjectReader, Repository
     from necrocode.agent_runner._redact import Redactor
@@ -100,8 +102,20 @@ class Question:
         )
 
 
-def compose(task: TaskContext, context: Context, *, llm: LLMConfig, instructions: str, redactor: Redactor) -> Question:
-    """The question for a task. Nothing in it holds a secret: those of the files have names instead."""
+def compose(
+    task: TaskContext,
+    context: Context,
+    *,
+    llm: LLMConfig,
+    instructions: str,
+    test_commands: Sequence[str],
+    failing: str,
+    redactor: Redactor,
+) -> Question:
+    """The question for a task; ``failing`` says how the tests fail before the change.
+
+    Nothing in it holds a secret: those of the files have names instead.
+    """
     # "auto" is text: the same model lands about twice as many tasks so as in JSON (docs/edit-formats.md).
     answer_format: Literal["json", "text"] = "json" if llm.edit_format == "json" else "text"
     nameable = (piece for piece in context.pieces if redactor.text(piece.path) == piece.path)
@@ -111,7 +125,8 @@ def compose(task: TaskContext, context: Context, *, llm: LLMConfig, instructions
         task,
         shown,
         instructions="\n\n".join(filter(None, [redactor.text(instructions).strip(), stand_ins.note])),
-        test_commands=tuple(map(redactor.text, task.test_commands)),
+        test_commands=tuple(map(redactor.text, test_commands)),
+        failing=redactor.text(failing),
         answer_format=answer_format,
     )
     return Question(Conversation(messages), system_prompt(answer_format), answer_format, stand_ins, redactor)

@@ -142,9 +142,6 @@ def refuse_tampering(result: TestResult) -> None:
 def test_warnings(result: TestResult) -> tuple[str, ...]:
     """What is to be told of tests besides whether they passed; secrets are masked in ``result`` already."""
     verdict, tamper, warnings = result.verdict, result.tamper, []
-    if result.detected:
-        commands = "`, `".join(command.command for command in result.commands)
-        warnings.append(f"The task names no tests: `{commands}` was run, for {result.detected}.")
     warnings += [f"`{one.command}`: {one.report_note}." for one in result.commands if one.report_note]
     if verdict is not None:
         if verdict.flaky.count:
