@@ -79,9 +79,11 @@ class LLMConfig(StrictModel):
     """About how many tokens of repository text the prompt may hold."""
     temperature: float | None = Field(default=None, ge=0, le=2)
     """None: the endpoint's default (some models accept no other)."""
-    edit_format: Literal["auto", "json", "files"] = "auto"
-    """How the model is asked to write its changes: ``json`` (structured output), ``files`` (a fenced block per file) or
-    ``auto`` (``files`` in runs, ``json`` in ``generate_code``). The answer is understood in either."""
+    edit_format: Literal["auto", "json", "files", "search_replace", "unified_diff", "patch"] = "auto"
+    """How the model is asked to write its changes: ``json`` (structured output), ``files`` (a fenced block per file),
+    ``search_replace`` (blocks), ``unified_diff``, ``patch`` (``*** Begin Patch``) or ``auto``: in runs ``files`` where
+    all shown files fit twice into ``max_tokens``, else ``search_replace``; in ``generate_code`` ``json``. The answer is
+    understood in any of them."""
     retry_count: int = Field(default=3, ge=0, le=20)
     """Further tries after a connection error, 408, 409, 429 or 5xx. 0: none."""
     prices: dict[str, ModelPrice] = Field(default_factory=dict)
@@ -105,7 +107,7 @@ class LLMConfig(StrictModel):
             max_tokens: int = ...,
             context_tokens: int = ...,
             temperature: float | None = ...,
-            edit_format: Literal["auto", "json", "files"] = ...,
+            edit_format: Literal["auto", "json", "files", "search_replace", "unified_diff", "patch"] = ...,
             retry_count: int = ...,
             prices: Mapping[str, ModelPrice | Mapping[str, Any]] = ...,
             candidates: int = ...,

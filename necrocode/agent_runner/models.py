@@ -190,17 +190,47 @@ class TaskContext(StrictModel):
         return cls(**data)
 
 
+class TextEdit(Value):
+    """One edit of a file's text: where ``search`` stands, ``replace`` shall stand; see ``docs/edit-formats.md``."""
+
+    search: str
+    """The text to find. Empty: none, and ``replace`` is put where ``line`` or ``at_end`` says, or makes a new file."""
+    replace: str
+    whole_lines: bool = True
+    """Whether both are lines of the file from their first character to their line break; else any part of its text."""
+    line: int | None = None
+    """The number of the line, counted from 1, at which the answer says that ``search`` begins: only a hint."""
+    anchors: tuple[str, ...] = ()
+    """Lines of the file that come, in this order, before the place."""
+    heading: str = ""
+    """The line under which a unified diff says that the place is: a hint, often cut short or made up."""
+    at_end: bool = False
+    """Whether the place is at the end of the file."""
+    final_newline: Literal["kept", "stated", "added"] = "kept"
+    """How the file ends afterwards: as it did; where ``replace`` becomes its end, as that does; or with a newline."""
+    every: bool = False
+    """Whether all places are meant, however many there are."""
+
+
 class CodeChange(Value):
     """One change to one file, as the model asked for it; not yet checked against anything."""
 
-    operation: Literal["create", "modify", "delete", "rename"]
+    operation: Literal["create", "modify", "edit", "delete", "rename"]
     file_path: str
     content: str | None = None
-    """The whole new text of the file; None for ``delete``, and for a ``rename`` that keeps the text."""
+    """The whole new text of the file; None for ``delete`` and ``edit``, and for a ``rename`` that keeps the text."""
     new_path: str | None = None
     """Where a ``rename`` moves the file to."""
     exact: bool = True
     """Whether ``content`` says how the file ends. A fenced block cannot say that its file has no final newline."""
+    edits: tuple[TextEdit, ...] = ()
+    """What an ``edit``, or a ``rename`` without ``content``, does to the file's text."""
+    in_order: bool = False
+    """Whether the edits' places follow each other in the file in the order of ``edits``, as those of a diff do."""
+    must_be_new: bool = False
+    """Whether the answer takes it that there is no such file, as a diff from ``/dev/null`` does: none is replaced."""
+    executable: bool | None = None
+    """Whether the file shall be executable. None: as it was; a new file is not."""
 
 
 class LLMResponse(Value):
@@ -211,7 +241,7 @@ class LLMResponse(Value):
     model: ModelName = ""
     """The model that answered, as the endpoint names it."""
     edit_format: str = ""
-    """The format the answer came in: ``json`` or ``files``."""
+    """The format the answer came in: ``json``, ``files``, ``search_replace``, ``unified_diff`` or ``patch``."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     tokens_used: int = 0
