@@ -59,9 +59,13 @@ def task_messages(
     *,
     instructions: str = "",
     test_commands: Sequence[str] = (),
+    failing: str = "",
     edit_format: EditFormat,
 ) -> tuple[Message, ...]:
-    """The conversation that asks for a task's change set: the standing part first, so that endpoints can cache it."""
+    """The conversation that asks for a task's change set: the standing part first, so that endpoints can cache it.
+
+    ``failing`` says how the test commands fail before the change.
+    """
     parts = [f"# Task {task.task_id}: {task.title}\n\n{task.description.strip()}"]
     if task.acceptance_criteria:
         parts.append("Acceptance criteria:\n" + "\n".join(f"- {criterion}" for criterion in task.acceptance_criteria))
@@ -69,6 +73,8 @@ def task_messages(
         parts.append(f"Instructions of this project:\n{instructions.strip()}")
     if test_commands:
         parts.append("The change will be checked with:\n" + "\n".join(f"- {command}" for command in test_commands))
+    if failing:
+        parts.append(f"Before the change it fails like this:\n{fenced(failing)}")
     asked = "\n\n".join(parts)
     closing = "Answer in the form that you were told, with the files that must change."
     return (

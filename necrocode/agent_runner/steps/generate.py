@@ -20,6 +20,8 @@ from necrocode.agent_runner.generation.prompt import task_messages
 from necrocode.agent_runner.generation.stand_ins import StandIns
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner._git import ObjectReader, Repository
     from necrocode.agent_runner._redact import Redactor
@@ -106,8 +108,20 @@ class Question:
         )
 
 
-def compose(task: TaskContext, context: Context, *, llm: LLMConfig, instructions: str, redactor: Redactor) -> Question:
-    """The question for a task. Nothing in it holds a secret: those of the files have names instead."""
+def compose(
+    task: TaskContext,
+    context: Context,
+    *,
+    llm: LLMConfig,
+    instructions: str,
+    test_commands: Sequence[str],
+    failing: str,
+    redactor: Redactor,
+) -> Question:
+    """The question for a task; ``failing`` says how the tests fail before the change.
+
+    Nothing in it holds a secret: those of the files have names instead.
+    """
     files = [ShownFile(piece.path, estimate_tokens(piece.text), is_whole=True) for piece in context.pieces]
     max_tokens = task.max_tokens or llm.max_tokens
     edit_format = choose_format(llm.edit_format, shown=files, max_tokens=max_tokens)
@@ -118,7 +132,8 @@ def compose(task: TaskContext, context: Context, *, llm: LLMConfig, instructions
         task,
         shown,
         instructions="\n\n".join(filter(None, [redactor.text(instructions).strip(), stand_ins.note])),
-        test_commands=tuple(map(redactor.text, task.test_commands)),
+        test_commands=tuple(map(redactor.text, test_commands)),
+        failing=redactor.text(failing),
         edit_format=edit_format,
     )
     form = system_prompt(edit_format)
