@@ -200,6 +200,20 @@ def test_an_answer_without_usage_counts_as_estimated(clock: FakeClock) -> None:
     )
 
 
+def test_an_answer_whose_usage_the_client_estimated_counts_as_estimated_and_never_below_ours(clock: FakeClock) -> None:
+    budget = Desk(clock).budget()
+    ask(budget, answer(1, 7).model_copy(update={"usage_is_estimated": True}))
+    assert (budget.usage.prompt_tokens, budget.usage.completion_tokens) == (PROMPT, 7)
+    assert budget.usage.is_estimated
+
+
+def test_cached_tokens_cost_what_cached_tokens_cost(clock: FakeClock) -> None:
+    budget = Desk(clock).budget()
+    ask(budget, answer(1000, 10).model_copy(update={"cached_prompt_tokens": 900}))
+    assert (budget.usage.prompt_tokens, budget.usage.cached_prompt_tokens) == (1000, 900)
+    assert budget.usage.cost_usd == Decimal(PRICE.cost_micro_usd(1000, 10, 900)) / 10**6
+
+
 def test_numbers_that_no_endpoint_can_mean_are_bounded(clock: FakeClock) -> None:
     budget = Desk(clock).budget()
     ask(budget, answer(10**30, -5, text="four"))

@@ -72,12 +72,14 @@ class Reservation:
     def settle(self, answer: ModelAnswer) -> None:
         """An answer came: it counts as the endpoint says; where it does not say, as estimated."""
         prompt, completion = answer.prompt_tokens, answer.completion_tokens
-        is_told = prompt > 0 and completion > 0
+        if answer.usage_is_estimated:  # ours is on the safe side
+            prompt = max(prompt, self.amount.prompt_tokens)
         self._end(
             self._budget.priced(
                 min(prompt if prompt > 0 else self.amount.prompt_tokens, MOST_SPENT),
                 min(completion if completion > 0 else estimate_tokens(answer.text), MOST_SPENT),
-                is_estimated=not is_told,
+                min(answer.cached_prompt_tokens, MOST_SPENT),
+                is_estimated=answer.usage_is_estimated or not (prompt > 0 and completion > 0),
             )
         )
 
@@ -168,13 +170,18 @@ class RunBudget:
             held[place] = ledger.shrink(held[place], held[-1].amount)
         return Reservation(self, held)
 
-    def priced(self, prompt_tokens: int, completion_tokens: int, *, is_estimated: bool) -> Spending:
-        """One call with what it costs."""
-        cost = 0 if self._price is None else self._price.cost_micro_usd(prompt_tokens, completion_tokens)
+    def priced(
+        self, prompt_tokens: int, completion_tokens: int, cached_prompt_tokens: int, *, is_estimated: bool
+    ) -> Spending:
+        """One call with what it costs; the cached tokens are a part of the prompt's."""
+        cost = 0
+        if self._price is not None:
+            cost = self._price.cost_micro_usd(prompt_tokens, completion_tokens, cached_prompt_tokens)
         return Spending(
             calls=1,
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
+            cached_prompt_tokens=cached_prompt_tokens,
             cost_micro_usd=min(cost, MOST_SPENT),
             unpriced_calls=int(self._price is None),
             estimated_calls=int(is_estimated),
