@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from necrocode.agent_runner._git import FileChange
     from necrocode.agent_runner.generation.conversation import Conversation
-    from necrocode.agent_runner.models import ImplementationResult, LLMResponse, TestResult
+    from necrocode.agent_runner.models import ImplementationResult, LLMResponse
+    from necrocode.agent_runner.test_results import TestResult
 
 
 @dataclass

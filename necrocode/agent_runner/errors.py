@@ -19,6 +19,7 @@
     │   └── ChangeRejectedError                a path or content rule refuses the change set
     ├── BudgetExhaustedError                   a limit on tokens, calls, money or time would be passed
     ├── TestExecutionError                     the tests could not be started (failing tests are a result)
+    ├── TamperedTestsError                     the change touches what it is judged by, and that is refused
     ├── PushError                              the branch was not delivered
     ├── ArtifactUploadError                    an artifact was not stored
     │   └── StorageFullError (ServiceError)    the disk is full, or the store's quota is used up
@@ -161,6 +162,10 @@ class TestExecutionError(RunnerError):
     """The test commands could not be run at all. Tests that ran and failed are a result, not this error."""
 
     __test__ = False  # pytest: the name starts with "Test", but this is no test
+
+
+class TamperedTestsError(RunnerError):
+    """The change touches the tests, or the configuration, that judge it, and the settings refuse that."""
 
 
 class PushError(RunnerError):

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
 from necrocode.agent_runner import _names
-from necrocode.agent_runner._strict import JsonObject, StrictModel, Value, read_yaml_mapping
-from necrocode.agent_runner._text import shown, writable
+from necrocode.agent_runner._strict import JsonObject, StrictModel, Value, Writable, read_yaml_mapping
+from necrocode.agent_runner._text import shown
 from necrocode.agent_runner.errors import RunnerError, TaskContextValidationError
+from necrocode.agent_runner.test_results import TestResult
 
 RESULT_SCHEMA_VERSION = 1
 DEFAULT_TASK_TIMEOUT_SECONDS = 1800.0
@@ -39,7 +40,6 @@ else:
 
 
 # What models say of themselves ends up in results, in logs and on terminals.
-Writable = Annotated[str, AfterValidator(writable)]
 ModelName = Annotated[str, AfterValidator(lambda text: shown(text, _LONGEST_MODEL_NAME))]
 # Exact in Python; a float of at most six decimal places is written, and read again, as the same number.
 UsdInJson = Annotated[Decimal, PlainSerializer(float, return_type=float, when_used="json")]
@@ -217,35 +217,6 @@ class LLMResponse(Value):
     tokens_used: int = 0
     """Prompt and completion together, as the endpoint counted them; 0 where it does not say."""
     request_id: Writable | None = None
-
-
-class CommandResult(Value):
-    """One test command."""
-
-    command: str
-    exit_code: int | None
-    """None when the command was stopped at the time limit; negative: the signal that ended it."""
-    duration_seconds: float
-    output: Writable
-    """Standard output and error in order, the middle left out where it was too long."""
-    truncated_bytes: int = 0
-    timed_out: bool = False
-
-
-class TestResult(Value):
-    """What the tests said about one commit."""
-
-    __test__: ClassVar[bool] = False  # pytest: the name starts with "Test", but this is no test
-
-    success: bool
-    commands: tuple[CommandResult, ...]
-    sandbox: str
-    """What the commands were held in: ``none`` means a plain process with an allow-listed environment."""
-    layer: str
-    """Where they ran: ``overlay`` (a copy-on-write layer) or ``copy``; both are dropped afterwards."""
-    tree: str
-    """The id of the git tree that was tested."""
-    duration_seconds: float
 
 
 class ImplementationResult(Value):

@@ -244,7 +244,10 @@ def test_the_only_further_try_is_in_one_piece(clock: FakeClock) -> None:
 
 
 def test_a_stream_that_never_begins_is_a_connection_error(clock: FakeClock) -> None:
-    with serving([streaming([])]) as server, pytest.raises(ServiceConnectionError, match="before it began"):
+    with (
+        serving([streaming([])]) as server,
+        pytest.raises(ServiceConnectionError, match="broke off its answer before it began"),
+    ):
         client(server, clock, retry_count=0).complete(MESSAGES)
 
 

@@ -200,20 +200,6 @@ def test_an_answer_without_usage_counts_as_estimated(clock: FakeClock) -> None:
     )
 
 
-def test_an_answer_whose_usage_the_client_estimated_counts_as_estimated_and_never_below_ours(clock: FakeClock) -> None:
-    budget = Desk(clock).budget()
-    ask(budget, answer(1, 7).model_copy(update={"usage_is_estimated": True}))
-    assert (budget.usage.prompt_tokens, budget.usage.completion_tokens) == (PROMPT, 7)
-    assert budget.usage.is_estimated
-
-
-def test_cached_tokens_cost_what_cached_tokens_cost(clock: FakeClock) -> None:
-    budget = Desk(clock).budget()
-    ask(budget, answer(1000, 10).model_copy(update={"cached_prompt_tokens": 900}))
-    assert (budget.usage.prompt_tokens, budget.usage.cached_prompt_tokens) == (1000, 900)
-    assert budget.usage.cost_usd == Decimal(PRICE.cost_micro_usd(1000, 10, 900)) / 10**6
-
-
 def test_numbers_that_no_endpoint_can_mean_are_bounded(clock: FakeClock) -> None:
     budget = Desk(clock).budget()
     ask(budget, answer(10**30, -5, text="four"))
@@ -259,6 +245,23 @@ def test_a_question_for_which_there_is_no_room_is_not_asked(
     assert error.left == pytest.approx(left)
     assert f"Raise {limit}" in str(error)
     assert budget.usage.calls == 1
+
+
+def test_tokens_that_the_endpoint_had_in_its_cache_cost_less(clock: FakeClock) -> None:
+    budget = Desk(clock, max_tokens=10_000).budget()
+    told = ModelAnswer(text="yes", model="m", prompt_tokens=1000, completion_tokens=10, cached_prompt_tokens=800)
+    budget.reserve(1000, 100).settle(told)
+    usage = budget.usage
+    assert usage.cached_prompt_tokens == 800
+    assert usage.cost_usd == Decimal(200 * 2 + 800 // 2 + 10 * 8) / 10**6
+    assert not usage.is_estimated
+
+
+def test_usage_that_the_client_had_to_estimate_is_told_as_such(clock: FakeClock) -> None:
+    budget = Desk(clock, max_tokens=10_000).budget()
+    told = ModelAnswer(text="yes", model="m", prompt_tokens=9, completion_tokens=9, usage_is_estimated=True)
+    budget.reserve(100, 100).settle(told)
+    assert budget.usage.is_estimated
 
 
 def test_the_error_says_what_is_needed_and_what_is_left(clock: FakeClock) -> None:

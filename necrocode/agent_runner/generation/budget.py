@@ -72,14 +72,13 @@ class Reservation:
     def settle(self, answer: ModelAnswer) -> None:
         """An answer came: it counts as the endpoint says; where it does not say, as estimated."""
         prompt, completion = answer.prompt_tokens, answer.completion_tokens
-        if answer.usage_is_estimated:  # ours is on the safe side
-            prompt = max(prompt, self.amount.prompt_tokens)
+        is_told = prompt > 0 and completion > 0
         self._end(
             self._budget.priced(
                 min(prompt if prompt > 0 else self.amount.prompt_tokens, MOST_SPENT),
                 min(completion if completion > 0 else estimate_tokens(answer.text), MOST_SPENT),
-                min(answer.cached_prompt_tokens, MOST_SPENT),
-                is_estimated=answer.usage_is_estimated or not (prompt > 0 and completion > 0),
+                min(answer.cached_prompt_tokens, prompt),
+                is_estimated=answer.usage_is_estimated or not is_told,
             )
         )
 
@@ -173,15 +172,14 @@ class RunBudget:
     def priced(
         self, prompt_tokens: int, completion_tokens: int, cached_prompt_tokens: int, *, is_estimated: bool
     ) -> Spending:
-        """One call with what it costs; the cached tokens are a part of the prompt's."""
-        cost = 0
-        if self._price is not None:
-            cost = self._price.cost_micro_usd(prompt_tokens, completion_tokens, cached_prompt_tokens)
+        """One call with what it costs."""
+        used = (prompt_tokens, completion_tokens, cached_prompt_tokens)
+        cost = 0 if self._price is None else self._price.cost_micro_usd(*used)
         return Spending(
             calls=1,
             prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
             cached_prompt_tokens=cached_prompt_tokens,
+            completion_tokens=completion_tokens,
             cost_micro_usd=min(cost, MOST_SPENT),
             unpriced_calls=int(self._price is None),
             estimated_calls=int(is_estimated),
