@@ -16,6 +16,7 @@ from necrocode.agent_runner._names import expand_home
 from necrocode.agent_runner._strict import StrictModel, read_yaml_mapping
 from necrocode.agent_runner.errors import ConfigurationError
 from necrocode.agent_runner.spending import BudgetConfig, ModelPrice
+from necrocode.agent_runner.test_results import PassRule
 
 DEFAULT_MODEL = "gpt-4.1"
 _EMBEDDED_URLS = ("sqlite:///", "postgresql://", "postgres://", "file:///", "s3://")
@@ -78,9 +79,11 @@ class LLMConfig(StrictModel):
     """About how many tokens of repository text the prompt may hold."""
     temperature: float | None = Field(default=None, ge=0, le=2)
     """None: the endpoint's default (some models accept no other)."""
-    edit_format: Literal["auto", "json", "files"] = "auto"
-    """How the model is asked to write its changes: ``json`` (structured output), ``files`` (a fenced block per file) or
-    ``auto`` (``files`` in runs, ``json`` in ``generate_code``). The answer is understood in either."""
+    edit_format: Literal["auto", "json", "files", "search_replace", "unified_diff", "patch"] = "auto"
+    """How the model is asked to write its changes: ``json`` (structured output), ``files`` (a fenced block per file),
+    ``search_replace`` (blocks), ``unified_diff``, ``patch`` (``*** Begin Patch``) or ``auto``: in runs ``files`` where
+    all shown files fit twice into ``max_tokens``, else ``search_replace``; in ``generate_code`` ``json``. The answer is
+    understood in any of them."""
     retry_count: int = Field(default=3, ge=0, le=20)
     """Further tries after a connection error, 408, 409, 429 or 5xx. 0: none."""
     prices: dict[str, ModelPrice] = Field(default_factory=dict)
@@ -104,7 +107,7 @@ class LLMConfig(StrictModel):
             max_tokens: int = ...,
             context_tokens: int = ...,
             temperature: float | None = ...,
-            edit_format: Literal["auto", "json", "files"] = ...,
+            edit_format: Literal["auto", "json", "files", "search_replace", "unified_diff", "patch"] = ...,
             retry_count: int = ...,
             prices: Mapping[str, ModelPrice | Mapping[str, Any]] = ...,
             candidates: int = ...,
@@ -198,6 +201,16 @@ class RunnerConfig(StrictModel):
     """How much of each test command's output is kept: its beginning and its end."""
     test_environment: dict[str, str] = Field(default_factory=dict)
     """Variables the test commands see besides the few allowed ones (PATH, LANG, LC_*, TZ, TERM)."""
+    detect_tests: bool = True
+    """Whether a task that names no test commands gets those that the project's files suggest; needs ``test_base``."""
+    test_base: bool = True
+    """Whether the tests are also run on the base, once per base and commands, so that a change is judged against it."""
+    pass_rule: PassRule = "exit-code"  # noqa: S105  a rule on passing, no password
+    """``exit-code``: every command must exit with 0. ``no-new-failures``: one whose failing cases all failed on the
+    base too is accepted."""
+    tamper: Literal["flag", "refuse"] = "flag"
+    """What becomes of a change that touches the tests it is judged by. ``flag``: it is told. ``refuse``: the run fails
+    if test configuration or CI is touched, or if the base's version of the tests fails on the changed code."""
     budget: BudgetConfig | None = None
     """What may be spent on the model: by each run, by all of a process, by all of a spec. None: no limits."""
 

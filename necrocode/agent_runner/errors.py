@@ -17,8 +17,10 @@
     │   ├── ContentFilterError                 the provider's filter withheld the answer
     │   ├── ContextOverflowError               the prompt is larger than the model's window
     │   └── ChangeRejectedError                a path or content rule refuses the change set
+    │       └── EditRejectedError              an edit has no one place in its file
     ├── BudgetExhaustedError                   a limit on tokens, calls, money or time would be passed
     ├── TestExecutionError                     the tests could not be started (failing tests are a result)
+    ├── TamperedTestsError                     the change touches what it is judged by, and that is refused
     ├── PushError                              the branch was not delivered
     ├── ArtifactUploadError                    an artifact was not stored
     │   └── StorageFullError (ServiceError)    the disk is full, or the store's quota is used up
@@ -132,12 +134,17 @@ class ContextOverflowError(ImplementationError):
 class ChangeRejectedError(ImplementationError):
     """A rule on paths, sizes or content refuses the change set; nothing of it was applied.
 
-    ``feedback`` is what the model is told of it, where that is more than the text.
+    ``feedback`` is what to tell the model so that it can do better, where there is more to say than the error's text.
+    It may hold lines of the repository's files.
     """
 
     def __init__(self, message: str, *, feedback: str | None = None, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.feedback = feedback
+
+
+class EditRejectedError(ChangeRejectedError):
+    """An edit's text is not in its file, or is there more than once: nothing of the answer was applied."""
 
 
 class BudgetExhaustedError(RunnerError):
@@ -161,6 +168,10 @@ class TestExecutionError(RunnerError):
     """The test commands could not be run at all. Tests that ran and failed are a result, not this error."""
 
     __test__ = False  # pytest: the name starts with "Test", but this is no test
+
+
+class TamperedTestsError(RunnerError):
+    """The change touches the tests, or the configuration, that judge it, and the settings refuse that."""
 
 
 class PushError(RunnerError):

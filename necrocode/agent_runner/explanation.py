@@ -34,7 +34,7 @@ class Explanation:
     """How many tokens of repository text the configuration allows."""
     context: Context
     messages: tuple[Message, ...]
-    """The whole prompt as a run would send it: secrets are masked."""
+    """The prompt as a run would begin it, secrets masked; how the tests fail before the change is not in it."""
     max_answer_tokens: int
     """How long the answer may be."""
     price: ModelPrice | None
@@ -58,7 +58,7 @@ class Explanation:
 def explain(
     task: TaskContext, config: RunnerConfig, *, repo_pool: RepoPool | None = None, clock: Clock = SYSTEM_CLOCK
 ) -> Explanation:
-    """What a run of the task would show the model. No model is called, and no registry and no store are told of it.
+    """What a run of the task would show the model. No model is called, no test is run, and no registry is told of it.
 
     A slot is taken from the pool, as a run does, and given back; a brought checkout is only read. Raises
     ``RunnerError`` as a run would fail.
@@ -83,7 +83,15 @@ def explain(
                 cache=services.contexts,
             )
             base = workspace.base_commit
-        question = compose(task, context, llm=llm, instructions=playbook.instructions, redactor=services.redactor)
+        question = compose(
+            task,
+            context,
+            llm=llm,
+            instructions=playbook.instructions,
+            test_commands=task.test_commands,
+            failing="",
+            redactor=services.redactor,
+        )
         warnings += [f"The repository has no file {path}, which related_files names." for path in context.missing]
         warnings += context.notes
         return Explanation(

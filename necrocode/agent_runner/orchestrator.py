@@ -97,6 +97,7 @@ class RunnerOrchestrator:
             run.prepare()
             with run.allocate() as workspace:
                 solver = run.solver(workspace)
+                solver.examine()
                 while solver.goes_on:
                     with solver.attempt():
                         solver.generate()

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from necrocode.agent_runner._clock import Deadline
-    from necrocode.agent_runner.models import Message, ModelAnswer, TaskContext, TestResult
+    from necrocode.agent_runner.models import Message, ModelAnswer, TaskContext
     from necrocode.agent_runner.records import SlotAllocation
     from necrocode.agent_runner.spending import BudgetReservation, BudgetUsage, Spending, SpendingLimits
+    from necrocode.agent_runner.test_results import TestResult
 
 AnswerFormat = Literal["json", "text"]
 
@@ -182,9 +183,15 @@ class Sandbox(Protocol):
         environment: Mapping[str, str],
         fail_fast: bool,
         deadline: Deadline,
+        collect: Sequence[str] = (),
     ) -> TestResult:
         """Run shell commands over a throw-away copy of ``checkout``, which itself is never written to.
 
         All commands see one copy, so a later one finds what an earlier one wrote; it is dropped afterwards. A command
         that fails or runs out of time is a result. ``TestExecutionError`` when the commands could not be started.
+
+        Each command has ``NECROCODE_REPORTS`` in its environment, which names a fresh folder outside of the copy. The
+        regular files in it come back in ``CommandResult.collected``, as ``reports/{path}``; so do files of the copy
+        that the command wrote and whose path, with a slash before it, matches one of ``collect`` (``*`` stands for
+        anything, slashes included). No link is followed. Number and size are bounded: what is over is cut or left out.
         """

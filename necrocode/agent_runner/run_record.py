@@ -24,8 +24,8 @@ if TYPE_CHECKING:
         PushResult,
         RoundResult,
         TaskContext,
-        TestResult,
     )
+    from necrocode.agent_runner.test_results import TestResult
 
 logger = logging.getLogger(__name__)
 

@@ -43,7 +43,7 @@ from necrocode.agent_runner import (
 )
 from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner.clients import llm_openai
-from necrocode.agent_runner.generation.prompt import system_prompt
+from necrocode.agent_runner.generation.answer_forms import system_prompt
 from tests.support.clocks import FakeClock
 from tests.support.http_server import Answer, Request, ScriptedServer, serving
 from tests.support.model_server import completion as whole_completion
@@ -287,7 +287,7 @@ def test_an_endpoint_without_structured_output_is_asked_for_less_and_remembered(
         client(server, clock).complete(MESSAGES, answer_format="json")
         assert formats(server) == ["json_schema", "json_object", "text", "text"]
         systems = [body["messages"][0]["content"] for body in bodies(server)]
-    assert systems == [system_prompt("json"), system_prompt("json"), system_prompt("text"), system_prompt("text")]
+    assert systems == [system_prompt("json"), system_prompt("json"), system_prompt("files"), system_prompt("files")]
     assert answer.asked_format == "text"
     assert clock.sleeps == []
 

@@ -247,6 +247,23 @@ def test_a_question_for_which_there_is_no_room_is_not_asked(
     assert budget.usage.calls == 1
 
 
+def test_tokens_that_the_endpoint_had_in_its_cache_cost_less(clock: FakeClock) -> None:
+    budget = Desk(clock, max_tokens=10_000).budget()
+    told = ModelAnswer(text="yes", model="m", prompt_tokens=1000, completion_tokens=10, cached_prompt_tokens=800)
+    budget.reserve(1000, 100).settle(told)
+    usage = budget.usage
+    assert usage.cached_prompt_tokens == 800
+    assert usage.cost_usd == Decimal(200 * 2 + 800 // 2 + 10 * 8) / 10**6
+    assert not usage.is_estimated
+
+
+def test_usage_that_the_client_had_to_estimate_is_told_as_such(clock: FakeClock) -> None:
+    budget = Desk(clock, max_tokens=10_000).budget()
+    told = ModelAnswer(text="yes", model="m", prompt_tokens=9, completion_tokens=9, usage_is_estimated=True)
+    budget.reserve(100, 100).settle(told)
+    assert budget.usage.is_estimated
+
+
 def test_the_error_says_what_is_needed_and_what_is_left(clock: FakeClock) -> None:
     budget = Desk(clock, max_tokens=2_000).budget()
     budget.reserve(1_000, 600)

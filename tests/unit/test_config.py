@@ -146,6 +146,7 @@ def test_every_setting_can_be_given_in_a_file(settings: Settings) -> None:
         "lease_seconds": 3, "push": False, "commit_author_name": "山田", "commit_author_email": "a@b",
         "commit_message": "{title}", "max_changed_files": 1, "max_file_bytes": 1, "max_total_bytes": 1,
         "max_output_bytes": 1000, "max_repair_rounds": 0, "test_environment": {"A": "1"},
+        "detect_tests": False, "test_base": False, "pass_rule": "no-new-failures", "tamper": "refuse",
         "budget": {"max_cost_usd": 0.1, "process": {"max_calls": 0}, "spec": {}},
     }  # fmt: skip
     assert set(values) == set(RunnerConfig.model_fields) - {"llm_config"} | {"llm"}

@@ -5,8 +5,9 @@ from typing import Literal
 import pytest
 
 from necrocode.agent_runner import TaskContext
+from necrocode.agent_runner.generation.answer_forms import as_text_request, system_prompt
 from necrocode.agent_runner.generation.pieces import Context, Piece
-from necrocode.agent_runner.generation.prompt import as_text_request, system_prompt, task_messages
+from necrocode.agent_runner.generation.prompt import task_messages
 
 SHOWN = Context(("a.py",), 0, (Piece("a.py", "x = 1", "related_files"),))
 
@@ -19,10 +20,10 @@ def task(description: str = "", **fields: object) -> TaskContext:
 def test_the_prompt_holds_task_criteria_instructions_commands_and_files() -> None:
     asked = task("Do it.", acceptance_criteria=["It works."])
     system, user = task_messages(
-        asked, SHOWN, instructions="Use tabs.", test_commands=["pytest -q"], answer_format="text"
+        asked, SHOWN, instructions="Use tabs.", test_commands=["pytest -q"], edit_format="files"
     )
     assert system.role == "system"
-    assert system.content == system_prompt("text")
+    assert system.content == system_prompt("files")
     for part in ("# Task 1: T", "Do it.", "- It works.", "Use tabs.", "- pytest -q", "File: a.py\n```\nx = 1\n```"):
         assert part in user.content
 
@@ -30,17 +31,19 @@ def test_the_prompt_holds_task_criteria_instructions_commands_and_files() -> Non
 @pytest.mark.parametrize(
     "words", ["Delete a.py.", "Rename a.py to b.py.", "a.py を削除してください。", "Clean up a.py."]
 )
-@pytest.mark.parametrize("form", ["json", "text"])
-def test_how_to_delete_and_rename_is_said_where_the_task_may_need_it(words: str, form: Literal["json", "text"]) -> None:
-    system, _ = task_messages(task(words), SHOWN, answer_format=form)
+@pytest.mark.parametrize("form", ["json", "files"])
+def test_how_to_delete_and_rename_is_said_where_the_task_may_need_it(
+    words: str, form: Literal["json", "files"]
+) -> None:
+    system, _ = task_messages(task(words), SHOWN, edit_format=form)
     assert system.content == system_prompt(form, with_removals=True)
     assert ("delete" if form == "json" else "DELETE src/old.py") in system.content
-    assert as_text_request([system])[0].content == system_prompt("text", with_removals=True)
+    assert as_text_request([system])[0].content == system_prompt("files", with_removals=True)
 
 
 def test_words_in_the_files_do_not_count_as_the_tasks() -> None:
     system, _ = task_messages(
-        task("Do it."), Context(("a.py",), 0, (Piece("a.py", "# delete this", "w"),)), answer_format="text"
+        task("Do it."), Context(("a.py",), 0, (Piece("a.py", "# delete this", "w"),)), edit_format="files"
     )
     assert "DELETE" not in system.content
 
@@ -50,7 +53,7 @@ def test_the_json_prompt_says_json_for_endpoints_that_insist_on_the_word() -> No
 
 
 def test_the_prompt_says_how_many_paths_it_leaves_out_and_that_a_repository_is_empty() -> None:
-    _, user = task_messages(task(), Context(("a",), 5, ()), answer_format="json")
+    _, user = task_messages(task(), Context(("a",), 5, ()), edit_format="json")
     assert "... and 5 more" in user.content
-    _, user = task_messages(task(), Context((), 0, ()), answer_format="json")
+    _, user = task_messages(task(), Context((), 0, ()), edit_format="json")
     assert "(the repository is empty)" in user.content

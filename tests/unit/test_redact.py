@@ -142,7 +142,8 @@ def test_masking_breaks_neither_a_runs_metadata_nor_its_transcript(repository: P
         metadata={"how": "Authorization: Bearer abc", "list": ["-----BEGIN PRIVATE KEY-----"], "number": 1},
     )  # fmt: skip
     answer = "-----END PRIVATE KEY----- Authorization: Bearer abc\nnew.py\n```python\nx = 1\n```\n"
-    result = RunnerOrchestrator(RunnerConfig(state_dir=state_dir), llm=ScriptedLLM([answer])).run(task)
+    config = RunnerConfig(state_dir=state_dir, detect_tests=False)
+    result = RunnerOrchestrator(config, llm=ScriptedLLM([answer])).run(task)
     assert (result.success, result.warnings) == (True, ())
     transcript = next(one for one in result.artifacts if one.type == "transcript")
     told = json.loads(Path(unquote(urlsplit(transcript.uri).path)).read_text(encoding="utf-8"))

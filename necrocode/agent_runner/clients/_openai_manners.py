@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from necrocode.agent_runner.clients._openai_failures import UnexplainedEndError
 from necrocode.agent_runner.errors import AuthenticationError, ContextOverflowError
-from necrocode.agent_runner.generation.edit_formats import JSON_SCHEMA
+from necrocode.agent_runner.generation.json_changes import JSON_SCHEMA
 
 if TYPE_CHECKING:
     from necrocode.agent_runner.clients._openai_failures import EndpointFailureError

@@ -30,8 +30,9 @@ from necrocode.agent_runner.clients._openai_failures import (
 from necrocode.agent_runner.clients._openai_manners import RESPONSE_FORMATS, Manners, adapted, first_manners
 from necrocode.agent_runner.config import LLMConfig
 from necrocode.agent_runner.errors import ConfigurationError, RunnerTimeoutError
+from necrocode.agent_runner.generation.answer_forms import answer_format_of, as_text_request
 from necrocode.agent_runner.generation.edit_formats import MAX_ANSWER_CHARACTERS, read_answer
-from necrocode.agent_runner.generation.prompt import as_text_request, free_messages
+from necrocode.agent_runner.generation.prompt import free_messages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -147,8 +148,9 @@ class LLMClient:
 
         Nothing is written anywhere. Raises as :meth:`complete` does, and ``MalformedAnswerError``.
         """
-        answer_format: AnswerFormat = "text" if self._config.edit_format == "files" else "json"
-        messages = free_messages(prompt, workspace_path, answer_format=answer_format)
+        edit_format = "json" if self._config.edit_format == "auto" else self._config.edit_format
+        answer_format = answer_format_of(edit_format)
+        messages = free_messages(prompt, workspace_path, edit_format=edit_format)
         return read_answer(self.complete(messages, answer_format=answer_format, max_tokens=max_tokens))
 
     def _request(

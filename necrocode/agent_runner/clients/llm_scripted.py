@@ -68,5 +68,5 @@ class ScriptedLLM:
         self, prompt: str, workspace_path: Path | None = None, max_tokens: int | None = None
     ) -> LLMResponse:
         """The change set in the next answer of the script."""
-        messages = free_messages(prompt, workspace_path, answer_format="text")
+        messages = free_messages(prompt, workspace_path, edit_format="files")
         return read_answer(self.complete(messages, max_tokens=max_tokens))

@@ -77,7 +77,8 @@ class Reservation:
             self._budget.priced(
                 min(prompt if prompt > 0 else self.amount.prompt_tokens, MOST_SPENT),
                 min(completion if completion > 0 else estimate_tokens(answer.text), MOST_SPENT),
-                is_estimated=not is_told,
+                min(answer.cached_prompt_tokens, prompt),
+                is_estimated=answer.usage_is_estimated or not is_told,
             )
         )
 
@@ -168,12 +169,16 @@ class RunBudget:
             held[place] = ledger.shrink(held[place], held[-1].amount)
         return Reservation(self, held)
 
-    def priced(self, prompt_tokens: int, completion_tokens: int, *, is_estimated: bool) -> Spending:
+    def priced(
+        self, prompt_tokens: int, completion_tokens: int, cached_prompt_tokens: int, *, is_estimated: bool
+    ) -> Spending:
         """One call with what it costs."""
-        cost = 0 if self._price is None else self._price.cost_micro_usd(prompt_tokens, completion_tokens)
+        used = (prompt_tokens, completion_tokens, cached_prompt_tokens)
+        cost = 0 if self._price is None else self._price.cost_micro_usd(*used)
         return Spending(
             calls=1,
             prompt_tokens=prompt_tokens,
+            cached_prompt_tokens=cached_prompt_tokens,
             completion_tokens=completion_tokens,
             cost_micro_usd=min(cost, MOST_SPENT),
             unpriced_calls=int(self._price is None),
