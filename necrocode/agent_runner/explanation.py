@@ -34,7 +34,7 @@ class Explanation:
     """How many tokens of repository text the configuration allows."""
     context: Context
     messages: tuple[Message, ...]
-    """The prompt as a run would begin it, secrets masked; how the tests fail before the change is not in it."""
+    """The prompt as a run would send it, secrets masked, but for how the tests fail before the change."""
     max_answer_tokens: int
     """How long the answer may be."""
     price: ModelPrice | None
@@ -58,7 +58,7 @@ class Explanation:
 def explain(
     task: TaskContext, config: RunnerConfig, *, repo_pool: RepoPool | None = None, clock: Clock = SYSTEM_CLOCK
 ) -> Explanation:
-    """What a run of the task would show the model. No model is called, no test is run, and no registry is told of it.
+    """What a run of the task would show the model. No model is called, and no registry and no store are told of it.
 
     A slot is taken from the pool, as a run does, and given back; a brought checkout is only read. Raises
     ``RunnerError`` as a run would fail.
@@ -89,7 +89,7 @@ def explain(
             llm=llm,
             instructions=playbook.instructions,
             test_commands=task.test_commands,
-            failing="",
+            failing="",  # no tests are run here
             redactor=services.redactor,
         )
         warnings += [f"The repository has no file {path}, which related_files names." for path in context.missing]

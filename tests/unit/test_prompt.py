@@ -32,9 +32,7 @@ def test_the_prompt_holds_task_criteria_instructions_commands_and_files() -> Non
     "words", ["Delete a.py.", "Rename a.py to b.py.", "a.py を削除してください。", "Clean up a.py."]
 )
 @pytest.mark.parametrize("form", ["json", "files"])
-def test_how_to_delete_and_rename_is_said_where_the_task_may_need_it(
-    words: str, form: Literal["json", "files"]
-) -> None:
+def test_removals_are_explained_where_the_task_may_need_them(words: str, form: Literal["json", "files"]) -> None:
     system, _ = task_messages(task(words), SHOWN, edit_format=form)
     assert system.content == system_prompt(form, with_removals=True)
     assert ("delete" if form == "json" else "DELETE src/old.py") in system.content

@@ -15,6 +15,7 @@ from necrocode.agent_runner.generation.answer_forms import (
 )
 from necrocode.agent_runner.generation.conversation import Conversation
 from necrocode.agent_runner.generation.edit_formats import read_answer
+from necrocode.agent_runner.generation.pieces import estimate_tokens
 from necrocode.agent_runner.generation.prompt import task_messages
 from necrocode.agent_runner.generation.stand_ins import StandIns
 
@@ -68,6 +69,7 @@ class Question:
     form: str
     """How to answer, for the model to read again."""
     answer_format: Literal["json", "text"]
+    context: Context
     stand_ins: StandIns
     redactor: Redactor
 
@@ -98,9 +100,9 @@ def compose(
     Nothing in it holds a secret: those of the files have names instead.
     """
     files = [
-        ShownFile(piece.path, piece.tokens, is_whole=piece.kind == "whole")
+        ShownFile(piece.path, estimate_tokens(piece.text), is_whole=piece.kind == "whole")
         for piece in context.pieces
-        if piece.kind != "map"
+        if piece.path
     ]
     max_tokens = task.max_tokens or llm.max_tokens
     edit_format = choose_format(llm.edit_format, shown=files, max_tokens=max_tokens)
@@ -116,7 +118,7 @@ def compose(
         edit_format=edit_format,
     )
     form = system_prompt(edit_format)
-    return Question(Conversation(messages), form, answer_format_of(edit_format), stand_ins, redactor)
+    return Question(Conversation(messages), form, answer_format_of(edit_format), context, stand_ins, redactor)
 
 
 @dataclass
