@@ -37,6 +37,8 @@ class Attempt:
     diff: bytes = b""
     tests: TestResult | None = None
     outcome: Literal["accepted", "tests-failed", "unparsable", "unusable"] = "unusable"
+    is_broken: bool = False
+    """Whether code that parsed before no longer does."""
     error: Exception | None = None
     """Why it was not accepted, where that was an error and not a result."""
     message: str = ""

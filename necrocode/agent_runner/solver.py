@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from necrocode.agent_runner._git import Author
 from necrocode.agent_runner.errors import (
@@ -14,10 +14,18 @@ from necrocode.agent_runner.errors import (
     RunnerTimeoutError,
     TamperedTestsError,
 )
-from necrocode.agent_runner.generation.repair import failed_tests_reply, is_mendable, refused_answer_reply
+from necrocode.agent_runner.generation.blind_rewrites import SMALL_FILE_LINES, refuse_blind_rewrites
+from necrocode.agent_runner.generation.repair import (
+    broken_code,
+    failed_tests_reply,
+    is_mendable,
+    refused_answer_reply,
+)
+from necrocode.agent_runner.generation.syntax import newly_broken
 from necrocode.agent_runner.models import ErrorDetails
 from necrocode.agent_runner.steps.apply import Limits, commit_changes, plan_changes, refuse_secrets, telling_paths
-from necrocode.agent_runner.steps.generate import Asker, Question, choose_context, compose
+from necrocode.agent_runner.steps.context import choose_context
+from necrocode.agent_runner.steps.generate import Asker, Question, compose
 from necrocode.agent_runner.steps.run_tests import (
     TestPlan,
     failure_text,
@@ -27,6 +35,7 @@ from necrocode.agent_runner.steps.run_tests import (
     test_warnings,
 )
 from necrocode.agent_runner.verdict.feedback import failure_feedback, failure_signature
+from necrocode.agent_runner.verdict.tamper import TreeFiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,7 +119,8 @@ class Solver:
                 raise
             form = self._asked().form
             reply = self.services.redactor.text(refused_answer_reply(error, form)) if is_mendable(error) else ""
-            self.attempts.reject(attempt, "unusable", str(error), reply, signature=str(error))
+            outcome: Literal["unparsable", "unusable"] = "unparsable" if attempt.is_broken else "unusable"
+            self.attempts.reject(attempt, outcome, str(error), reply, signature=str(error))
         finally:
             self.record.rounds = self.attempts.summaries(self.record.shown)
 
@@ -129,8 +139,14 @@ class Solver:
         assert attempt.response is not None  # noqa: S101  generate comes first
         with record.step("apply"):
             base_tree = workspace.objects.tree_of(workspace.base_commit)
+            base = TreeFiles(workspace.objects, base_tree)
+            self._refuse_blindness(attempt, base)
             attempt.changes = plan_changes(
-                attempt.response.code_changes, workspace.objects, base_tree, Limits.of(self.config)
+                attempt.response.code_changes,
+                workspace.objects,
+                base_tree,
+                Limits.of(self.config),
+                already={change.path: change for change in attempt.before},
             )
             refuse_secrets(attempt.changes, self.services.redactor.holds_secret)
             attempt.implementation = record.implementation = commit_changes(
@@ -148,8 +164,11 @@ class Solver:
             )
             count = len(attempt.changes)
             record.detail = f"{count} file{'s' if count != 1 else ''} in {commit[:12]}"
-        files = list(record.implementation.files)
-        self.reporter.event("implementation_completed", {"commit": commit, "files": files, "round": attempt.round})
+            self.reporter.event(
+                "implementation_completed",
+                {"commit": commit, "files": list(record.implementation.files), "round": attempt.round},
+            )
+            self._check_syntax(attempt, base)
 
     def test(self) -> None:
         """What the tests say of it; a task without test commands is taken at the model's word."""
@@ -196,6 +215,35 @@ class Solver:
         record.fail_with(ErrorDetails(type="TestsFailed", message=best.message, step="test"))
         return False
 
+    def _refuse_blindness(self, attempt: Attempt, base: TreeFiles) -> None:
+        """Refuse a new text for a file that the model has not seen whole: the rest of it would be lost."""
+        assert attempt.response is not None  # noqa: S101  generate comes first
+        context = self._asked().context
+        own = {change.path for change in attempt.before if base.read(change.path) is None}
+
+        def is_long(path: str) -> bool:
+            text = base.read(path)
+            return text is not None and text.count(b"\n") > SMALL_FILE_LINES
+
+        refuse_blind_rewrites(attempt.response.code_changes, context.whole_paths | own, context.part_paths, is_long)
+
+    def _check_syntax(self, attempt: Attempt, base: TreeFiles) -> None:
+        """Have code mended that parsed before; in the last round the tests, where there are any, have the last word."""
+        broken = [
+            breakage
+            for change in attempt.changes
+            if change.content is not None
+            and (breakage := newly_broken(change.path, base.read(change.path), change.content)) is not None
+        ]
+        if not broken:
+            return
+        attempt.is_broken = True
+        error = broken_code(broken)
+        has_turns = self.attempts.has_pending or attempt.round < self.config.max_repair_rounds
+        if has_turns or not self.plan.commands:
+            raise error
+        self.record.warn(str(error))
+
     def _point_out(self, attempt: Attempt) -> None:
         """What people should look at before they merge."""
         if attempt.implementation is None:
@@ -226,11 +274,14 @@ class Solver:
             workspace.base_commit,
             budget_tokens=budget_tokens,
             deadline=self.deadline,
+            cache=self.services.contexts,
         )
         for path in context.missing:
             record.warn(f"The repository has no file {path}, which related_files names.")
+        for note in context.notes:
+            record.warn(note)
         for piece in context.pieces:
-            record.log(f"shown to the model: {piece.path} ({piece.why})")
+            record.log(f"shown to the model: {piece.place} ({piece.why})")
         return compose(
             self.task,
             context,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from necrocode.agent_runner._clock import Clock
     from necrocode.agent_runner.config import LLMConfig, RunnerConfig
+    from necrocode.agent_runner.generation.context_cache import ContextCache
     from necrocode.agent_runner.protocols import ArtifactStore, LanguageModel, RepoPool, Sandbox, TaskRegistry
 
 
@@ -34,6 +35,8 @@ class Services:
     sandbox: Sandbox
     git: Git
     redactor: Redactor
+    contexts: ContextCache | None = None
+    """What was shown for a task before. None: it is chosen anew each time."""
     own: tuple[object, ...] = ()
     """Those that were made here and not passed in: whoever asked for them closes them."""
 
@@ -59,6 +62,7 @@ def build_services(
 
     Raises :class:`ConfigurationError`.
     """
+    from necrocode.agent_runner.generation.context_cache import ContextCache  # noqa: PLC0415  as are the steps
     from necrocode.agent_runner.sandbox.plain import PlainSandbox  # noqa: PLC0415  steps are imported at first use
 
     git_token = _secret(config.git_token, "GIT_TOKEN")
@@ -80,6 +84,7 @@ def build_services(
         llm=llm or _llm(llm_config, clock),
         sandbox=sandbox or PlainSandbox(config.state_dir / "layers", max_output_bytes=config.max_output_bytes),
         git=git,
+        contexts=ContextCache(config.state_dir / "contexts"),
         redactor=Redactor(tuple(filter(None, secrets))),
         own=tuple(own),
     )

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from necrocode import __version__
-from necrocode.cli import registry, run, serve
+from necrocode.cli import explain, registry, run, serve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"necrocode {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     run.add_parser(commands, epilog=_EXIT_CODES)
+    explain.add_parser(commands)
     registry.add_parser(commands)
     serve.add_parser(commands)
     try:

@@ -216,6 +216,15 @@ def test_pytest_is_heard_through_a_script(tmp_path: Path) -> None:
     assert "reports-" not in result.commands[0].output
 
 
+def test_asking_for_a_report_changes_nothing_about_the_tests(tmp_path: Path) -> None:
+    tests = "def test_a(record_property):\n    record_property('a', 1)\n"
+    with opened(make_repository(tmp_path / "repo", {"test_a.py": tests}), tmp_path) as bench:
+        plan = bench.plan(f"{sys.executable} -m pytest -q -W error -p no:cacheprovider")
+    assert plan.base is not None
+    assert plan.base.success, plan.base.commands[0].output
+    assert len(plan.base.commands[0].cases) == 1
+
+
 def test_without_a_plan_the_exit_codes_of_the_tasks_commands_decide(bench: Bench) -> None:
     result = run_tests(
         bench.task(COMMAND), bench.workspace, bench.change(calc__py=FIXED_CALC), bench.sandbox(),

@@ -19,7 +19,7 @@ from necrocode.agent_runner import (
 )
 from necrocode.agent_runner.generation import blocks, edit_formats, hunks
 from necrocode.agent_runner.generation.edit_formats import parse_answer
-from necrocode.agent_runner.generation.prompt import fenced
+from necrocode.agent_runner.generation.shown_files import fenced
 
 JSON_ANSWER = {
     "explanation": "done",

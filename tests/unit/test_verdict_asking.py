@@ -137,7 +137,7 @@ def test_a_tool_that_reports_by_itself_is_known(command: str, kind: str) -> None
     assert (project().asked(command).run, project().asked(command).kind) == (command, kind)
 
 
-OPTIONS = "--junitxml=$NECROCODE_REPORTS/pytest.xml -o junit_family=xunit2"
+OPTIONS = "--junitxml=$NECROCODE_REPORTS/pytest.xml -o junit_family=xunit1"
 
 
 def test_pytest_is_asked_by_its_variable_whatever_starts_it() -> None:

@@ -27,7 +27,8 @@ COLLECTED = (
     "*/target/nextest/*/junit.xml",
 )  # fmt: skip
 """Where Maven, Gradle and nextest leave their reports, as patterns for ``Sandbox.run_tests``."""
-_PYTEST_OPTIONS = "--junitxml=$NECROCODE_REPORTS/pytest.xml -o junit_family=xunit2"  # pytest itself fills in the folder
+# Not xunit2: under that family pytest warns of tests that use record_property, and warnings may be errors.
+_PYTEST_OPTIONS = "--junitxml=$NECROCODE_REPORTS/pytest.xml -o junit_family=xunit1"  # pytest itself fills in the folder
 _PYTEST_SETTINGS = ("pyproject.toml", "pytest.ini", ".pytest.ini", "tox.ini", "setup.cfg", "pytest.toml")
 _BUILD_FILES = {"pom.xml", "build.gradle", "build.gradle.kts", "settings.gradle", "settings.gradle.kts", "Cargo.toml"}
 _JEST_OPTIONS = '--json --outputFile="$NECROCODE_REPORTS/jest.json"'
