@@ -1,7 +1,7 @@
 """How fast secrets are masked: MB/s beside plain copying of the same text, with 20 secrets, in one run.
 
-``python benchmarks/redaction.py [MEGABYTES]`` (default 32). ``clean`` has no secret, as nearly all output; ``hits`` has one
-in every thousandth line; ``stream`` is the clean text in parts of 64 KiB.
+``python benchmarks/redaction.py [MEGABYTES]`` (default 32). ``clean`` has no secret, as nearly all output; ``hits`` has
+one in every thousandth line; ``stream`` is the clean text in parts of 64 KiB.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 MASK = "***"
 _SHORTEST_SECRET = 6  # masking shorter ones would eat ordinary words
 _SHORTEST_ENCODED = 8  # likewise for what encodings make of them
+_CHUNK = 4096
 
 # Shapes of well-known keys, each from its issuer's documentation: OpenAI and Anthropic, GitHub, GitLab, AWS, Slack,
 # Google, Stripe, npm, PyPI, Hugging Face, SendGrid, and a signed JSON web token (RFC 7519).
@@ -45,7 +46,7 @@ _MARKS = (
 _KEY_BLOCK_EDGE = re.compile(r"-----(BEGIN|END) [A-Z ]*PRIVATE KEY(?=-----)")
 _DASHES = len("-----")
 _URL_PASSWORD = re.compile(r'(?<=://)([^/\s:@"]{0,256}):([^/\s@"]{1,256})@')
-_BEARER = re.compile(r"""(?i)(authorization\\?["']?\s*:\s*\\?["']?(?:bearer|basic)\s+)([^\s"'\\]+)""")
+_BEARER = re.compile(r"""(?i)(authorization\\?["']?[ \t]*:[ \t]*\\?["']?(?:bearer|basic)[ \t]+)([^\s"'\\]+)""")
 
 
 class _Pattern(Protocol):
@@ -68,6 +69,7 @@ class Redactor:
     def __init__(self, secrets: tuple[str, ...] = ()) -> None:
         self.forms = tuple(sorted({form for one in secrets for form in _forms(one)}, key=len, reverse=True))
         """Every form of every secret, the longest first."""
+        self._keeps_to_lines = not any("\n" in form for form in self.forms)
 
     def text(self, text: str) -> str:
         """The text with every secret replaced by ``***``."""
@@ -78,9 +80,17 @@ class Redactor:
 
         The rules look one after the other, so ``stand_in`` may be asked about what it has given itself.
         """
-        data = text.encode(errors="surrogatepass")
-        if _pattern(self.forms, with_marks=True).search(data) is None:
+        if not self._may_have_hit(text):
             return text
+        if len(text) <= _CHUNK or not self._keeps_to_lines or "PRIVATE KEY-----" in text:
+            return self._masked(text, stand_in)
+        return "".join(self._masked(chunk, stand_in) if self._may_have_hit(chunk) else chunk for chunk in _chunks(text))
+
+    def _may_have_hit(self, text: str) -> bool:
+        return _pattern(self.forms, with_marks=True).search(text.encode(errors="surrogatepass")) is not None
+
+    def _masked(self, text: str, stand_in: Callable[[str], str]) -> str:
+        data = text.encode(errors="surrogatepass")
         if self.forms and (pattern := _pattern(self.forms, with_marks=False)).search(data) is not None:
             text = _substituted(pattern, data, stand_in)
         text = _KEY_SHAPES.sub(lambda found: stand_in(found[0]), text)
@@ -196,6 +206,15 @@ def _escaped(form: str) -> bytes:
         bytes([byte]) if byte < 128 and chr(byte).isalnum() else b"\\x%02x" % byte  # noqa: PLR2004  ASCII
         for byte in form.encode(errors="surrogatepass")
     )
+
+
+def _chunks(text: str) -> Iterator[str]:
+    """The text in parts of whole lines: those without a hit, nearly all of them, need no more than one look."""
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start + _CHUNK) + 1 or len(text)
+        yield text[start:end]
+        start = end
 
 
 def _substituted(pattern: _Pattern, data: bytes, stand_in: Callable[[str], str]) -> str:

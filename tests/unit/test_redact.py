@@ -109,6 +109,16 @@ def test_any_cuts_of_any_output_mask_the_same_secrets(data: st.DataObject) -> No
     assert b"".join([*parts, stream.close()]) == whole.replace(SECRET.encode(), MASK.encode())
 
 
+def test_a_long_text_is_masked_as_its_lines_are() -> None:
+    redactor = Redactor((SECRET, "two\nlines"))
+    one_line = Redactor((SECRET,))
+    text = "".join(f"{'word ' * 30}{SECRET if number % 50 == 0 else ''} https://a:b@c\n" for number in range(400))
+    wanted = text.replace(SECRET, MASK).replace("a:b@", "a:***@")
+    assert redactor.text(text) == one_line.text(text) == wanted
+    block = f"{KEYS['private key']}\n"
+    assert one_line.text(text + block + text) == f"{wanted}{MASK}\n{wanted}"
+
+
 def test_a_stream_lets_finished_lines_go() -> None:
     stream = StreamRedactor(Redactor((SECRET,)))
     assert len(stream.feed(b"a line of output\n" * 100)) > 1000
