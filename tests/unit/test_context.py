@@ -278,6 +278,70 @@ def test_tests_and_documents_stand_behind_the_code(select: Select) -> None:
     assert shown(context)[0] == "src/m.py"
 
 
+# --- one file does not drown the others
+
+
+LEGACY = "".join(f"def legacy_case_{number}(value):\n    return value * {number}\n\n\n" for number in range(300))
+
+
+def many(**more: str) -> Files:
+    return {"src/legacy_huge.py": LEGACY, **large(**more)}
+
+
+def test_what_is_named_outranks_the_many_parts_that_share_half_of_a_name(select: Select) -> None:
+    context = select(
+        many(**{"src/audit.py": "def helper_audit():\n    return 1\n"}),
+        2000,
+        title="Rename",
+        description="Rename `helper_audit` to `audit_helper` and keep `legacy_case_200` as it is.",
+    )
+    legacy = [piece for piece in context.pieces if piece.path == "src/legacy_huge.py"]
+    assert "src/audit.py" in shown(context)
+    assert any("def legacy_case_200(" in piece.text for piece in legacy)
+    assert sum(piece.tokens for piece in legacy) < 300
+
+
+def test_the_caller_of_what_is_named_is_shown_too(select: Select) -> None:
+    files = many(
+        **{
+            "src/rounding.py": "def round_half_up(x):\n    return int(x + 0.5)\n",
+            "src/discounts.py": "from src.rounding import round_half_up\n\ndef apply(x): return round_half_up(x)\n",
+        }
+    )
+    context = select(files, 2000, description="Rename `round_half_up`, and `legacy_case_200` too.")
+    assert {"src/rounding.py", "src/discounts.py"} <= set(shown(context))
+
+
+def test_of_a_file_with_a_named_line_the_other_parts_do_not_come_along(select: Select) -> None:
+    line = LEGACY.split("\n").index("def legacy_case_150(value):") + 2
+    trace = f'Traceback:\n  File "src/legacy_huge.py", line {line}, in legacy_case_150\nTypeError: no'
+    context = select(many(), 3000, title="Fix crash", description=trace)
+    legacy = [piece for piece in context.pieces if piece.path == "src/legacy_huge.py"]
+    assert any(piece.start_line <= line <= piece.end_line for piece in legacy)
+    assert sum(piece.tokens for piece in legacy) < 400
+    reasons = {piece.why.partition(":")[0] for piece in legacy if not piece.start_line <= line <= piece.end_line}
+    assert f"line {line} is named in the task" not in reasons
+
+
+def test_a_small_file_that_the_nearest_one_imports_is_shown_whole(select: Select) -> None:
+    files = many(
+        **{
+            "src/rounding.py": "def up(x):\n    return int(x + 0.5)\n",
+            "src/discounts.py": "from src.rounding import up\n\n\ndef volume_discount(x):\n    return up(x)\n",
+        }
+    )
+    context = select(files, 2000, title="The volume discount", description="`volume_discount` rounds down")
+    assert "src/rounding.py" in context.whole_paths
+
+
+def test_the_only_file_with_a_name_is_found_behind_many_that_share_its_words(select: Select) -> None:
+    half = "".join(f"def helper_{n}(audit):\n    return audit, helper\n" for n in range(9))
+    files: Files = {f"src/helper/audit/helper_{number}.py": half for number in range(40)}
+    files |= {f"pad/{number}.txt": "x" for number in range(400)} | {"src/z.py": f"{FILLER}helper_audit = 1\n"}
+    context = select(files, 3000, title="The helper for audits", description="Mend `helper_audit`.")
+    assert any("helper_audit = 1" in piece.text for piece in context.pieces)
+
+
 # --- limits
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from heapq import nlargest, nsmallest
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner.generation.links import LinkIndex, subject_of
 from necrocode.agent_runner.generation.ranking import Weights, is_test, kind_factor
+from necrocode.agent_runner.generation.tree_search import key_of
+from necrocode.agent_runner.generation.words import split_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,6 +26,9 @@ MAX_FILES_RANKED_BY_NAME = 20_000
 MOST_OF_LARGE_TREE = 3000
 _IMPORTED_SHARE, _TESTED_SHARE, _PLACE_SHARE, _MODULE_SHARE = 0.1, 0.3, 0.35, 0.5
 _IMPORTERS = 6
+_MOST_HOLDERS, _HOLDER_SHARE, _MOST_FURTHER = 3, 0.3, 10
+RELATED = "related_files"
+"""The reason of the files that the task lists."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,18 @@ class Candidate:
     """Whether the task itself points at it."""
     lines: tuple[int, ...] = ()
     """Lines of it that stack traces point at."""
+    is_pointed_at: bool = False
+    """Whether more than its words speaks for it: the task, a file among the best that imports it, a test of it."""
+
+    @property
+    def is_related(self) -> bool:
+        """Whether ``related_files`` has it."""
+        return self.why == RELATED
+
+    def why_lines(self, start: int, end: int) -> str:
+        """Why these lines of it are shown."""
+        here = [line for line in self.lines if start <= line <= end]
+        return f"line {here[0]} is named in the task" if here else self.why
 
 
 class Candidates:
@@ -46,6 +64,7 @@ class Candidates:
         self.weights = Weights(clues, found, sizes)
         self.index = LinkIndex(sizes)
         self._by_path: dict[str, Candidate] = {}
+        self._holders: set[str] = set()
         scores = self._text_scores()
         best = nsmallest(MAX_CANDIDATES, scores, key=lambda path: (-scores[path], path))
         self.best_score = scores[best[0]] if best else 1.0
@@ -60,7 +79,24 @@ class Candidates:
         """All candidates, the task's own files first, then the highest scores."""
         order = sorted(self._by_path.values(), key=lambda one: (not one.is_named, -one.score, one.path))
         named = sum(one.is_named for one in order)
-        return order[: max(named, 0) + MAX_CANDIDATES]
+        best, others = order[: named + MAX_CANDIDATES], order[named + MAX_CANDIDATES :]
+        return [*best, *[one for one in others if one.path in self._holders][:_MOST_FURTHER]]
+
+    def add_holders(self) -> None:
+        """Add the files that alone have an identifier of the task, where words that many files have kept them out."""
+        for path, counts in self._found.counts.items():
+            rare = self.rare_names.intersection(counts)
+            if rare and path in self._sizes and path not in self._by_path:
+                share = _HOLDER_SHARE * kind_factor(path, self._clues)
+                self._add(path, share * self.best_score, "has a name of the task that few files have")
+                self._holders.add(path)
+
+    @cached_property
+    def rare_names(self) -> frozenset[bytes]:
+        """The keys of the task's identifiers, of several words, that hardly any file has: these tell the most."""
+        names = {key_of(name) for name in self._clues.names if len(split_words(name)) > 1}
+        holders = Counter(key for counts in self._found.counts.values() for key in names.intersection(counts))
+        return frozenset(key for key, number in holders.items() if number <= _MOST_HOLDERS)
 
     def follow_imports(self, text_of: Callable[[str], str | None]) -> None:
         """Raise what the best candidates import: a change is often made one step away from where it is spoken of."""
@@ -88,7 +124,7 @@ class Candidates:
     def _point_at_places(self) -> None:
         for place in self._clues.places:
             for path in self.index.named(place.path):
-                self._add(path, _PLACE_SHARE * self.best_score, f"line {place.line} is named in the task", place.line)
+                self._add(path, _PLACE_SHARE * self.best_score, "other lines of it are named in the task", place.line)
 
     def _point_at_modules(self) -> None:
         for dotted in self._clues.dotted:
@@ -114,13 +150,13 @@ class Candidates:
                 self._name(path, "named in the task", 1.0)
         for path in related:
             if path in self._sizes:
-                self._name(path, "related_files", 2.0)
+                self._name(path, RELATED, 2.0)
 
     def _name(self, path: str, why: str, share: float) -> None:
         known = self._by_path.get(path)
         score = share * self.best_score + (known.score if known else 0.0)
         lines = known.lines if known else ()
-        self._by_path[path] = Candidate(path, why, score, is_named=True, lines=lines)
+        self._by_path[path] = Candidate(path, why, score, is_named=True, lines=lines, is_pointed_at=True)
 
     def _raise(self, path: str, score: float, why: str) -> None:
         self._by_path[path] = Candidate(path, why, score)
@@ -131,5 +167,5 @@ class Candidates:
             text = self.weights.file_score(path, self._sizes[path], self._found) * kind_factor(path, self._clues)
             known = Candidate(path, why, text)
         lines = known.lines if line is None or line in known.lines else (*known.lines, line)
-        why = why if line is not None or score >= known.score else known.why
-        self._by_path[path] = replace(known, score=known.score + score, why=why, lines=lines)
+        why = why if score >= known.score else known.why
+        self._by_path[path] = replace(known, score=known.score + score, why=why, lines=lines, is_pointed_at=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock, Deadline
 from necrocode.agent_runner.generation.candidates import Candidate, Candidates
 from necrocode.agent_runner.generation.clues import Clues
-from necrocode.agent_runner.generation.excerpts import Part, ShownFile, lines_of, parts_of, spend
+from necrocode.agent_runner.generation.excerpts import Part, ShownFile, lines_of, parts_of, show_small_neighbours, spend
 from necrocode.agent_runner.generation.outline import outline
 from necrocode.agent_runner.generation.pieces import Context, Piece, estimate_tokens, piece_tokens
 from necrocode.agent_runner.generation.ranking import is_made
@@ -110,6 +110,7 @@ class _Choice:
         """The files and parts of files that are nearest to the task, and a map of the rest."""
         for_map = min(int(self._budget * _MAP_SHARE), _MAP_MOST_TOKENS)
         left = self._budget - for_map - _HEADINGS_TOKENS
+        self._candidates.add_holders()
         self._candidates.follow_imports(self._text_in_time)
         shown = list(self._looked_into())
         files = {file.candidate.path: file for file in shown}
@@ -118,8 +119,8 @@ class _Choice:
         for rank, file in enumerate(shown):
             if not file.is_whole():
                 hits = self._found.hits(file.candidate.path)
-                parts += parts_of(file, hits, self._candidates.weights, self._candidates.best_score, rank)
-        left = spend(files, parts, left)
+                parts += parts_of(file, hits, self._candidates, rank)
+        left = show_small_neighbours(shown, spend(files, parts, left), self._budget)
         order = sorted(shown, key=lambda file: (not file.candidate.is_named, -file.worth, file.candidate.path))
         pieces = [piece for file in order if file.shown for piece in file.pieces()]
         drawn, listed = draw_map(shown, self._by_nearness(shown), for_map + min(max(left, 0), for_map))
@@ -161,7 +162,7 @@ def _show_named(shown: list[ShownFile], left: int) -> int:
         if not candidate.is_named:
             continue
         cost = piece_tokens(candidate.path, file.text)
-        if cost <= (left if candidate.why == "related_files" else left * _SHARE_OF_NAMED):
+        if cost <= (left if candidate.is_related else left * _SHARE_OF_NAMED):
             file.shown = set(range(1, len(file.lines) + 1))
             file.worth = candidate.score
             left -= cost

@@ -11,9 +11,9 @@ from necrocode.agent_runner.generation.chunks import Chunk, cut_up
 from necrocode.agent_runner.generation.pieces import Piece, estimate_tokens, piece_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from necrocode.agent_runner.generation.candidates import Candidate
+    from necrocode.agent_runner.generation.candidates import Candidate, Candidates
     from necrocode.agent_runner.generation.outline import Symbol
     from necrocode.agent_runner.generation.ranking import Weights
 
@@ -24,6 +24,14 @@ _DEFINED_NAME, _NAME_WORD, _HOLDER_NAME, _HOLDER_WORD = 3.0, 1.0, 0.5, 0.5
 _BEGINNING = 0.1
 _PLACE = 1.0
 _RANK = 12
+_RARE_NAME = 0.5
+"""What a part with a name of the task that few files have is worth at the least, of the score of the best file."""
+_FULL_HOLDERS = 4
+"""A word counts in full up to so many parts of a file; in more of them, as much as in these, and each has its share."""
+_NOISE = 0.03
+"""Parts that are worth less than this share of the best one are not shown, be there room or not."""
+_SMALL_SHARE = 0.02
+"""A file next to the best ones is shown whole if it costs no more of the budget than this, whatever its words."""
 _WHOLE_FROM = 0.6
 """From this share of a file on, the rest of it is shown too, where it fits."""
 _LONGEST_HEAD_LINES = 12
@@ -53,7 +61,8 @@ class ShownFile:
     """With their ends."""
     symbols: Sequence[Symbol]
     shown: set[int] = field(default_factory=set)
-    reasons: list[str] = field(default_factory=list)
+    definitions: list[tuple[int, str]] = field(default_factory=list)
+    """(first line, name) of what was chosen of it, the best first."""
     worth: float = 0.0
 
     @property
@@ -76,16 +85,22 @@ class ShownFile:
 
     def pieces(self) -> list[Piece]:
         """What is shown of it: the whole, or each run of lines."""
-        path, why = self.candidate.path, self.candidate.why
-        count = len(self.lines)
+        path, count, worth = self.candidate.path, len(self.lines), round(self.worth, 3)
         if self.is_whole():
-            return [Piece(path, self.text, why, "whole", 1 if count else 0, count, count, round(self.worth, 3))]
-        if self.reasons:
-            why = f"{why}: {', '.join(dict.fromkeys(self.reasons[:_MOST_REASONS]))}"
+            why = self.candidate.why_lines(1, count)
+            return [Piece(path, self.text, why, "whole", 1 if count else 0, count, count, worth)]
         return [
-            Piece(path, "".join(self.lines[start - 1 : end]), why, "excerpt", start, end, count, round(self.worth, 3))
+            Piece(
+                path, "".join(self.lines[start - 1 : end]), self._why(start, end), "excerpt", start, end, count, worth
+            )
             for start, end in _runs(self.shown)
         ]
+
+    def _why(self, start: int, end: int) -> str:
+        """Why these very lines are shown."""
+        why = self.candidate.why_lines(start, end)
+        names = dict.fromkeys(name for line, name in self.definitions if start <= line <= end)
+        return f"{why}: {', '.join([*names][:_MOST_REASONS])}" if names else why
 
 
 def lines_of(text: str) -> list[str]:
@@ -94,9 +109,7 @@ def lines_of(text: str) -> list[str]:
     return [*(f"{line}\n" for line in lines[:-1]), *([lines[-1]] if lines[-1] else [])]
 
 
-def parts_of(
-    file: ShownFile, hits: Sequence[tuple[int, bytes]], weights: Weights, best_score: float, rank: int
-) -> list[Part]:
+def parts_of(file: ShownFile, hits: Sequence[tuple[int, bytes]], known: Candidates, rank: int) -> list[Part]:
     """The chunks of a file, each with its worth: by its own words, by its names, and by its file's score."""
     chunks = cut_up(file.lines, file.symbols)
     starts = [chunk.start for chunk in chunks]
@@ -105,24 +118,30 @@ def parts_of(
         index = bisect_right(starts, line) - 1
         if index >= 0 and line <= chunks[index].end:
             counts[index][key] += 1
-    standing = file.candidate.score / best_score * _RANK / (_RANK + rank)
+    holders = Counter(key for count in counts for key in count)
+    shares = {key: min(1.0, _FULL_HOLDERS / number) for key, number in holders.items()}
+    standing = file.candidate.score / known.best_score * _RANK / (_RANK + rank)
     found = []
     for chunk, count in zip(chunks, counts, strict=True):
         tokens = estimate_tokens("".join(file.lines[chunk.start - 1 : chunk.end]))
-        worth = _worth(chunk, tokens, count, weights)
-        worth += _beginning(chunk, best_score) + _place(chunk, file.candidate.lines, best_score)
+        worth = _worth(chunk, tokens, count, known.weights, shares)
+        worth += _beginning(chunk, known.best_score) + _place(chunk, file.candidate.lines, known.best_score)
+        least = 0.0 if known.rare_names.isdisjoint(count) else _RARE_NAME * known.best_score
         if worth > 0:
-            found.append(Part(standing * worth, file.candidate.path, chunk, tokens))
+            found.append(Part(max(standing * worth, least), file.candidate.path, chunk, tokens))
     return found
 
 
-def _worth(chunk: Chunk, tokens: int, counts: Counter[bytes], weights: Weights) -> float:
+def _worth(chunk: Chunk, tokens: int, counts: Counter[bytes], weights: Weights, shares: Mapping[bytes, float]) -> float:
+    """BM25 of a part, and what its names are worth; ``shares``: what part of its worth each word has in this file."""
     norm = _K1 * (1 - _B + _B * tokens / _TYPICAL_CHUNK_TOKENS)
-    worth = sum(weights.of_key.get(key, 0.0) * count * (_K1 + 1) / (count + norm) for key, count in counts.items())
+    worth = sum(
+        shares[key] * weights.of_key.get(key, 0.0) * count * (_K1 + 1) / (count + norm) for key, count in counts.items()
+    )
     if chunk.name:
         if weights.is_named(chunk.name):
             worth += _DEFINED_NAME * weights.value(chunk.name)
-        worth += _NAME_WORD * weights.words_score(chunk.name)
+        worth += _NAME_WORD * weights.words_score(chunk.name, shares)
     for holder in chunk.holders:
         if weights.is_named(holder):
             worth += _HOLDER_NAME * weights.value(holder)
@@ -142,9 +161,12 @@ def _place(chunk: Chunk, lines: Sequence[int], best_score: float) -> float:
 def spend(files: dict[str, ShownFile], parts: Sequence[Part], budget_tokens: int) -> int:
     """Show the parts that are worth the most, each with the heads of what it is in; the tokens that are left."""
     left = budget_tokens
+    least = _NOISE * max((part.worth for part in parts if not files[part.path].candidate.is_named), default=0.0)
     for part in sorted(parts, key=lambda part: (-part.worth, part.path, part.chunk.start)):
         if left < _LEAST_PART_TOKENS:
             break
+        if part.worth < least and not _is_wanted(part, files[part.path].candidate):
+            continue
         file = files[part.path]
         if part.tokens > left and not file.shown.issuperset((part.chunk.start, part.chunk.end)):
             continue
@@ -156,8 +178,25 @@ def spend(files: dict[str, ShownFile], parts: Sequence[Part], budget_tokens: int
         file.shown |= wanted
         file.worth = max(file.worth, part.worth)
         if part.chunk.name:
-            file.reasons.append(part.chunk.name)
+            file.definitions.append((part.chunk.start, part.chunk.name))
         left -= _rounded_up(file, left)
+    return left
+
+
+def _is_wanted(part: Part, candidate: Candidate) -> bool:
+    """Whether a part is shown whatever it is worth: all of what the task lists, the head of what is pointed at."""
+    return candidate.is_related or (candidate.is_pointed_at and part.chunk.start == 1)
+
+
+def show_small_neighbours(files: Iterable[ShownFile], left: int, budget_tokens: int) -> int:
+    """Show the small files that more than their words speaks for; the tokens that are left."""
+    for file in files:
+        if file.candidate.is_pointed_at and not file.shown:
+            everything = set(range(1, len(file.lines) + 1))
+            cost = file.cost_of(everything)
+            if cost <= min(left, _SMALL_SHARE * budget_tokens):
+                file.shown = everything
+                left -= cost
     return left
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from math import log
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner.generation.tree_search import key_of
@@ -99,9 +100,10 @@ class Weights:
         above = sum(map(words_score, folder.split("/"))) if folder else 0.0
         return PATH_WEIGHT * (self.words_score(name.partition(".")[0]) + 0.5 * above)
 
-    def words_score(self, text: str) -> float:
-        """What the words of a name are worth, each once."""
-        return sum(self.of_key.get(key_of(word), 0.0) for word in {stem(word) for word in split_words(text)})
+    def words_score(self, text: str, shares: Mapping[bytes, float] = MappingProxyType({})) -> float:
+        """What the words of a name are worth, each once; ``shares``: what part of its worth a word has, if not all."""
+        keys = {key_of(stem(word)) for word in split_words(text)}
+        return sum(shares.get(key, 1.0) * self.of_key.get(key, 0.0) for key in keys)
 
     def is_named(self, name: str) -> bool:
         """Whether the task writes this very identifier."""
