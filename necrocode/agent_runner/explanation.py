@@ -92,8 +92,7 @@ def explain(
             failing="",  # no tests are run here
             redactor=services.redactor,
         )
-        warnings += [f"The repository has no file {path}, which related_files names." for path in context.missing]
-        warnings += context.notes
+        warnings += context.warnings
         return Explanation(
             base_commit=base,
             model=llm.model,

@@ -287,10 +287,8 @@ class Solver:
             deadline=self.deadline,
             cache=self.services.contexts,
         )
-        for path in context.missing:
-            record.warn(f"The repository has no file {path}, which related_files names.")
-        for note in context.notes:
-            record.warn(note)
+        for warning in context.warnings:
+            record.warn(warning)
         for piece in context.pieces:
             record.log(f"shown to the model: {piece.place} ({piece.why})")
         return compose(

@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 
-from necrocode.agent_runner import TaskContext
 from necrocode.agent_runner._clock import Deadline
-from necrocode.agent_runner._git import Author, FileChange, Git, GitError, Repository
+from necrocode.agent_runner._git import Author, FileChange, GitError, Repository
 from necrocode.agent_runner.generation import tree_files, tree_search
-from necrocode.agent_runner.generation.context import select_context
 from necrocode.agent_runner.generation.context_cache import ContextCache, context_key
 from necrocode.agent_runner.generation.excerpts import lines_of
 from necrocode.agent_runner.generation.pieces import Context, Piece, estimate_tokens
@@ -20,45 +18,17 @@ from necrocode.agent_runner.generation.shown_files import fenced, rendered
 from necrocode.agent_runner.generation.tree_search import search
 from necrocode.agent_runner.steps.context import choose_context
 from tests.support.clocks import FakeClock
-from tests.support.repositories import commit_files, git, make_repository
-
-Files = dict[str, str | bytes]
-FILLER = "".join(f"def filler_{number}(value):\n    return value + {number}\n\n\n" for number in range(120))
-
-
-def task(description: str = "", **fields: object) -> TaskContext:
-    values = {"task_id": "1", "spec_name": "s", "title": "T", "description": description, "repo_url": "/r", **fields}
-    return TaskContext(**values)  # type: ignore[arg-type]
-
-
-class Bench:
-    """A repository, and choices from it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.git = Git(folder / "home")
-        self.git.prepare()
-        self.repository: Repository | None = None
-
-    def has(self, files: Files) -> Repository:
-        self.repository = Repository(self.git, make_repository(self.folder / "repo", files))
-        return self.repository
-
-    def select(self, budget: int = 10_000, tree: str = "HEAD", **fields: Any) -> Context:
-        assert self.repository is not None
-        options = {name: fields.pop(name) for name in ("seconds", "clock") if name in fields}
-        with self.repository.objects() as objects:
-            oid = objects.tree_of(tree)
-            return select_context(task(**fields), self.repository, objects, oid, budget_tokens=budget, **options)
+from tests.support.contexts import FILLER, ContextBench, Files, large, shown, task
+from tests.support.repositories import commit_files, git
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path)
+def bench(tmp_path: Path) -> ContextBench:
+    return ContextBench(tmp_path)
 
 
 @pytest.fixture
-def select(bench: Bench) -> Callable[..., Context]:
+def select(bench: ContextBench) -> Callable[..., Context]:
     def selected(files: Files, budget: int = 10_000, **fields: Any) -> Context:
         bench.has(files)
         return bench.select(budget, **fields)
@@ -67,10 +37,6 @@ def select(bench: Bench) -> Callable[..., Context]:
 
 
 Select = Callable[..., Context]
-
-
-def shown(context: Context) -> list[str]:
-    return list(dict.fromkeys(piece.path for piece in context.pieces if piece.path))
 
 
 # --- small repositories
@@ -128,7 +94,7 @@ def test_a_byte_order_mark_is_not_shown(select: Select) -> None:
     assert select({"a.py": "\ufeffx"}).pieces[0].text == "x"
 
 
-def test_an_empty_repository_gives_an_empty_context(bench: Bench) -> None:
+def test_an_empty_repository_gives_an_empty_context(bench: ContextBench) -> None:
     repository = bench.has({"a": "a"})
     git(repository.path, "rm", "-q", "a")
     git(repository.path, "commit", "-qm", "none left")
@@ -140,7 +106,7 @@ def test_a_path_that_is_part_of_another_word_is_not_named(select: Select) -> Non
     assert [piece.why for piece in context.pieces] == ["the repository is small"]
 
 
-def test_symlinks_submodules_and_names_that_are_no_text_are_never_shown(bench: Bench) -> None:
+def test_symlinks_submodules_and_names_that_are_no_text_are_never_shown(bench: ContextBench) -> None:
     repository = bench.has({"a.py": "a"})
     (repository.path / "link.py").symlink_to("/etc/passwd")
     git(repository.path, "add", "link.py")
@@ -156,7 +122,7 @@ def test_symlinks_submodules_and_names_that_are_no_text_are_never_shown(bench: B
 @pytest.mark.parametrize(
     "name", ['quo"te.py', "new\nline.py", "spa ce.py", "-dash.py", "日本.py", "a:b.py", ":(top)x.py"]
 )
-def test_files_with_odd_names_are_shown(bench: Bench, name: str) -> None:
+def test_files_with_odd_names_are_shown(bench: ContextBench, name: str) -> None:
     repository = bench.has({"a.py": "a"})
     commit = repository.run("rev-parse", "HEAD").decode().strip()
     (repository.path / name).write_text("def parse_invoice(): pass\n")
@@ -167,10 +133,6 @@ def test_files_with_odd_names_are_shown(bench: Bench, name: str) -> None:
 
 
 # --- larger ones
-
-
-def large(**more: str) -> Files:
-    return {**{f"src/other_{number}.py": FILLER for number in range(8)}, **more}
 
 
 BILLING = f'''"""Billing."""
@@ -228,7 +190,7 @@ def test_the_budget_holds_for_all_that_the_prompt_says_of_the_repository(select:
     assert estimate_tokens(rendered(context)) <= max(budget, 20)
 
 
-def test_the_same_input_gives_the_same_context(bench: Bench) -> None:
+def test_the_same_input_gives_the_same_context(bench: ContextBench) -> None:
     bench.has(large(**{"src/billing.py": BILLING}))
     first, second = (bench.select(2000, description="invoice_total of the ledger") for _ in range(2))
     assert first == second
@@ -238,8 +200,27 @@ def test_the_map_names_what_is_not_shown(select: Select) -> None:
     context = select(large(**{"src/billing.py": BILLING}), 1500, description="invoice_total")
     assert [piece.kind for piece in context.pieces].count("map") == 1
     assert context.pieces[-1].kind == "map"
-    assert "src/other_3.py" in context.pieces[-1].text
+    names = [line for line in context.pieces[-1].text.split("\n") if line and not line.startswith(" ")]
+    assert "src/other_3.py" in names
+    assert context.paths_in_map == len(names)
+    assert context.paths_left_out == 9 - len(set(names) | set(shown(context)))
     assert context.paths == ()
+
+
+def test_the_map_goes_on_with_the_files_that_share_words(select: Select) -> None:
+    files: Files = {f"a/b/c/invoice_{number}.py": "def invoice(): pass\n" * 40 for number in range(45)}
+    files |= {f"{number}.txt": "x" for number in range(300)}
+    drawn = select(files, 3000, description="the invoice").pieces[-1]
+    names = [line for line in drawn.text.split("\n") if line and not line.startswith(" ")]
+    others = [place for place, name in enumerate(names) if not name.startswith("a/b/c/")]
+    assert names
+    assert not others or others[0] > 30
+
+
+def test_a_file_that_is_shown_whole_is_not_in_the_map(select: Select) -> None:
+    context = select(large(**{"src/m.py": "def invoice_total(): pass\n"}), 1500, description="invoice_total")
+    assert "src/m.py" in context.whole_paths
+    assert "src/m.py" not in context.pieces[-1].text
 
 
 def test_a_line_of_a_stack_trace_is_shown(select: Select) -> None:
@@ -278,70 +259,6 @@ def test_tests_and_documents_stand_behind_the_code(select: Select) -> None:
     assert shown(context)[0] == "src/m.py"
 
 
-# --- one file does not drown the others
-
-
-LEGACY = "".join(f"def legacy_case_{number}(value):\n    return value * {number}\n\n\n" for number in range(300))
-
-
-def many(**more: str) -> Files:
-    return {"src/legacy_huge.py": LEGACY, **large(**more)}
-
-
-def test_what_is_named_outranks_the_many_parts_that_share_half_of_a_name(select: Select) -> None:
-    context = select(
-        many(**{"src/audit.py": "def helper_audit():\n    return 1\n"}),
-        2000,
-        title="Rename",
-        description="Rename `helper_audit` to `audit_helper` and keep `legacy_case_200` as it is.",
-    )
-    legacy = [piece for piece in context.pieces if piece.path == "src/legacy_huge.py"]
-    assert "src/audit.py" in shown(context)
-    assert any("def legacy_case_200(" in piece.text for piece in legacy)
-    assert sum(piece.tokens for piece in legacy) < 300
-
-
-def test_the_caller_of_what_is_named_is_shown_too(select: Select) -> None:
-    files = many(
-        **{
-            "src/rounding.py": "def round_half_up(x):\n    return int(x + 0.5)\n",
-            "src/discounts.py": "from src.rounding import round_half_up\n\ndef apply(x): return round_half_up(x)\n",
-        }
-    )
-    context = select(files, 2000, description="Rename `round_half_up`, and `legacy_case_200` too.")
-    assert {"src/rounding.py", "src/discounts.py"} <= set(shown(context))
-
-
-def test_of_a_file_with_a_named_line_the_other_parts_do_not_come_along(select: Select) -> None:
-    line = LEGACY.split("\n").index("def legacy_case_150(value):") + 2
-    trace = f'Traceback:\n  File "src/legacy_huge.py", line {line}, in legacy_case_150\nTypeError: no'
-    context = select(many(), 3000, title="Fix crash", description=trace)
-    legacy = [piece for piece in context.pieces if piece.path == "src/legacy_huge.py"]
-    assert any(piece.start_line <= line <= piece.end_line for piece in legacy)
-    assert sum(piece.tokens for piece in legacy) < 400
-    reasons = {piece.why.partition(":")[0] for piece in legacy if not piece.start_line <= line <= piece.end_line}
-    assert f"line {line} is named in the task" not in reasons
-
-
-def test_a_small_file_that_the_nearest_one_imports_is_shown_whole(select: Select) -> None:
-    files = many(
-        **{
-            "src/rounding.py": "def up(x):\n    return int(x + 0.5)\n",
-            "src/discounts.py": "from src.rounding import up\n\n\ndef volume_discount(x):\n    return up(x)\n",
-        }
-    )
-    context = select(files, 2000, title="The volume discount", description="`volume_discount` rounds down")
-    assert "src/rounding.py" in context.whole_paths
-
-
-def test_the_only_file_with_a_name_is_found_behind_many_that_share_its_words(select: Select) -> None:
-    half = "".join(f"def helper_{n}(audit):\n    return audit, helper\n" for n in range(9))
-    files: Files = {f"src/helper/audit/helper_{number}.py": half for number in range(40)}
-    files |= {f"pad/{number}.txt": "x" for number in range(400)} | {"src/z.py": f"{FILLER}helper_audit = 1\n"}
-    context = select(files, 3000, title="The helper for audits", description="Mend `helper_audit`.")
-    assert any("helper_audit = 1" in piece.text for piece in context.pieces)
-
-
 # --- limits
 
 
@@ -353,21 +270,23 @@ class LateClock(FakeClock):
         return self.seconds
 
 
-def test_when_the_time_is_over_what_is_known_is_used_and_it_is_said(bench: Bench) -> None:
+def test_when_the_time_is_over_what_is_known_is_used_and_it_is_said(bench: ContextBench) -> None:
     bench.has(large(**{"src/billing.py": BILLING}))
     context = bench.select(2000, description="invoice_total and filler", seconds=5, clock=LateClock())
     assert any("time for choosing" in note for note in context.notes)
     assert context.tokens <= 2000
 
 
-def test_a_search_that_finds_too_much_is_cut_and_it_is_said(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_that_finds_too_much_is_cut_and_it_is_said(
+    bench: ContextBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tree_search, "MAX_SEARCH_BYTES", 2000)
     bench.has(large())
     context = bench.select(2000, description="filler value")
     assert any("search" in note for note in context.notes)
 
 
-def test_a_tree_of_very_many_files_is_chosen_from(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tree_of_very_many_files_is_chosen_from(bench: ContextBench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("necrocode.agent_runner.generation.candidates.MAX_FILES_RANKED_BY_NAME", 100)
     repository = bench.has({"src/invoice.py": "def invoice_total(): pass\n"})
     base = repository.run("rev-parse", "HEAD").decode().strip()
@@ -379,7 +298,9 @@ def test_a_tree_of_very_many_files_is_chosen_from(bench: Bench, monkeypatch: pyt
     assert context.paths_left_out > 2000
 
 
-def test_words_are_found_where_git_has_no_perl_expressions(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_are_found_where_git_has_no_perl_expressions(
+    bench: ContextBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     repository = bench.has({"a.py": "def readLine(): pass\n", "b.py": "x"})
     grep = tree_search._grep
 
@@ -403,7 +324,7 @@ def choose(repository: Repository, cache: ContextCache | None, description: str 
         )
 
 
-def test_a_choice_is_kept_on_disk_and_in_memory(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_choice_is_kept_on_disk_and_in_memory(bench: ContextBench, monkeypatch: pytest.MonkeyPatch) -> None:
     repository = bench.has({"a.py": "x = 1\n"})
     folder = bench.folder / "cache"
     cache = ContextCache(folder)
@@ -419,7 +340,7 @@ def test_a_choice_is_kept_on_disk_and_in_memory(bench: Bench, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"\xff\xfe", b"0" * 64 + b"\n{}", None])
-def test_a_damaged_file_is_as_if_it_were_not_there(bench: Bench, damage: bytes | None) -> None:
+def test_a_damaged_file_is_as_if_it_were_not_there(bench: ContextBench, damage: bytes | None) -> None:
     repository = bench.has({"a.py": "x = 1\n"})
     folder = bench.folder / "cache"
     first = choose(repository, ContextCache(folder))
@@ -430,7 +351,7 @@ def test_a_damaged_file_is_as_if_it_were_not_there(bench: Bench, damage: bytes |
     assert file.read_bytes() == content
 
 
-def test_another_tree_task_or_budget_is_another_choice(bench: Bench) -> None:
+def test_another_tree_task_or_budget_is_another_choice(bench: ContextBench) -> None:
     repository = bench.has({"a.py": "x = 1\n"})
     cache = ContextCache(bench.folder / "cache")
     first = choose(repository, cache)
@@ -440,7 +361,7 @@ def test_another_tree_task_or_budget_is_another_choice(bench: Bench) -> None:
     assert len(keys) == 3
 
 
-def test_a_folder_that_cannot_be_written_hinders_nothing(bench: Bench) -> None:
+def test_a_folder_that_cannot_be_written_hinders_nothing(bench: ContextBench) -> None:
     repository = bench.has({"a.py": "x = 1\n"})
     (bench.folder / "file").write_text("")
     assert shown(choose(repository, ContextCache(bench.folder / "file" / "cache"))) == ["a.py"]

@@ -9,7 +9,7 @@ from heapq import nlargest, nsmallest
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner.generation.links import LinkIndex, subject_of
-from necrocode.agent_runner.generation.ranking import Weights, is_test, kind_factor
+from necrocode.agent_runner.generation.ranking import Weights, is_made, is_test, kind_factor
 from necrocode.agent_runner.generation.tree_search import key_of
 from necrocode.agent_runner.generation.words import split_words
 
@@ -50,9 +50,14 @@ class Candidate:
         """Whether ``related_files`` has it."""
         return self.why == RELATED
 
-    def why_lines(self, start: int, end: int) -> str:
-        """Why these lines of it are shown."""
-        here = [line for line in self.lines if start <= line <= end]
+    @property
+    def is_meant(self) -> bool:
+        """Whether the task itself points at it or at lines of it."""
+        return self.is_named or bool(self.lines)
+
+    def why_lines(self, start: int, end: int | None = None) -> str:
+        """Why its lines from ``start`` to ``end`` (None: the last) are shown."""
+        here = [line for line in self.lines if start <= line and (end is None or line <= end)]
         return f"line {here[0]} is named in the task" if here else self.why
 
 
@@ -65,7 +70,8 @@ class Candidates:
         self.index = LinkIndex(sizes)
         self._by_path: dict[str, Candidate] = {}
         self._holders: set[str] = set()
-        scores = self._text_scores()
+        self.scores = scores = self._text_scores()
+        """By path, of all files that share words with the task, but those that programs make."""
         best = nsmallest(MAX_CANDIDATES, scores, key=lambda path: (-scores[path], path))
         self.best_score = scores[best[0]] if best else 1.0
         for path in best:
@@ -117,7 +123,7 @@ class Candidates:
         scores: dict[str, float] = {}
         for path in paths:
             score = by_text.get(path, 0.0) + weights.path_score(path, words_score)
-            if score > 0:
+            if score > 0 and not is_made(path):
                 scores[path] = score * kind_factor(path, self._clues)
         return scores
 

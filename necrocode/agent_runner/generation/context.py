@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from heapq import nsmallest
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,8 @@ from necrocode.agent_runner.generation.clues import Clues
 from necrocode.agent_runner.generation.excerpts import Part, ShownFile, lines_of, parts_of, show_small_neighbours, spend
 from necrocode.agent_runner.generation.outline import outline
 from necrocode.agent_runner.generation.pieces import Context, Piece, estimate_tokens, piece_tokens
-from necrocode.agent_runner.generation.ranking import is_made
+from necrocode.agent_runner.generation.ranking import foreign_folder, is_made, says_made
+from necrocode.agent_runner.generation.related import gaps_in, missing_from
 from necrocode.agent_runner.generation.repo_map import draw_map
 from necrocode.agent_runner.generation.tree_files import look_into
 
@@ -62,11 +64,14 @@ def select_context(
     candidates = Candidates(clues, found, files.sizes, task.related_files)
     choice = _Choice(files, found, candidates, budget_tokens, soft)
     context = choice.everything() or choice.nearest()
-    missing = tuple(path for path in task.related_files if path not in files.sizes)
-    notes = list(context.notes)
+    gaps = gaps_in(task.related_files, files, tree, context.pieces, budget_tokens)
+    if files.sizes and not any(piece.path for piece in context.pieces):
+        gaps.append(f"No file's text is shown to the model: nothing near the task fits into {budget_tokens} tokens.")
+    notes = context.notes
     if found.is_cut:
-        notes.insert(0, "The search of the repository was cut short: files that it did not reach may be missing.")
-    return Context(context.paths, context.paths_left_out, context.pieces, missing, tuple(notes))
+        notes = ("The search of the repository was cut short: files that it did not reach may be missing.", *notes)
+    missing = missing_from(task.related_files, files, tree)
+    return replace(context, missing=missing, gaps=tuple(gaps), notes=notes)
 
 
 class _Choice:
@@ -83,28 +88,28 @@ class _Choice:
     def everything(self) -> Context | None:
         """The whole repository, where it fits, without what is made by programs; None where it does not."""
         sizes = self._files.sizes
-        if len(sizes) * _LEAST_FILE_TOKENS > self._budget:
-            return None
         ranked = self._candidates.ranked()
-        named = {one.path for one in ranked if one.is_named}
-        paths = [path for path in sizes if path in named or not is_made(path)]
-        left = self._budget - sum(map(estimate_tokens, sizes)) - _HEADINGS_TOKENS
-        order = {one.path: (place, one.why) for place, one in enumerate(ranked)}
+        meant = {one.path for one in ranked if one.is_meant}
+        names = {path: path if path in meant else foreign_folder(path) or path for path in sizes}
+        listed = sorted(set(names.values()))
+        if len(listed) * _LEAST_FILE_TOKENS > self._budget:
+            return None
+        paths = [path for path in sizes if path in meant or not is_made(path)]
+        left = self._budget - sum(map(estimate_tokens, listed)) - _HEADINGS_TOKENS
+        order = {one.path: (place, one.why_lines(1)) for place, one in enumerate(ranked)}
         pieces = []
         for path in sorted(paths, key=lambda path: (order.get(path, (len(order), ""))[0], path)):
-            if sizes[path] > 4 * max(left, 0):  # so many bytes are more tokens than that in any script
-                if self._text(path) is None:
-                    continue
-                return None
             text = self._text(path)
-            if text is None:
+            if text is None or (path not in meant and says_made(text)):
                 continue
+            if sizes[path] > 4 * max(left, 0):  # so many bytes are more tokens than that in any script
+                return None
             piece = _whole(path, text, order.get(path, (0, "the repository is small"))[1])
             left -= piece.tokens
             if left < 0:
                 return None
             pieces.append(piece)
-        return Context(tuple(sorted(sizes)), 0, tuple(pieces))
+        return Context(tuple(listed), sum(path != name for path, name in names.items()), tuple(pieces))
 
     def nearest(self) -> Context:
         """The files and parts of files that are nearest to the task, and a map of the rest."""
@@ -122,24 +127,35 @@ class _Choice:
                 parts += parts_of(file, hits, self._candidates, rank)
         left = show_small_neighbours(shown, spend(files, parts, left), self._budget)
         order = sorted(shown, key=lambda file: (not file.candidate.is_named, -file.worth, file.candidate.path))
-        pieces = [piece for file in order if file.shown for piece in file.pieces()]
-        drawn, listed = draw_map(shown, self._by_nearness(shown), for_map + min(max(left, 0), for_map))
-        sizes = self._files.sizes
+        pieces = [piece for file in order if file.shown or file.candidate.is_related for piece in file.pieces()]
+        drawn, named = draw_map(shown, self._by_nearness(shown), for_map + min(max(left, 0), for_map))
         notes = ("The time for choosing files was over: only some were looked into.",) if self._is_late else ()
-        return Context((), len(sizes) - listed, (*pieces, *([drawn] if drawn else [])), (), notes)
+        return Context(
+            paths=(),
+            paths_left_out=len(self._files.sizes) - len(named.union(piece.path for piece in pieces)),
+            pieces=(*pieces, *([drawn] if drawn else [])),
+            paths_in_map=len(named),
+            notes=notes,
+        )
 
     def _looked_into(self) -> Iterator[ShownFile]:
         for place, candidate in enumerate(self._candidates.ranked()):
+            if is_made(candidate.path) and not candidate.is_meant:
+                continue
             text = self._text_in_time(candidate.path)
-            if text is None:
+            if text is None or (says_made(text) and not candidate.is_meant):
                 continue
             symbols = outline(candidate.path, text.encode()) if place < _OUTLINED or candidate.is_named else ()
             yield ShownFile(candidate, lines_of(text), symbols)
 
     def _by_nearness(self, shown: list[ShownFile]) -> Iterator[str]:
-        paths = [file.candidate.path for file in shown]
-        yield from paths
-        known = set(paths)
+        """What is not shown whole: the files that were looked into, those that share words, the others from the top."""
+        yield from (file.candidate.path for file in shown if not file.is_whole())
+        known = {file.candidate.path for file in shown}
+        scores = self._candidates.scores
+        nearest = nsmallest(_MOST_IN_MAP, scores.keys() - known, key=lambda path: (-scores[path], path))
+        yield from nearest
+        known.update(nearest)
         others = nsmallest(_MOST_IN_MAP, (path for path in self._files.sizes if path not in known), key=_depth)
         yield from (path for path in others if not is_made(path))
 

@@ -113,10 +113,11 @@ def _digest(body: bytes) -> bytes:
 
 def _from_data(data: Any) -> Context:  # noqa: ANN401  whatever the file holds
     pieces = tuple(_piece(piece) for piece in data["pieces"])
-    paths, missing = _texts(data["paths"]), _texts(data["missing"])
-    if not isinstance(data["paths_left_out"], int):
-        raise TypeError("paths_left_out")
-    return Context(paths, data["paths_left_out"], pieces, missing)
+    paths, missing, gaps = (_texts(data[name]) for name in ("paths", "missing", "gaps"))
+    left_out, in_map = data["paths_left_out"], data["paths_in_map"]
+    if not (isinstance(left_out, int) and isinstance(in_map, int)):
+        raise TypeError("number")
+    return Context(paths, left_out, pieces, missing, gaps, in_map)
 
 
 def _piece(data: Any) -> Piece:  # noqa: ANN401

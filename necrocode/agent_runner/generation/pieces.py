@@ -65,11 +65,15 @@ class Context:
     paths: tuple[str, ...]
     """The names of files that are listed, shown or not; empty where a map stands for the list."""
     paths_left_out: int
-    """How many files are neither listed nor in the map."""
+    """How many files are neither listed, nor shown, nor in the map."""
     pieces: tuple[Piece, ...]
     """Files that are shown in part have their excerpts beside each other, in the order of their lines."""
     missing: tuple[str, ...] = ()
     """Files of ``related_files`` that the base commit does not have."""
+    gaps: tuple[str, ...] = ()
+    """What could not be shown though it should have been, a sentence each."""
+    paths_in_map: int = 0
+    """How many files the map names."""
     notes: tuple[str, ...] = ()
     """What kept the choice from being made as it should have been."""
 
@@ -82,6 +86,12 @@ class Context:
     def part_paths(self) -> frozenset[str]:
         """The files of which only some lines are shown: one must not be written anew from what was seen of it."""
         return frozenset(piece.path for piece in self.pieces if piece.kind == "excerpt")
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What people should know of it, a sentence each."""
+        absent = (f"The repository has no file {path}, which related_files names." for path in self.missing)
+        return (*absent, *self.gaps, *self.notes)
 
     @property
     def tokens(self) -> int:

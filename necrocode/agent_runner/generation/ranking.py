@@ -36,11 +36,31 @@ _MADE = re.compile(
     r"generated|\.yarn|\.idea)/|\.min\.(?:js|css)$|[-.]lock(?:\.json)?$|(?:^|/)(?:package-lock\.json|go\.sum|pnpm-lock\.yaml|"
     r"npm-shrinkwrap\.json)$|(?:_pb2(?:_grpc)?\.pyi?|\.pb\.go|\.generated\.\w+|\.g\.cs|\.designer\.cs|\.map|\.snap)$"
 )
+_FOREIGN = re.compile(
+    r"(?i)(?:^|/)(?:vendor|vendored|_vendor|third_party|thirdparty|node_modules|bower_components|\.yarn)/"
+)
+_MARKED_CHARACTERS = 1500
+# Go's rule (golang.org/s/generatedcode), the mark "@generated", and how other generators put the same, in a comment.
+_MARK = re.compile(
+    r"(?im)^[ \t]{0,8}(?://|#|/?\*|--|;|%|<!--|\"\"\"|\(\*)"
+    r"(?:.{0,80}\bgenerated\b[^\0]{0,160}\bdo not (?:edit|modify|change)\b|.{0,80}@generated\b|.{0,10}<auto-?generated)"
+)
 
 
 def is_made(path: str) -> bool:
     """Whether a file is made by a program or comes from elsewhere: lock files, vendored and generated code."""
     return _MADE.search(path) is not None
+
+
+def says_made(text: str) -> bool:
+    """Whether the first lines of a file say that a program made it and that it is not to be edited."""
+    return _MARK.search(text[:_MARKED_CHARACTERS]) is not None
+
+
+def foreign_folder(path: str) -> str:
+    """The folder of others' code that a file is in (``vendor/``, ``web/node_modules/``); empty when it is in none."""
+    found = _FOREIGN.search(path)
+    return "" if found is None else path[: found.end()]
 
 
 def is_test(path: str) -> bool:

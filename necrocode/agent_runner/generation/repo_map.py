@@ -16,22 +16,24 @@ _MOST_SIGNATURES = 12
 _SIGNED_FILES = 12
 
 
-def draw_map(files: Sequence[ShownFile], nearest: Iterable[str], budget_tokens: int) -> tuple[Piece | None, int]:
-    """The map within a budget, and how many files are in it.
+def draw_map(
+    files: Sequence[ShownFile], nearest: Iterable[str], budget_tokens: int
+) -> tuple[Piece | None, frozenset[str]]:
+    """The map within a budget, and the files that it names.
 
-    Files come nearest first; those that are looked into, but not shown, have the first lines of their definitions.
+    Files come nearest first; those that are looked into have the first lines of their definitions that are not shown.
     """
     lines: list[str] = []
     left = budget_tokens - piece_tokens("", "")
     signed = {file.candidate.path: file for file in files[:_SIGNED_FILES]}
-    count = 0
+    named: set[str] = set()
     for path in nearest:
         cost = estimate_tokens(f"{path}\n")
         if cost > left:
             break
         lines.append(path)
         left -= cost
-        count += 1
+        named.add(path)
         for line in _signatures(signed[path]) if path in signed else ():
             cost = estimate_tokens(f"{line}\n") + 1
             if cost > left:
@@ -39,9 +41,9 @@ def draw_map(files: Sequence[ShownFile], nearest: Iterable[str], budget_tokens: 
             lines.append(line)
             left -= cost
     if not lines:
-        return None, 0
+        return None, frozenset()
     text = "".join(f"{line}\n" for line in lines)
-    return Piece("", text, "the map: what else is there, nearest to the task first", "map", 0, 0, 0), count
+    return Piece("", text, "the map: what else is there, nearest to the task first", "map", 0, 0, 0), frozenset(named)
 
 
 def _signatures(file: ShownFile) -> list[str]:

@@ -30,15 +30,24 @@ class TreeFiles:
 
     def text(self, path: str) -> str | None:
         """A file's text; None for one that is too large, binary, or not UTF-8."""
+        text, _ = self._text(path)
+        return text
+
+    def hindrance(self, path: str) -> str | None:
+        """Why a file has no text; None when it has one."""
+        _, hindrance = self._text(path)
+        return hindrance
+
+    def _text(self, path: str) -> tuple[str | None, str | None]:
         if self.sizes[path] > MAX_SHOWN_FILE_BYTES:
-            return None
+            return None, f"is larger than {MAX_SHOWN_FILE_BYTES // 1000} kB"
         content = self.objects.blob(self.ids[path])
         if b"\0" in content[:_BINARY_PROBE_BYTES]:
-            return None
+            return None, "is binary"
         try:
-            return content.decode("utf-8-sig")
+            return content.decode("utf-8-sig"), None
         except UnicodeDecodeError:
-            return None
+            return None, "is not UTF-8"
 
 
 def look_into(
