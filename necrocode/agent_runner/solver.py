@@ -34,6 +34,7 @@ from necrocode.agent_runner.steps.run_tests import (
     refuse_tampering,
     run_tests,
     test_warnings,
+    untested,
 )
 from necrocode.agent_runner.verdict.feedback import failure_feedback, failure_signature
 from necrocode.agent_runner.verdict.tamper import TreeFiles
@@ -86,6 +87,8 @@ class Solver:
         record, config = self.record, self.config
         if not config.test_base or not (self.task.test_commands or config.detect_tests):
             self.plan = TestPlan(tuple(self.task.test_commands), config.pass_rule)
+            if not self.plan.commands:
+                record.warn(untested(config))
             return
         with record.step("examine"):
             self.plan = plan_tests(

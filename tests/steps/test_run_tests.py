@@ -317,13 +317,20 @@ def test_what_does_not_work_on_the_base_is_not_used(tmp_path: Path, files: dict[
     with opened(make_repository(tmp_path / "repo", files), tmp_path) as bench:
         plan = bench.plan()
         assert plan == TestPlan(())
-    assert re.match(r"Nothing was tested: `.*` was found \(.*\), but does not work on the base\.", bench.troubles[0])
+    assert re.match(r"Nothing is tested: `.*` was found \(.*\), but does not work on the base\.", bench.troubles[0])
+
+
+def test_a_project_without_tests_is_told_to_be_untested(tmp_path: Path) -> None:
+    with opened(make_repository(tmp_path / "repo", {"a.txt": ""}), tmp_path) as bench:
+        assert bench.plan() == TestPlan(())
+    assert bench.troubles == ["Nothing is tested: the task names no test commands, and no project file tells of any."]
 
 
 @pytest.mark.parametrize("settings", [{"detect_tests": False}, {"test_base": False}])
 def test_nothing_is_looked_for_where_the_settings_say_so(bench: Bench, settings: dict[str, bool]) -> None:
     assert bench.plan(**settings) == TestPlan(())
-    assert bench.troubles == []
+    (off,) = settings
+    assert bench.troubles == [f"Nothing is tested: the task names no test commands, and {off} is off."]
 
 
 # --- tests that could not be run

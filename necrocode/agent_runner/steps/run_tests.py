@@ -72,6 +72,8 @@ def plan_tests(
         paths = workspace.repository.files(tree, deadline=deadline)
         found = detect_test_commands(paths, TreeFiles(workspace.objects, tree).read)
         commands, detected = found.commands, found.why
+    if not commands:
+        on_trouble(untested(config))
     if not commands or not config.test_base:
         return TestPlan(tuple(commands), config.pass_rule)
     if workspace.is_brought and workspace.objects.resolve("HEAD") != workspace.base_commit:
@@ -85,10 +87,17 @@ def plan_tests(
         return TestPlan(tuple(commands), rule, base)
     if base is None or not can_be_used(base):
         on_trouble(
-            f"Nothing was tested: `{'`, `'.join(commands)}` was found ({detected}), but does not work on the base."
+            f"Nothing is tested: `{'`, `'.join(commands)}` was found ({detected}), but does not work on the base."
         )
         return TestPlan(())
     return TestPlan(tuple(commands), rule, base, detected, is_proven(base))
+
+
+def untested(config: RunnerConfig) -> str:
+    """Why nothing is tested where a task names no commands and none were found."""
+    off = next((name for name in ("detect_tests", "test_base") if not getattr(config, name)), None)
+    why = f"{off} is off" if off else "no project file tells of any"
+    return f"Nothing is tested: the task names no test commands, and {why}."
 
 
 def run_tests(
