@@ -12,7 +12,14 @@ from typing import Any
 
 import pytest
 
-from necrocode.agent_runner import ImplementationResult, RunnerConfig, TamperedTestsError, TaskContext, TestResult
+from necrocode.agent_runner import (
+    ImplementationResult,
+    RunnerConfig,
+    TamperedTestsError,
+    TaskContext,
+    TestExecutionError,
+    TestResult,
+)
 from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner._git import Author, FileChange, Git, Repository
 from necrocode.agent_runner._redact import Redactor
@@ -267,6 +274,25 @@ def test_the_base_is_tested_once_for_the_same_tree_and_commands(bench: Bench) ->
     other = bench.plan(COMMAND, test_environment={"A": "1"})
     assert len(bench.notes) == 1
     assert other.base is not None
+
+
+@pytest.mark.parametrize("command", ["nosuchtool --all", "true && nosuchtool", "/opt/nosuch/tool", "env nosuchtool"])
+def test_a_program_that_is_not_there_ends_it_before_the_model_is_asked(bench: Bench, command: str) -> None:
+    with pytest.raises(TestExecutionError, match=r"`.*` cannot be run: there is no program .*nosuch"):
+        bench.plan("true", command)
+
+
+def test_without_a_base_a_program_that_is_not_there_is_found_with_the_change(bench: Bench) -> None:
+    with pytest.raises(TestExecutionError, match="nosuchtool"):
+        bench.run(bench.change(a__py=""), TestPlan(("nosuchtool",)))
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["./check.sh", "bash new.sh", "exit 127", "PATH=bin:$PATH newtool", "sh -c 'exit 126'"],
+)
+def test_a_program_that_the_change_may_bring_is_waited_for(bench: Bench, command: str) -> None:
+    assert bench.plan(command).commands == (command,)
 
 
 def test_every_command_is_run_on_the_base(bench: Bench) -> None:

@@ -10,6 +10,7 @@ from necrocode.agent_runner.errors import TamperedTestsError, TestExecutionError
 from necrocode.agent_runner.verdict.base_runs import BaseRuns
 from necrocode.agent_runner.verdict.comparison import is_success, make_verdict, newly_failing, with_second_run
 from necrocode.agent_runner.verdict.detection import can_be_used, detect_test_commands, is_proven
+from necrocode.agent_runner.verdict.missing_programs import missing_program
 from necrocode.agent_runner.verdict.tamper import TreeFiles, tamper_report
 from necrocode.agent_runner.verdict.test_run import TestRunner
 
@@ -65,6 +66,7 @@ def plan_tests(
     The checkout must hold the base, or be a brought one, whose files git moves there. Commands that nobody asked for
     are used only where the base shows that they work, or fails before they come to run a test; they ask for no more
     than that nothing fails anew. Otherwise nothing is tested, and ``on_trouble`` says why.
+    ``TestExecutionError`` where the program of a command that the task names is not there.
     """
     commands, detected = task.test_commands, ""
     if not commands and config.detect_tests and config.test_base:
@@ -84,6 +86,7 @@ def plan_tests(
     runs = BaseRuns(config.state_dir / "base-tests", deadline.clock)
     base = runs.result(workspace, commands, runner, on_note=on_note)
     if not detected:
+        _refuse_missing_programs(base)
         return TestPlan(tuple(commands), rule, base)
     if base is None or not can_be_used(base):
         on_trouble(
@@ -128,6 +131,8 @@ def run_tests(
         second = runner.run(plan.commands, workspace.path, implementation.tree, fail_fast=fail_fast)
         result = _judged(with_second_run(result, second), plan)
     workspace.check_hold()  # another holder may have written to the slot meanwhile: then it was not this tree
+    if plan.base is None:
+        _refuse_missing_programs(result)
     tamper = _tampering(workspace, implementation, plan)
     result = result.model_copy(update={"tamper": tamper, "detected": plan.detected})
     if tamper is None or not result.success or not (tamper.tests or tamper.configuration):
@@ -210,6 +215,17 @@ def _place(workspace: Workspace, commit: str, hint: str, deadline: Deadline) -> 
             f"The changed files cannot be written into {workspace.path}: {error}",
             hint=f"Mend that and run the task again; {hint}.",
         ) from error
+
+
+def _refuse_missing_programs(result: TestResult | None) -> None:
+    """Raise ``TestExecutionError`` where a command can never be run, whatever the change is."""
+    missing = None if result is None else missing_program(result)
+    if missing is not None:
+        command, program = missing
+        raise TestExecutionError(
+            f"The test command `{command}` cannot be run: there is no program {program}, or it cannot be executed.",
+            hint="Correct the command, install the program, or put its folder on the PATH (test_environment).",
+        )
 
 
 def _judged(result: TestResult, plan: TestPlan) -> TestResult:
