@@ -120,6 +120,9 @@ class TamperReport(Value):
     """Files that decide which tests run, and how."""
     ci: tuple[Writable, ...] = ()
     """Files that decide what continuous integration does."""
+    lost: tuple[Writable, ...] = ()
+    """Of a change that passes: test files that it removes, and the first two hundred test cases that ran on the base
+    and, with it, are gone or skipped. What it only moves is not among them."""
 
     @property
     def paths(self) -> tuple[str, ...]:

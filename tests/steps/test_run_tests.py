@@ -423,7 +423,8 @@ def test_the_bases_tests_are_run_on_a_change_that_touches_them(bench: Bench) -> 
     assert under_base.tree == base_trees(bench), "nothing but the test was changed"
     assert git(bench.workspace.path, "rev-parse", "HEAD") == change.commit, "the slot holds the change again"
     assert (bench.workspace.path / "test_calc.py").read_text() == WEAK_TESTS
-    assert "FAILS them as they were): test_calc.py." in test_warnings(result)[-1]
+    told = "The change touches what it is judged by: test_calc.py. With these as they were, the tests FAIL."
+    assert test_warnings(result)[-1] == told
     with pytest.raises(TamperedTestsError, match=r"touches test_calc\.py, and fails the tests as they were"):
         refuse_tampering(result)
 
@@ -435,8 +436,30 @@ def test_a_change_that_passes_the_bases_tests_too_is_only_told(bench: Bench, rem
     result = bench.run(bench.change(calc__py=FIXED_CALC, test_calc__py=tests, **other), bench.plan(COMMAND))
     assert result.base_version is not None
     assert result.base_version.success
-    assert "(which passes them as they were): test_calc.py." in test_warnings(result)[-1]
+    assert test_warnings(result)[-1].endswith("by: test_calc.py. With these as they were, the tests pass too.")
     refuse_tampering(result)
+
+
+@pytest.mark.parametrize(
+    ("tests", "lost"),
+    [
+        (None, ("test_more.py", "test_more.CalcTest.test_add", "test_more.CalcTest.test_zero")),
+        (TESTS.replace("test_zero", "zero"), ("test_more.CalcTest.test_zero",)),
+        (TESTS.replace("    def test_z", "    @unittest.skip('')\n    def test_z"), ("test_more.CalcTest.test_zero",)),
+    ],
+)
+def test_tests_that_are_removed_or_disabled_are_refused_although_the_bases_pass(
+    tmp_path: Path, tests: str | None, lost: tuple[str, ...]
+) -> None:
+    files = FILES | {"test_more.py": TESTS}
+    with opened(make_repository(tmp_path / "repo", files), tmp_path) as bench:
+        result = bench.run(bench.change(calc__py=FIXED_CALC, test_more__py=tests), bench.plan(COMMAND))
+    assert result.base_version is not None
+    assert result.base_version.success
+    assert result.tamper is not None
+    assert result.tamper.lost == lost
+    with pytest.raises(TamperedTestsError, match="removes or disables tests: test_more"):
+        refuse_tampering(result)
 
 
 def test_new_tests_are_no_tampering(bench: Bench) -> None:

@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING
 from necrocode.agent_runner._git import Author, GitError
 from necrocode.agent_runner.errors import TamperedTestsError, TestExecutionError
 from necrocode.agent_runner.verdict.base_runs import BaseRuns
-from necrocode.agent_runner.verdict.comparison import is_success, make_verdict, newly_failing, with_second_run
+from necrocode.agent_runner.verdict.comparison import (
+    is_success,
+    lost_cases,
+    make_verdict,
+    newly_failing,
+    with_second_run,
+)
 from necrocode.agent_runner.verdict.detection import can_be_used, detect_test_commands, is_proven
 from necrocode.agent_runner.verdict.missing_programs import missing_program
-from necrocode.agent_runner.verdict.tamper import TreeFiles, tamper_report
+from necrocode.agent_runner.verdict.tamper import TreeFiles, removed_files, tamper_report
 from necrocode.agent_runner.verdict.test_run import TestRunner
 
 if TYPE_CHECKING:
@@ -133,7 +139,7 @@ def run_tests(
     workspace.check_hold()  # another holder may have written to the slot meanwhile: then it was not this tree
     if plan.base is None:
         _refuse_missing_programs(result)
-    tamper = _tampering(workspace, implementation, plan)
+    tamper = _tampering(workspace, implementation, plan, result)
     result = result.model_copy(update={"tamper": tamper, "detected": plan.detected})
     if tamper is None or not result.success or not (tamper.tests or tamper.configuration):
         return result
@@ -154,6 +160,11 @@ def refuse_tampering(result: TestResult) -> None:
         raise TamperedTestsError(
             f"The change touches {_listed(deciding)}, which decides what is tested.",
             hint="Look at the diff; if the task is to change that, run it with tamper: flag.",
+        )
+    if tamper.lost:
+        raise TamperedTestsError(
+            f"The change removes or disables tests: {_listed(tamper.lost)}.",
+            hint="Look at the diff; if the task is to remove them, run it with tamper: flag.",
         )
     if result.base_version is None or not result.base_version.success:
         raise TamperedTestsError(
@@ -178,12 +189,18 @@ def test_warnings(result: TestResult) -> tuple[str, ...]:
             warnings.append(f"Failing as before the change: {names}.")
     if tamper is not None:
         under_base = result.base_version
-        how = "" if under_base is None else f" (which {'passes' if under_base.success else 'FAILS'} them as they were)"
-        warnings.append(f"The change touches what it is judged by{how}: {_listed(tamper.paths)}.")
+        how = "" if under_base is None else f" With these as they were, the tests {_word(under_base)}."
+        warnings.append(f"The change touches what it is judged by: {_listed(tamper.paths)}.{how}")
+        if removed := tuple(path for path in tamper.tests if path in tamper.lost):
+            warnings.append(f"The change removes tests: {_listed(removed)}.")
     return tuple(warnings)
 
 
 test_warnings.__test__ = False  # type: ignore[attr-defined]  # pytest: as above
+
+
+def _word(result: TestResult) -> str:
+    return "pass too" if result.success else "FAIL"
 
 
 def _ran_nothing(command: CommandResult) -> bool:
@@ -245,11 +262,17 @@ def _is_worth_another(result: TestResult, plan: TestPlan, deadline: Deadline) ->
     )
 
 
-def _tampering(workspace: Workspace, implementation: ImplementationResult, plan: TestPlan) -> TamperReport | None:
+def _tampering(
+    workspace: Workspace, implementation: ImplementationResult, plan: TestPlan, result: TestResult
+) -> TamperReport | None:
     objects = workspace.objects
     before = TreeFiles(objects, objects.tree_of(implementation.base_commit))
     after = TreeFiles(objects, implementation.tree)
-    return tamper_report(implementation.files, before.read, after.read, commands=plan.commands)
+    report = tamper_report(implementation.files, before.read, after.read, commands=plan.commands)
+    if report is None or not result.success or not (report.tests or report.configuration):
+        return report
+    cases = () if plan.base is None else lost_cases(plan.base, result)
+    return report.model_copy(update={"lost": (*removed_files(implementation.files, before, after), *cases)})
 
 
 def _under_base_tests(
