@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from necrocode.agent_runner._git import Author
 from necrocode.agent_runner.errors import (
+    BudgetExhaustedError,
     ContextOverflowError,
     ImplementationError,
     RunnerError,
@@ -318,7 +319,15 @@ class Solver:
             return self._ask_within_window(attempt)
         if not self._candidates:
             self._candidates = self.asker.ask_for_several(attempt.conversation, self._asked().answer_format, count)
+            self._tell_left_out()
         return self._candidates[attempt.candidate - 1].result()
+
+    def _tell_left_out(self) -> None:
+        """Say of how many candidates the budget took the place; where it is all of them, that is the run's error."""
+        errors = [answer.exception() for answer in self._candidates]
+        exhausted = [error for error in errors if isinstance(error, BudgetExhaustedError)]
+        if 0 < len(exhausted) < len(errors):
+            self.record.warn(f"Of {len(errors)} candidates the budget left out {len(exhausted)}: {exhausted[0]}")
 
     def _ask_within_window(self, attempt: Attempt) -> ModelAnswer:
         """One answer; a prompt that the endpoint finds too long is made shorter and sent again: a refusal is free."""
