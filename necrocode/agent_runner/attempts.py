@@ -126,6 +126,12 @@ class Attempts:
         )
 
     @property
+    def has_others(self) -> bool:
+        """Whether there are other answers to the same question: still to be tried, or tried and to be mended."""
+        current = self.current
+        return self.has_pending or (current.round == 0 and any(attempt.reply for attempt in self.made))
+
+    @property
     def _leading(self) -> Attempt:
         """The attempt that the next one goes on from: the last one; after several candidates, the best of them."""
         last = self.made[-1]
