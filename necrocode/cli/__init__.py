@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from necrocode import __version__
+from necrocode.agent_runner.removed import untold_variables
 from necrocode.cli import registry, run, serve
 
 if TYPE_CHECKING:
@@ -56,5 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--json" in words:  # then whoever reads the output expects an object, whatever happens
             run.print_refusal("ConfigurationError", f"{error.parser.prog}: {error}")
         argparse.ArgumentParser.error(error.parser, str(error))
+    for text in untold_variables(os.environ):
+        run.tell(sys.stderr, f"necrocode: warning: {text}\n")
     code: int = arguments.handler(arguments)
     return code
