@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from necrocode import __version__
 from necrocode.agent_runner.removed import untold_variables
-from necrocode.cli import registry, run, serve
+from necrocode.cli import migrate, registry, run, serve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,13 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.add_parser(commands, epilog=_EXIT_CODES)
     registry.add_parser(commands)
     serve.add_parser(commands)
+    migrate.add_parser(commands)
     try:
         arguments = parser.parse_args(words)
     except _UsageError as error:
         if "--json" in words:  # then whoever reads the output expects an object, whatever happens
             run.print_refusal("ConfigurationError", f"{error.parser.prog}: {error}")
         argparse.ArgumentParser.error(error.parser, str(error))
-    for text in untold_variables(os.environ):
+    for text in untold_variables(os.environ) if getattr(arguments, "tells_of_variables", True) else ():
         run.tell(sys.stderr, f"necrocode: warning: {text}\n")
     code: int = arguments.handler(arguments)
     return code

@@ -52,9 +52,9 @@ def test_an_import_of_several_names_names_the_old_one() -> None:
 
 
 def test_other_unknown_names_are_python_s_own_errors() -> None:
-    with pytest.raises(ImportError, match="^cannot import name 'Nothing' from 'necrocode'"):
+    with pytest.raises(ImportError, match=r"^cannot import name 'Nothing' from 'necrocode'"):
         exec("from necrocode import Nothing")  # noqa: S102  as above
-    with pytest.raises(AttributeError, match="^module 'necrocode' has no attribute 'Nothing'$"):
+    with pytest.raises(AttributeError, match=r"^module 'necrocode' has no attribute 'Nothing'$"):
         getattr(necrocode, "Nothing")  # noqa: B009  mypy would see an attribute
     exec("from necrocode import cli, agent_runner, services")  # noqa: S102  submodules are found as ever
 
@@ -79,7 +79,7 @@ def test_an_old_setting_is_refused_with_its_replacement(key: str, tmp_path: Path
 
 @pytest.mark.parametrize("key", ["kiro_timeout", "a2a_port", "message_bus_token", "agent_registry_url"])
 def test_other_settings_of_the_old_runner_are_told_as_such(key: str) -> None:
-    with pytest.raises(ConfigurationError, match="belonged to the A2A/Kiro runner.*necrocode migrate config"):
+    with pytest.raises(ConfigurationError, match=r"belonged to the A2A/Kiro runner.*necrocode migrate config"):
         RunnerConfig(**{key: "x"})  # type: ignore[arg-type]
 
 
