@@ -87,7 +87,7 @@ def service_urls(old_url: str) -> dict[str, str] | None:
     """
     text = old_url.strip()
     try:
-        parts = urlsplit(text if "://" in text else f"//{text}")
+        parts = urlsplit(text if "//" in text else f"//{text}")
         host = parts.hostname or ""
     except ValueError:  # brackets that do not match
         return None

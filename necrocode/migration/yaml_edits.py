@@ -127,6 +127,9 @@ class Edits:
         following = _TO_COMMA.match(self._text, value.end)
         if following is None:  # the last one
             before = _TO_COMMA.match(self._text, mapping.pairs[index - 1][1].end) if index else None
+            if before is not None and not self._text[before.end() : key.start].strip(" \t"):
+                self._changes.append((before.end() - 1, value.end, ""))
+                return
             comma = [] if before is None else [(before.end() - 1, before.end(), "")]
             self._changes += [*comma, (*self._widened(key.start, value.end), "")]
         elif "#" in following[0]:
@@ -187,7 +190,10 @@ def _flow(new: NewPairs, style: Style) -> list[str]:
 
 def raw(text: str, node: Node) -> Raw:
     """A scalar to be written elsewhere: as it stands, or in quotes where that could mean something else there."""
-    if node.style in {"'", '"'} or _PLAIN.fullmatch(node.value):
-        return Raw(text[node.start : node.end] if node.anchor is None and not node.has_tag else node.value)
+    is_bare = node.anchor is None and not node.has_tag
+    if is_bare and (node.style in {"'", '"'} or _PLAIN.fullmatch(node.value)):
+        return Raw(text[node.start : node.end])
+    if node.style is None and not node.has_tag and _PLAIN.fullmatch(node.value):
+        return Raw(node.value)
     escaped = node.value.replace("'", "''")
     return Raw(f"'{escaped}'")

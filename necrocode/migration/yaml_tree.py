@@ -68,6 +68,8 @@ def read_tree(text: str, *, name: str) -> Node | None:
     """
     try:
         return _Reader(text, name).read()
+    except ConfigurationError:
+        raise
     except YAMLError as error:
         mark = error.problem_mark if isinstance(error, MarkedYAMLError) else None
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
