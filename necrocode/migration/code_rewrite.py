@@ -46,8 +46,8 @@ class _Rewriter(cst.CSTTransformer):
             return updated_node
         gone = self._plan.unused_imports.get(original_node, set())
         kept = [alias for alias in names if not (isinstance(alias.name, cst.Name) and alias.name.value in gone)]
-        if original_node in self._wanting_class:
-            kept = [*kept[:-1], kept[-1].with_changes(comma=_comma_like(names)), _class_alias()]
+        if original_node in self._wanting_class:  # as the first, so that the others keep their commas and comments
+            kept.insert(0, cst.ImportAlias(cst.Name("LLMConfig"), comma=_comma_between_names(updated_node)))
         if not kept:
             return cst.RemoveFromParent()
         kept[-1] = kept[-1].with_changes(comma=names[-1].comma)
@@ -83,13 +83,15 @@ def _new_arguments(updated: cst.Call, call: ConfigCall) -> list[cst.Arg]:
     between = _comma_between(updated)
     new: list[cst.Arg] = []
     for argument in updated.args:
-        several = [one.with_changes(comma=between) for one in _replacing(argument, call)]
-        new += [*several[:-1], *(one.with_changes(comma=argument.comma) for one in several[-1:])]
+        several = _replacing(argument, call)
+        new += [one.with_changes(comma=between, whitespace_after_arg=cst.SimpleWhitespace("")) for one in several[:-1]]
+        new += several[-1:]
     parted = [one if isinstance(one.comma, cst.Comma) else one.with_changes(comma=between) for one in new[:-1]]
     return [*parted, *(one.with_changes(comma=updated.args[-1].comma) for one in new[-1:])]
 
 
 def _replacing(argument: cst.Arg, call: ConfigCall) -> list[cst.Arg]:
+    """What comes in an argument's place, each with its comma and blanks."""
     name = argument.keyword.value if argument.keyword is not None else ""
     if name == "message_bus_url":
         return [_argument(argument, setting, _quoted(url, argument)) for setting, url in call.urls.items()]
@@ -102,8 +104,19 @@ def _replacing(argument: cst.Arg, call: ConfigCall) -> list[cst.Arg]:
 
 def _comma_between(call: cst.Call) -> cst.Comma:
     """A comma and what follows it between two of the arguments, without a comment that belongs to one of them."""
-    commas = [argument.comma for argument in call.args[:-1] if isinstance(argument.comma, cst.Comma)]
-    space = commas[0].whitespace_after if commas else call.whitespace_before_args
+    return _comma_among(call.args, call.whitespace_before_args)
+
+
+def _comma_between_names(statement: cst.ImportFrom) -> cst.Comma:
+    names = () if isinstance(statement.names, cst.ImportStar) else statement.names
+    return _comma_among(names, statement.lpar.whitespace_after if statement.lpar else None)
+
+
+def _comma_among(
+    parts: Sequence[cst.Arg | cst.ImportAlias], opening: cst.BaseParenthesizableWhitespace | None
+) -> cst.Comma:
+    commas = [part.comma for part in parts[:-1] if isinstance(part.comma, cst.Comma)]
+    space = commas[0].whitespace_after if commas else opening
     if isinstance(space, cst.ParenthesizedWhitespace):
         first = space.first_line.with_changes(comment=None, whitespace=cst.SimpleWhitespace(""))
         return cst.Comma(whitespace_after=space.with_changes(first_line=first, empty_lines=()))
@@ -117,12 +130,3 @@ def _argument(like: cst.Arg, name: str, value: cst.BaseExpression) -> cst.Arg:
 def _quoted(text: str, like: cst.Arg) -> cst.SimpleString:
     quote = like.value.quote[0] if isinstance(like.value, cst.SimpleString) else '"'
     return cst.SimpleString(f"{quote}{text}{quote}")
-
-
-def _comma_like(names: Sequence[cst.ImportAlias]) -> cst.Comma:
-    commas = [alias.comma for alias in names[:-1] if isinstance(alias.comma, cst.Comma)]
-    return commas[0] if commas else _ANOTHER
-
-
-def _class_alias() -> cst.ImportAlias:
-    return cst.ImportAlias(cst.Name("LLMConfig"))

@@ -66,9 +66,13 @@ def examine(data: bytes, *, is_package: bool) -> Examined:
     others."""  # noqa: D205, D209  one sentence
     if not _WORTH_READING.search(data):
         return Examined(data, data)
-    why = _unreadable(data)
-    if why:
-        return Examined(data, data, unread=why)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a wrong escape in somebody's text is not our matter
+        why = _unreadable(data)
+        return Examined(data, data, unread=why) if why else _examined(data, is_package=is_package)
+
+
+def _examined(data: bytes, *, is_package: bool) -> Examined:
     try:
         module = parse_module(data)
         if module.bytes != data:
@@ -85,9 +89,7 @@ def examine(data: bytes, *, is_package: bool) -> Examined:
 def _unreadable(data: bytes) -> str:
     """Why Python itself would not read the source; this also keeps from libcst's parser what would overflow it."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a wrong escape in somebody's text is not our matter
-            tree = ast.parse(data)
+        tree = ast.parse(data)
     except SyntaxError as error:
         version = ".".join(map(str, sys.version_info[:2]))
         return f"it is not Python {version} (line {error.lineno or 1}: {error.msg})"

@@ -47,7 +47,7 @@ def test_an_old_name_is_no_attribute_though_the_error_explains_it(module: object
 
 
 def test_an_import_of_several_names_names_the_old_one() -> None:
-    with pytest.raises(ImportError, match="^KiroClient was removed"):
+    with pytest.raises(ImportError, match=r"^KiroClient was removed"):
         exec("from necrocode.agent_runner import LLMClient, KiroClient as K")  # noqa: S102  as above
 
 
