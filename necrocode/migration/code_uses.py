@@ -89,11 +89,21 @@ def find_uses(wrapper: MetadataWrapper, *, is_package: bool) -> tuple[list[Use],
 class _Visitor(cst.CSTVisitor):
     METADATA_DEPENDENCIES: ClassVar = (PositionProvider, QualifiedNameProvider, ScopeProvider, ParentNodeProvider)
 
-    def origin(self, node: cst.CSTNode) -> str:
-        """The dotted name that an import gives the expression; empty when it is not certain."""
+    has_star: bool = False
+    """Whether the module imports all names of the SDK, so that one that it does not define is taken for the SDK's."""
+
+    def origins(self, node: cst.CSTNode) -> tuple[set[str], bool]:
+        """The dotted names that imports may give the expression, and whether it is nothing else for certain."""
         names = self.get_metadata(QualifiedNameProvider, node, set())
         found = {name.name for name in names if name.source is QualifiedNameSource.IMPORT}
-        return found.pop() if len(names) == len(found) == 1 else ""
+        if not names and self.has_star and isinstance(node, (cst.Name, cst.Attribute)):
+            return {f"necrocode.agent_runner.{get_full_name_for_node(node)}"}, True
+        return found, len(names) == len(found) == 1
+
+    def origin(self, node: cst.CSTNode) -> str:
+        """The dotted name that an import gives the expression; empty when it is not certain."""
+        found, is_certain = self.origins(node)
+        return found.pop() if is_certain else ""
 
     def is_old(self, node: cst.CSTNode) -> bool:
         return _OLD_NAME.fullmatch(self.origin(node)) is not None
@@ -121,7 +131,9 @@ class _Origins(_Visitor):
 
     def visit_ImportFrom(self, node: cst.ImportFrom) -> None:
         if not node.relative and node.module is not None:
-            self._note_import(get_full_name_for_node(node.module))
+            name = get_full_name_for_node(node.module)
+            self._note_import(name)
+            self.has_star |= isinstance(node.names, cst.ImportStar) and (name or "").startswith("necrocode")
 
     def _note_import(self, name: str | None) -> None:
         self.is_about_necrocode |= (name or "").partition(".")[0] in {"necrocode", *_OLD_PACKAGES}
@@ -165,6 +177,7 @@ class _Finder(_Visitor):
         self.uses: list[Use] = []
         self.plan = Plan()
         self._origins = origins
+        self.has_star = origins.has_star
         self._is_package = is_package
         self._replaced: set[cst.Arg] = set()
         self._os_scopes: set[Scope] = set()  # where "import os" is planned already
@@ -239,7 +252,7 @@ class _Finder(_Visitor):
         return node not in self._replaced
 
     def visit_Call(self, node: cst.Call) -> None:
-        if _CONFIG.fullmatch(self.origin(node.func)):
+        if any(map(_CONFIG.fullmatch, self.origins(node.func)[0])):
             self._note_config(node)
         elif isinstance(node.func, cst.Attribute):
             self._note_call(node, node.func)
@@ -302,7 +315,7 @@ class _Finder(_Visitor):
         assigned = list(scope[get_full_name_for_node(first) or ""]) if scope else []
         statement = getattr(assigned[0], "node", None) if len(assigned) == 1 else None
         if scope is None or not isinstance(statement, (cst.Import, cst.ImportFrom)):
-            return "RunnerConfig is imported in more than one place"
+            return "RunnerConfig does not come by one import of its name"
         if not needs_model:
             return ConfigCall(urls, None, statement, imports_llm_class=False, imports_os=False)
         os_names = scope.get_qualified_names_for("os")

@@ -23,7 +23,7 @@ from necrocode.migration.files import read_bounded
 if TYPE_CHECKING:
     from pathlib import Path
 
-MAX_FILE_BYTES = 1_000_000
+MAX_FILE_BYTES = 500_000  # libcst takes half a minute for these
 # Deeper code is nobody's, and libcst's parser and visitors call themselves for each level.
 _MAX_DEPTH = 150
 _WORTH_READING = re.compile(
