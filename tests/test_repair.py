@@ -12,6 +12,7 @@ import pytest
 
 from necrocode.agent_runner import LLMConfig, Message, ModelAnswer, RunnerResult, ScriptedLLM, ServiceConnectionError
 from necrocode.agent_runner.errors import (
+    BudgetExhaustedError,
     ContentFilterError,
     ContextOverflowError,
     EmptyAnswerError,
@@ -49,6 +50,7 @@ def test_failing_tests_go_back_to_the_model_which_mends_its_change(bench: Bench)
     assert files_at(bench.repository, BRANCH)["calc.py"] == FIXED_CALC.encode()
     assert git(bench.repository, "rev-list", "--count", f"main..{BRANCH}") == "1"
     told = calls[1][-1].content
+    assert "AssertionError: 0 != 3" in told
     assert "do not change the tests" in told
 
 
@@ -87,11 +89,87 @@ def test_what_another_answer_would_not_change_ends_the_run(bench: Bench, error: 
     assert len(result.rounds) == 1
 
 
+def test_an_edit_in_a_later_round_is_made_to_the_files_as_the_earlier_ones_left_them(bench: Bench) -> None:
+    first = f"{USELESS_ANSWER}\nnew.py\n```python\nx = 1\n```\n"
+    result, _ = run(bench, first, GOOD_ANSWER)
+    assert set(files_at(bench.repository, BRANCH)) == {"calc.py", "test_calc.py", "new.py"}
+    assert result.impl_result is not None
+    assert result.impl_result.files == ("calc.py", "new.py")
+
+
 def test_an_answer_that_was_refused_leaves_no_trace_in_the_next(bench: Bench) -> None:
     refused = "new.py\n```python\nx = 1\n```\nDELETE nothing.py\n"
     result, _ = run(bench, refused, GOOD_ANSWER)
     assert result.success
     assert set(files_at(bench.repository, BRANCH)) == {"calc.py", "test_calc.py"}
+
+
+BROKEN_ANSWER = "calc.py\n```python\ndef add(a, b)\n    return a + b\n```\n"
+
+
+def test_code_that_no_longer_parses_goes_back_before_any_test_is_run(bench: Bench) -> None:
+    result, calls = run(bench, BROKEN_ANSWER, GOOD_ANSWER)
+    assert (result.success, outcomes(result)) == (True, ["unparsable", "accepted"])
+    told = calls[1][-1].content
+    assert "can no longer be parsed" in told
+    assert "calc.py" in told
+    assert result.rounds[0].commit is not None, "the work is kept"
+
+
+def test_in_the_last_round_the_tests_judge_code_that_does_not_parse(bench: Bench) -> None:
+    result, _ = run(bench, BROKEN_ANSWER, max_repair_rounds=0)
+    assert (result.error_details is not None and result.error_details.type, outcomes(result)) == (
+        "TestsFailed", ["tests-failed"],
+    )  # fmt: skip
+    assert any("breaks the syntax" in warning for warning in result.warnings)
+
+
+def test_without_tests_code_that_does_not_parse_is_not_delivered(bench: Bench) -> None:
+    llm = ScriptedLLM([BROKEN_ANSWER] * 9)
+    result = bench.orchestrator(llm, detect_tests=False).run(bench.task(test_commands=[]))
+    assert not result.success
+    assert outcomes(result)[-1] == "unparsable"
+    assert BRANCH not in bench.branches()
+
+
+def test_a_file_that_was_not_shown_is_not_written_anew(bench: Bench) -> None:
+    long = "".join(f"def f{number}():\n    return {number}\n\n\n" for number in range(2000))
+    (bench.repository / "unseen.py").write_text(long)
+    git(bench.repository, "add", ".")
+    git(bench.repository, "commit", "-qm", "more")
+    blind = f"{GOOD_ANSWER}\nunseen.py\n```python\ndef f0():\n    return 7\n```\n"
+    edit = "unseen.py\n<<<<<<< SEARCH\n    return 1500\n=======\n    return 7\n>>>>>>> REPLACE\n"
+    result, calls = run(bench, blind, f"{GOOD_ANSWER}\n{edit}", llm_config=LLMConfig(context_tokens=2000))
+    assert (result.success, outcomes(result)) == (True, ["unusable", "accepted"])
+    assert "you have not seen the whole file" in calls[1][-1].content
+    wanted = long.replace("    return 1500\n", "    return 7\n")
+    assert files_at(bench.repository, BRANCH)["unseen.py"] == wanted.encode()
+
+
+def test_an_edit_that_fits_nowhere_goes_back_with_the_nearest_lines(bench: Bench) -> None:
+    wrong = "calc.py\n<<<<<<< SEARCH\n    return a * b * c\n=======\n    return a + b\n>>>>>>> REPLACE\n"
+    right = wrong.replace("a * b * c", "a - b")
+    result, calls = run(bench, wrong, right)
+    assert (result.success, outcomes(result)) == (True, ["unusable", "accepted"])
+    assert "return a - b" in calls[1][-1].content
+
+
+def test_the_model_is_shown_how_the_tests_fail_before_the_change(bench: Bench) -> None:
+    result, calls = run(bench, GOOD_ANSWER)
+    assert result.success
+    assert "Before the change it fails like this:" in calls[0][-1].content
+    assert "-1 != 3" in calls[0][-1].content
+
+
+def test_tests_that_are_made_to_pass_by_changing_them_can_be_refused(bench: Bench) -> None:
+    cheat = CALC_TEST.replace("        self.assertEqual(add(1, 2), 3)\n", "        pass\n")
+    cheat = f"test_calc.py\n```python\n{cheat}```\n"
+    flagged, _ = run(bench, cheat)
+    assert flagged.success
+    assert any("test_calc.py" in warning for warning in flagged.warnings)
+    refused, calls = run(bench, cheat, GOOD_ANSWER, tamper="refuse")
+    assert (refused.success, outcomes(refused)) == (True, ["unusable", "accepted"])
+    assert "Leave tests" in calls[1][-1].content
 
 
 # --- how it ends
@@ -107,7 +185,7 @@ def test_the_rounds_are_bounded_and_the_failure_is_the_tests(bench: Bench) -> No
     assert bench.status() == "failed"
 
 
-@pytest.mark.parametrize("rounds", [0, 1])
+@pytest.mark.parametrize("rounds", [0, 1, 4])
 def test_max_repair_rounds_says_how_often(bench: Bench, rounds: int) -> None:
     answers = [USELESS_ANSWER.replace("return 0", f"return {number * 100}") for number in range(9)]
     _, calls = run(bench, *answers, max_repair_rounds=rounds)
@@ -137,6 +215,13 @@ def test_a_service_that_goes_down_between_rounds_is_the_error_and_the_work_is_ke
     assert (result.error_details.type, result.error_details.retryable) == ("ServiceConnectionError", True)
     assert set(artifacts(result)) == {"diff", "test", "transcript", "log"}
     assert outcomes(result) == ["tests-failed", "unusable"]
+
+
+def test_a_budget_that_is_used_up_between_rounds_is_the_error_and_the_work_is_kept(bench: Bench) -> None:
+    result, _ = run(bench, USELESS_ANSWER, BudgetExhaustedError("No more.", limit="budget.max_calls", left=0, needed=1))
+    assert result.error_details is not None
+    assert result.error_details.type == "BudgetExhaustedError"
+    assert "diff" in artifacts(result)
 
 
 def test_every_call_is_in_the_transcript(bench: Bench) -> None:

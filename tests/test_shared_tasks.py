@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
+from necrocode.agent_runner.generation.edit_formats import parse_answer
 from necrocode.cli import main
+from tests.support.edit_renderers import EDITS, InexpressibleError
+from tests.support.edited_files import edited, encoded
 from tests.support.model_server import as_files, as_json, model_server
 from tests.support.repositories import files_at, git, make_repository
 from tests.support.shared import SHARED, shared_folder
@@ -69,3 +72,18 @@ def test_a_shared_task_is_delivered_byte_for_byte(
         assert (code, result["error"]) == (0, None)
         assert number == 1 or result["test_result"]["success"]
         assert files_at(clone, result["push_result"]["branch"]) == wanted
+
+
+@pytest.mark.parametrize("edit_format", sorted(EDITS))
+def test_the_gold_of_every_shared_task_comes_out_byte_for_byte_as_edits(edit_format: str) -> None:
+    shared_folder("tasks")
+    expressed = 0
+    for item in TASKS:
+        wanted = item["files"] | item["gold"]
+        try:
+            answer = EDITS[edit_format](item["files"], wanted)
+        except InexpressibleError:
+            continue
+        assert edited(encoded(item["files"]), parse_answer(answer).changes) == encoded(wanted), item["id"]
+        expressed += 1
+    assert expressed >= len(TASKS) - 2  # an envelope cannot leave a file without a last line break

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, field_validator
 
-from necrocode.agent_runner._text import is_writable
+from necrocode.agent_runner._text import is_writable, writable
 from necrocode.agent_runner.errors import ConfigurationError, RunnerError
 
 if TYPE_CHECKING:
@@ -131,6 +131,10 @@ def check_json(value: dict[str, Any]) -> dict[str, Any]:
 
 JsonObject = Annotated[dict[str, Any], AfterValidator(check_json)]
 """A mapping that JSON can hold: at most 64 deep, 100 000 values, a million characters."""
+
+
+Writable = Annotated[str, AfterValidator(writable)]
+"""Somebody else's text, as UTF-8 can hold it."""
 
 
 class Value(BaseModel):

@@ -4,15 +4,38 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from necrocode.agent_runner._git import Author
-from necrocode.agent_runner.errors import ContextOverflowError, ImplementationError, RunnerError, RunnerTimeoutError
-from necrocode.agent_runner.generation.repair import failed_tests_reply, is_mendable, refused_answer_reply
+from necrocode.agent_runner.errors import (
+    ContextOverflowError,
+    ImplementationError,
+    RunnerError,
+    RunnerTimeoutError,
+    TamperedTestsError,
+)
+from necrocode.agent_runner.generation.blind_rewrites import SMALL_FILE_LINES, refuse_blind_rewrites
+from necrocode.agent_runner.generation.repair import (
+    broken_code,
+    failed_tests_reply,
+    is_mendable,
+    refused_answer_reply,
+)
+from necrocode.agent_runner.generation.syntax import newly_broken
 from necrocode.agent_runner.models import ErrorDetails
 from necrocode.agent_runner.steps.apply import Limits, commit_changes, plan_changes, refuse_secrets, telling_paths
-from necrocode.agent_runner.steps.generate import Asker, Question, choose_context, compose
-from necrocode.agent_runner.steps.run_tests import failure_text, run_tests
+from necrocode.agent_runner.steps.context import choose_context
+from necrocode.agent_runner.steps.generate import Asker, Question, compose
+from necrocode.agent_runner.steps.run_tests import (
+    TestPlan,
+    failure_text,
+    plan_tests,
+    refuse_tampering,
+    run_tests,
+    test_warnings,
+)
+from necrocode.agent_runner.verdict.feedback import failure_feedback, failure_signature
+from necrocode.agent_runner.verdict.tamper import TreeFiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,6 +69,8 @@ class Solver:
     deadline: Deadline
     asker: Asker
     attempts: Attempts
+    plan: TestPlan = field(default_factory=lambda: TestPlan(()))
+    """Which tests judge the change; :meth:`examine` makes it."""
     _question: Question | None = None
     _candidates: list[Future[ModelAnswer]] = field(default_factory=list)
 
@@ -54,6 +79,27 @@ class Solver:
         """Whether the model is to be asked: for the first time, or once more."""
         has_time = not self.attempts.made or self.deadline.remaining_seconds() > 0
         return has_time and self.attempts.has_another
+
+    def examine(self) -> None:
+        """What tests there are, and what they say before the change."""
+        record, config = self.record, self.config
+        if not config.test_base or not (self.task.test_commands or config.detect_tests):
+            self.plan = TestPlan(tuple(self.task.test_commands), config.pass_rule)
+            return
+        with record.step("examine"):
+            self.plan = plan_tests(
+                self.task,
+                self.workspace,
+                self.services.sandbox,
+                config=config,
+                redact=self.services.redactor.text,
+                deadline=self.deadline,
+                on_note=record.log,
+                on_trouble=record.warn,
+            )
+            record.detail = _told_of(self.plan)
+        if self.plan.detected:
+            record.log(f"the task names no tests: {', '.join(self.plan.commands)} was found, for {self.plan.detected}")
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
@@ -66,13 +112,15 @@ class Solver:
             self.record.log(f"repair round {attempt.round} of at most {self.config.max_repair_rounds}")
         try:
             yield
-        except ImplementationError as error:
-            self._refuse(attempt, error)
         except RunnerError as error:
-            if isinstance(error, RunnerTimeoutError) or not self.attempts.has_pending:
-                attempt.error, attempt.message = error, str(error)
+            attempt.error, attempt.message = error, str(error)
+            is_final = isinstance(error, RunnerTimeoutError) or not self.attempts.has_pending
+            if is_final and not isinstance(error, (ImplementationError, TamperedTestsError)):
                 raise
-            self._refuse(attempt, error)
+            form = self._asked().form
+            reply = self.services.redactor.text(refused_answer_reply(error, form)) if is_mendable(error) else ""
+            outcome: Literal["unparsable", "unusable"] = "unparsable" if attempt.is_broken else "unusable"
+            self.attempts.reject(attempt, outcome, str(error), reply, signature=str(error))
         finally:
             self.record.rounds = self.attempts.summaries(self.record.shown)
 
@@ -91,8 +139,14 @@ class Solver:
         assert attempt.response is not None  # noqa: S101  generate comes first
         with record.step("apply"):
             base_tree = workspace.objects.tree_of(workspace.base_commit)
+            base = TreeFiles(workspace.objects, base_tree)
+            self._refuse_blindness(attempt, base)
             attempt.changes = plan_changes(
-                attempt.response.code_changes, workspace.objects, base_tree, Limits.of(self.config)
+                attempt.response.code_changes,
+                workspace.objects,
+                base_tree,
+                Limits.of(self.config),
+                already={change.path: change for change in attempt.before},
             )
             refuse_secrets(attempt.changes, self.services.redactor.holds_secret)
             attempt.implementation = record.implementation = commit_changes(
@@ -110,13 +164,16 @@ class Solver:
             )
             count = len(attempt.changes)
             record.detail = f"{count} file{'s' if count != 1 else ''} in {commit[:12]}"
-        files = list(record.implementation.files)
-        self.reporter.event("implementation_completed", {"commit": commit, "files": files, "round": attempt.round})
+            self.reporter.event(
+                "implementation_completed",
+                {"commit": commit, "files": list(record.implementation.files), "round": attempt.round},
+            )
+            self._check_syntax(attempt, base)
 
     def test(self) -> None:
         """What the tests say of it; a task without test commands is taken at the model's word."""
         attempt, record = self.attempts.current, self.record
-        if not self.task.test_commands:
+        if not self.plan.commands:
             record.log("no test commands: nothing was tested")
             attempt.outcome = "accepted"
             return
@@ -129,16 +186,20 @@ class Solver:
                 environment=self.config.test_environment,
                 redact=self.services.redactor.text,
                 deadline=self.deadline,
+                plan=self.plan,
             )
             record.detail = "passed" if tests.success else ""
             record.step_failure = None if tests.success else failure_text(tests)
-        data = {"success": tests.success, "tree": tests.tree, "round": attempt.round}
-        self.reporter.event("tests_completed", data)
+            self.reporter.event(
+                "tests_completed", {"success": tests.success, "tree": tests.tree, "round": attempt.round}
+            )
+            if self.config.tamper == "refuse":
+                refuse_tampering(tests)
         if tests.success:
             attempt.outcome = "accepted"
             return
-        text = failure_text(tests)
-        self.attempts.reject(attempt, "tests-failed", text, failed_tests_reply(text), signature=text)
+        reply = failed_tests_reply(failure_feedback(tests, self.plan.base))
+        self.attempts.reject(attempt, "tests-failed", failure_text(tests), reply, signature=failure_signature(tests))
 
     def concludes(self) -> bool:
         """Whether an answer did. The best one is on the record from here on, and what was wrong with it."""
@@ -154,12 +215,34 @@ class Solver:
         record.fail_with(ErrorDetails(type="TestsFailed", message=best.message, step="test"))
         return False
 
-    def _refuse(self, attempt: Attempt, error: RunnerError) -> None:
-        attempt.error = error
-        reply = ""
-        if isinstance(error, ImplementationError) and is_mendable(error):
-            reply = self.services.redactor.text(refused_answer_reply(error, self._asked().form))
-        self.attempts.reject(attempt, "unusable", str(error), reply, signature=str(error))
+    def _refuse_blindness(self, attempt: Attempt, base: TreeFiles) -> None:
+        """Refuse a new text for a file that the model has not seen whole: the rest of it would be lost."""
+        assert attempt.response is not None  # noqa: S101  generate comes first
+        context = self._asked().context
+        own = {change.path for change in attempt.before if base.read(change.path) is None}
+
+        def is_long(path: str) -> bool:
+            text = base.read(path)
+            return text is not None and text.count(b"\n") > SMALL_FILE_LINES
+
+        refuse_blind_rewrites(attempt.response.code_changes, context.whole_paths | own, context.part_paths, is_long)
+
+    def _check_syntax(self, attempt: Attempt, base: TreeFiles) -> None:
+        """Have code mended that parsed before; in the last round the tests, where there are any, have the last word."""
+        broken = [
+            breakage
+            for change in attempt.changes
+            if change.content is not None
+            and (breakage := newly_broken(change.path, base.read(change.path), change.content)) is not None
+        ]
+        if not broken:
+            return
+        attempt.is_broken = True
+        error = broken_code(broken)
+        has_turns = self.attempts.has_pending or attempt.round < self.config.max_repair_rounds
+        if has_turns or not self.plan.commands:
+            raise error
+        self.record.warn(str(error))
 
     def _point_out(self, attempt: Attempt) -> None:
         """What people should look at before they merge."""
@@ -171,6 +254,8 @@ class Solver:
             self.record.warn(
                 f"The change touches {path}, which decides what runs elsewhere: look at it before merging."
             )
+        for warning in () if attempt.tests is None else test_warnings(attempt.tests):
+            self.record.warn(warning)
 
     # --- asking
 
@@ -189,16 +274,21 @@ class Solver:
             workspace.base_commit,
             budget_tokens=budget_tokens,
             deadline=self.deadline,
+            cache=self.services.contexts,
         )
         for path in context.missing:
             record.warn(f"The repository has no file {path}, which related_files names.")
+        for note in context.notes:
+            record.warn(note)
         for piece in context.pieces:
-            record.log(f"shown to the model: {piece.path} ({piece.why})")
+            record.log(f"shown to the model: {piece.place} ({piece.why})")
         return compose(
             self.task,
             context,
             llm=self.config.llm_config,
             instructions=self.instructions,
+            test_commands=self.plan.commands,
+            failing="" if self.plan.base is None else failure_feedback(self.plan.base, None),
             redactor=self.services.redactor,
         )
 
@@ -244,6 +334,14 @@ class Solver:
     def _author(self) -> Author:
         config = self.config
         return Author(config.commit_author_name, config.commit_author_email, int(self.record.clock.now().timestamp()))
+
+
+def _told_of(plan: TestPlan) -> str:
+    if not plan.commands:
+        return "no tests"
+    if plan.base is None:
+        return "not known how the tests fare before the change"
+    return f"before the change the tests {'pass' if plan.base.success else 'fail'}"
 
 
 def _made(attempt: Attempt) -> ImplementationResult:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner.attempts import Attempts
+from necrocode.agent_runner.generation.budgeted_model import BudgetedModel
 from necrocode.agent_runner.playbook import load_playbook, with_playbook
 from necrocode.agent_runner.solver import Solver
 from necrocode.agent_runner.steps.allocate import brought_workspace, leased_workspace
@@ -17,10 +18,12 @@ from necrocode.agent_runner.steps.report import Reporter
 from necrocode.agent_runner.steps.upload import upload
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from necrocode.agent_runner._redact import Redactor
     from necrocode.agent_runner.config import RunnerConfig
+    from necrocode.agent_runner.generation.budget import ProcessBudget
     from necrocode.agent_runner.models import ImplementationResult, TaskContext
     from necrocode.agent_runner.run_record import RunRecord
     from necrocode.agent_runner.wiring import Services
@@ -30,41 +33,44 @@ if TYPE_CHECKING:
 class TaskRun:
     """The steps of one run. Each puts what it made on ``record`` and raises ``RunnerError`` when it cannot."""
 
-    def __init__(self, record: RunRecord, config: RunnerConfig, services: Services) -> None:
+    def __init__(self, record: RunRecord, config: RunnerConfig, services: Services, budget: ProcessBudget) -> None:
         record.redact = services.redactor.text
         self.record = record
         self._config = config
         self._services = services
         self._playbook = load_playbook(record.task)
-        self._task = _masked(with_playbook(record.task, self._playbook), services.redactor)
+        self._task = masked(with_playbook(record.task, self._playbook), services.redactor)
         record.task = self._task
         self._deadline = Deadline(self._task.timeout_seconds, record.clock)
         self._transcript = Transcript()
+        self._budget = budget.of_run(
+            spec_name=self._task.spec_name,
+            run_id=record.run_id,
+            registry=services.task_registry,
+            llm=config.llm_config,
+            on_trouble=record.warn,
+        )
+        self._model = BudgetedModel(services.llm, self._budget, max_tokens=config.llm_config.max_tokens)
         self._reporter = Reporter(services.task_registry, self._task, record.run_id, record.runner_id)
 
     def prepare(self) -> None:
         """Look whether outputs can be stored, and tell the registry that the task is running; only then begin."""
         with self.record.step("prepare"):
             self._services.artifact_store.ensure_available()
+            self._budget.check()
             self._reporter.started()
 
     @contextmanager
     def allocate(self) -> Iterator[Workspace]:
         """The workspace, given back at the end on every path."""
-        task, services, warn = self._task, self._services, self.record.warn
-        if task.slot_path is not None:
-            context = brought_workspace(task, services.git, deadline=self._deadline, on_trouble=warn)
-        else:
-            context = leased_workspace(
-                task,
-                services.repo_pool,
-                services.git,
-                holder=self.record.runner_id,
-                lease_seconds=self._config.lease_seconds,
-                slot_timeout_seconds=self._config.slot_timeout_seconds,
-                deadline=self._deadline,
-                on_trouble=warn,
-            )
+        context = workspace_for(
+            self._task,
+            self._services,
+            self._config,
+            holder=self.record.runner_id,
+            deadline=self._deadline,
+            on_trouble=self.record.warn,
+        )
         with ExitStack() as stack:
             with self.record.step("allocate"):
                 workspace = stack.enter_context(context)
@@ -85,7 +91,7 @@ class TaskRun:
             workspace=workspace,
             reporter=self._reporter,
             deadline=self._deadline,
-            asker=Asker(self._services.llm, llm, self._task.max_tokens, self._deadline, self._transcript),
+            asker=Asker(self._model, llm, self._task.max_tokens, self._deadline, self._transcript),
             attempts=Attempts(self._config.max_repair_rounds, llm.candidates),
         )
 
@@ -111,6 +117,8 @@ class TaskRun:
 
         An interruption meanwhile is kept until the report is through; a second one ends at once.
         """
+        self._budget.close()
+        self.record.usage = self._budget.usage
         if not self._reporter.has_started:
             return
         try:
@@ -165,12 +173,36 @@ class TaskRun:
         return self.record.implementation
 
 
+def workspace_for(
+    task: TaskContext,
+    services: Services,
+    config: RunnerConfig,
+    *,
+    holder: str,
+    deadline: Deadline,
+    on_trouble: Callable[[str], None],
+) -> AbstractContextManager[Workspace]:
+    """The checkout that the task brings, or else a slot of the pool, for as long as the context lasts."""
+    if task.slot_path is not None:
+        return brought_workspace(task, services.git, deadline=deadline, on_trouble=on_trouble)
+    return leased_workspace(
+        task,
+        services.repo_pool,
+        services.git,
+        holder=holder,
+        lease_seconds=config.lease_seconds,
+        slot_timeout_seconds=config.slot_timeout_seconds,
+        deadline=deadline,
+        on_trouble=on_trouble,
+    )
+
+
 def _encoded(text: str) -> bytes:
     """UTF-8, whatever a file name or a model has put into the text."""
     return text.encode(errors="backslashreplace")
 
 
-def _masked(task: TaskContext, redactor: Redactor) -> TaskContext:
+def masked(task: TaskContext, redactor: Redactor) -> TaskContext:
     """The task with secrets masked in all that is shown, stored or committed; the test commands run as they are."""
     return task.model_copy(
         update={

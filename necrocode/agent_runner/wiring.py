@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from necrocode.agent_runner._clock import Clock
     from necrocode.agent_runner.config import LLMConfig, RunnerConfig
+    from necrocode.agent_runner.generation.context_cache import ContextCache
     from necrocode.agent_runner.protocols import ArtifactStore, LanguageModel, RepoPool, Sandbox, TaskRegistry
 
 
@@ -34,6 +35,8 @@ class Services:
     sandbox: Sandbox
     git: Git
     redactor: Redactor
+    contexts: ContextCache | None = None
+    """What was shown for a task before. None: it is chosen anew each time."""
     own: tuple[object, ...] = ()
     """Those that were made here and not passed in: whoever asked for them closes them."""
 
@@ -59,13 +62,14 @@ def build_services(
 
     Raises :class:`ConfigurationError`.
     """
+    from necrocode.agent_runner.generation.context_cache import ContextCache  # noqa: PLC0415  as are the steps
     from necrocode.agent_runner.sandbox.plain import PlainSandbox  # noqa: PLC0415  steps are imported at first use
 
     git_token = _secret(config.git_token, "GIT_TOKEN")
     service_token = _secret(config.service_token, "NECROCODE_SERVICE_TOKEN")
     llm_config = _with_key(config)
     git = Git(config.state_dir / "git", git_token)
-    api_key = llm_config.api_key.get_secret_value() if llm_config.api_key is not None else None
+    secrets = (git_token, service_token, _password(config), *llm_config.secrets())
     own: list[object] = []
     if task_registry is None:
         own.append(task_registry := _task_registry(config, clock, service_token))
@@ -80,7 +84,8 @@ def build_services(
         llm=llm or _llm(llm_config, clock),
         sandbox=sandbox or PlainSandbox(config.state_dir / "layers", max_output_bytes=config.max_output_bytes),
         git=git,
-        redactor=Redactor(tuple(secret for secret in (git_token, service_token, api_key, _password(config)) if secret)),
+        contexts=ContextCache(config.state_dir / "contexts"),
+        redactor=Redactor(tuple(filter(None, secrets))),
         own=tuple(own),
     )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from necrocode import __version__
 from necrocode.agent_runner.removed import untold_variables
-from necrocode.cli import migrate, registry, run, serve
+from necrocode.cli import explain, migrate, registry, run, serve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,6 +65,7 @@ def command_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"necrocode {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     run.add_parser(commands, epilog=_EXIT_CODES)
+    explain.add_parser(commands)
     registry.add_parser(commands)
     serve.add_parser(commands)
     migrate.add_parser(commands)

@@ -33,6 +33,7 @@ from necrocode.agent_runner import (
 from necrocode.agent_runner.clients import _http
 from necrocode.agent_runner.generation.edit_formats import read_answer
 from necrocode.agent_runner.playbook import Playbook
+from necrocode.cli import explain as cli_explain
 from necrocode.cli import registry as cli_registry
 from necrocode.cli import run as cli_run
 from necrocode.cli import serve as cli_serve
@@ -339,6 +340,7 @@ def test_every_option_target_and_variable_that_is_named_exists(path: Path) -> No
     parser = argparse.ArgumentParser()
     commands = parser.add_subparsers()
     cli_run.add_parser(commands, epilog="")
+    cli_explain.add_parser(commands)
     cli_registry.add_parser(commands)
     cli_serve.add_parser(commands)
     options = options_of(parser)

@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Literal
 from necrocode.agent_runner.errors import (
     ChangeRejectedError,
     EmptyAnswerError,
-    ImplementationError,
     MalformedAnswerError,
+    TamperedTestsError,
     TruncatedAnswerError,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
-_MENDABLE = (ChangeRejectedError, EmptyAnswerError, MalformedAnswerError, TruncatedAnswerError)
+    from necrocode.agent_runner.errors import RunnerError
+    from necrocode.agent_runner.generation.syntax import Breakage
+
+_MENDABLE = (ChangeRejectedError, EmptyAnswerError, MalformedAnswerError, TamperedTestsError, TruncatedAnswerError)
 _AGAIN = "Nothing of your answer was applied: the files are as they were. Send your whole answer again, corrected."
 _TURN = (
     "You have been here before: this is the same {what} as earlier, so the idea behind it does not work. First say in"
@@ -25,15 +28,21 @@ _TURN = (
 )
 
 
-def is_mendable(error: ImplementationError) -> bool:
+def is_mendable(error: RunnerError) -> bool:
     """Whether another answer may do better: a refusal, a filter or a full window will stay what they are."""
     return isinstance(error, _MENDABLE)
 
 
-def refused_answer_reply(error: ImplementationError, form: str) -> str:
+def refused_answer_reply(error: RunnerError, form: str) -> str:
     """What to say of an answer that could not be read or applied; ``form`` tells how to answer."""
     if isinstance(error, ChangeRejectedError):
-        return f"Your answer was refused.\n{error.feedback or error}\n\n{_AGAIN}"
+        return (
+            f"Your answer was refused.\n{error.feedback}"
+            if error.feedback
+            else f"Your answer was refused: {error}\n\n{_AGAIN}"
+        )
+    if isinstance(error, TamperedTestsError):
+        return f"Your answer was refused: {error} Leave tests and their configuration as they are.\n\n{_AGAIN}"
     if isinstance(error, TruncatedAnswerError):
         return (
             "Your answer was too long and was cut, so nothing of it was applied. Answer again, shorter: only the files"
@@ -42,10 +51,13 @@ def refused_answer_reply(error: ImplementationError, form: str) -> str:
     return f"Your answer could not be used: {error}\n\nAnswer again, in this form.\n\n{form}"
 
 
-def broken_code_reply(breakages: Iterable[str]) -> str:
-    """What to say of code that no longer parses, and did before."""
-    told = "\n".join(f"- {breakage}" for breakage in breakages)
-    return f"With your change, these files can no longer be parsed:\n{told}\n\n{_AGAIN}"
+def broken_code(breakages: Sequence[Breakage]) -> ChangeRejectedError:
+    """The error for code that parsed before a change and does not with it."""
+    told = "\n".join(f"- {one.message}: {one.text.strip()}" for one in breakages)
+    return ChangeRejectedError(
+        f"The change breaks the syntax of a file: {breakages[0].message}",
+        feedback=f"With your change, these files can no longer be parsed:\n{told}\n\n{_AGAIN}",
+    )
 
 
 def failed_tests_reply(feedback: str) -> str:

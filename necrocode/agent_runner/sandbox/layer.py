@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -50,6 +50,8 @@ class Layer:
     kind: LayerKind
     folder: Path
     checkout: Path
+    brought_back: dict[str, tuple[int, int, int]] = field(default_factory=dict, compare=False)
+    """What an earlier command's reports were, by their paths: see ``reports.Collection``."""
 
     @property
     def home(self) -> Path:
@@ -60,6 +62,10 @@ class Layer:
     def temporary(self) -> Path:
         """A fresh folder for temporary files."""
         return self.folder / "tmp"
+
+    def new_reports_folder(self) -> Path:
+        """A fresh folder for one command's reports, under a name that no earlier command could take."""
+        return Path(tempfile.mkdtemp(prefix="reports-", dir=self.folder))
 
     @property
     def start_folder(self) -> Path:

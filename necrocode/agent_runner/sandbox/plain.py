@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._process import run_process
 from necrocode.agent_runner.errors import TestExecutionError
-from necrocode.agent_runner.models import CommandResult, TestResult
 from necrocode.agent_runner.sandbox.layer import Layer, open_layer
+from necrocode.agent_runner.sandbox.reports import Collection
+from necrocode.agent_runner.test_results import CommandResult, TestResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,6 +42,7 @@ class PlainSandbox:
         environment: Mapping[str, str],
         fail_fast: bool,
         deadline: Deadline,
+        collect: Sequence[str] = (),
     ) -> TestResult:
         """Run the commands in order, over one layer."""
         started = time.monotonic()
@@ -48,7 +50,7 @@ class PlainSandbox:
         try:
             with open_layer(checkout, self._root) as layer:
                 for command in commands:
-                    results.append(self._run(command, layer, environment, deadline))
+                    results.append(self._run(command, layer, environment, deadline, collect))
                     if results[-1].exit_code != 0 and (fail_fast or results[-1].timed_out):
                         break
                 kind = layer.kind
@@ -64,12 +66,21 @@ class PlainSandbox:
             duration_seconds=time.monotonic() - started,
         )
 
-    def _run(self, command: str, layer: Layer, environment: Mapping[str, str], deadline: Deadline) -> CommandResult:
+    def _run(
+        self,
+        command: str,
+        layer: Layer,
+        environment: Mapping[str, str],
+        deadline: Deadline,
+        collect: Sequence[str],
+    ) -> CommandResult:
         layer.entered.unlink(missing_ok=True)
+        reports = layer.new_reports_folder()
+        begun_ns = reports.stat().st_mtime_ns  # by the file system's own clock, which files are compared with
         done = run_process(
             layer.argv(command),
             cwd=layer.start_folder,
-            environment=command_environment(layer, environment),
+            environment=command_environment(layer, environment) | {"NECROCODE_REPORTS": str(reports)},
             timeout_seconds=deadline.remaining_seconds(),
             max_output_bytes=self._max_output_bytes,
         )
@@ -85,7 +96,18 @@ class PlainSandbox:
             output=output,
             truncated_bytes=done.truncated_bytes,
             timed_out=done.timed_out,
+            collected=_collected(layer, reports.name, collect, begun_ns),
         )
+
+
+def _collected(layer: Layer, reports: str, patterns: Sequence[str], begun_ns: int) -> dict[str, bytes]:
+    """What the command that has just ended left in its folder for reports, and what it wrote that is asked for."""
+    collection = Collection(layer.brought_back)
+    collection.add(layer.folder, [reports], prefix="reports/")
+    if patterns:
+        written = "upper" if layer.kind == "overlay" else "top"
+        collection.add(layer.folder, [written], patterns=patterns, since_ns=begun_ns)
+    return collection.files
 
 
 def command_environment(layer: Layer, extra: Mapping[str, str]) -> dict[str, str]:

@@ -7,17 +7,25 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from necrocode.agent_runner.generation.context import Context, select_context
+from necrocode.agent_runner.generation.answer_forms import (
+    ShownFile,
+    answer_format_of,
+    choose_format,
+    system_prompt,
+)
 from necrocode.agent_runner.generation.conversation import Conversation
 from necrocode.agent_runner.generation.edit_formats import read_answer
-from necrocode.agent_runner.generation.prompt import system_prompt, task_messages
+from necrocode.agent_runner.generation.pieces import estimate_tokens
+from necrocode.agent_runner.generation.prompt import task_messages
 from necrocode.agent_runner.generation.stand_ins import StandIns
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from necrocode.agent_runner._clock import Deadline
-    from necrocode.agent_runner._git import ObjectReader, Repository
     from necrocode.agent_runner._redact import Redactor
     from necrocode.agent_runner.config import LLMConfig
+    from necrocode.agent_runner.generation.pieces import Context
     from necrocode.agent_runner.models import LLMResponse, Message, ModelAnswer, TaskContext
     from necrocode.agent_runner.protocols import LanguageModel
 
@@ -53,30 +61,6 @@ class Transcript:
         return {"schema_version": 2, "calls": [call.to_data() for call in self.calls]}
 
 
-def choose_context(
-    task: TaskContext,
-    repository: Repository,
-    objects: ObjectReader,
-    base: str,
-    *,
-    budget_tokens: int,
-    deadline: Deadline,
-) -> Context:
-    """The part of the base commit's tree that the model is shown; no file of a checkout is read."""
-    files = repository.files(base, deadline=deadline)
-    sizes = {path: size for path, (entry, size) in files.items() if entry.is_file and _is_text(path)}
-
-    def read(path: str) -> bytes:
-        return objects.blob(files[path][0].oid)
-
-    return select_context(task, sizes, read, budget_tokens=budget_tokens)
-
-
-def _is_text(name: str) -> bool:
-    """Whether a file's name is text at all: git keeps any bytes, and a prompt does not."""
-    return not any("\udc80" <= char <= "\udcff" for char in name)
-
-
 @dataclass(frozen=True)
 class Question:
     """What a task's model is asked: how to begin, how to answer, and how its answers are read."""
@@ -85,6 +69,7 @@ class Question:
     form: str
     """How to answer, for the model to read again."""
     answer_format: Literal["json", "text"]
+    context: Context
     stand_ins: StandIns
     redactor: Redactor
 
@@ -100,10 +85,27 @@ class Question:
         )
 
 
-def compose(task: TaskContext, context: Context, *, llm: LLMConfig, instructions: str, redactor: Redactor) -> Question:
-    """The question for a task. Nothing in it holds a secret: those of the files have names instead."""
-    # "auto" is text: the same model lands about twice as many tasks so as in JSON (docs/edit-formats.md).
-    answer_format: Literal["json", "text"] = "json" if llm.edit_format == "json" else "text"
+def compose(
+    task: TaskContext,
+    context: Context,
+    *,
+    llm: LLMConfig,
+    instructions: str,
+    test_commands: Sequence[str],
+    failing: str,
+    redactor: Redactor,
+) -> Question:
+    """The question for a task; ``failing`` says how the tests fail before the change.
+
+    Nothing in it holds a secret: those of the files have names instead.
+    """
+    files = [
+        ShownFile(piece.path, estimate_tokens(piece.text), is_whole=piece.kind == "whole")
+        for piece in context.pieces
+        if piece.path
+    ]
+    max_tokens = task.max_tokens or llm.max_tokens
+    edit_format = choose_format(llm.edit_format, shown=files, max_tokens=max_tokens)
     nameable = (piece for piece in context.pieces if redactor.text(piece.path) == piece.path)
     stand_ins = StandIns(nameable, redactor.replaced)
     shown = replace(context, paths=tuple(map(redactor.text, context.paths)), pieces=stand_ins.pieces)
@@ -111,10 +113,12 @@ def compose(task: TaskContext, context: Context, *, llm: LLMConfig, instructions
         task,
         shown,
         instructions="\n\n".join(filter(None, [redactor.text(instructions).strip(), stand_ins.note])),
-        test_commands=tuple(map(redactor.text, task.test_commands)),
-        answer_format=answer_format,
+        test_commands=tuple(map(redactor.text, test_commands)),
+        failing=redactor.text(failing),
+        edit_format=edit_format,
     )
-    return Question(Conversation(messages), system_prompt(answer_format), answer_format, stand_ins, redactor)
+    form = system_prompt(edit_format)
+    return Question(Conversation(messages), form, answer_format_of(edit_format), context, stand_ins, redactor)
 
 
 @dataclass

@@ -1,0 +1,117 @@
+"""Test cases as reports tell them, brought into bounds: names that stay the same from run to run, texts that are short.
+
+Reports are written by code that nobody vouches for; whatever a reader here is given, it returns or raises
+:class:`UnreadableReport`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import TYPE_CHECKING
+
+from necrocode.agent_runner._text import shown
+from necrocode.agent_runner.test_results import TestCase
+
+if TYPE_CHECKING:
+    from necrocode.agent_runner.test_results import CaseStatus
+
+MAX_CASES = 50_000
+"""How many cases of one command are taken in; a report with more is not used."""
+MAX_NAME_CHARACTERS = 300
+MAX_MESSAGE_CHARACTERS = 1_000
+MAX_DETAILS_CHARACTERS = 4_000
+MAX_TOLD_CASES = 200
+"""How many failing cases of one command keep their message and details; of the others the name is known."""
+_LONGEST_SCANNED = 200_000
+_WORST_FIRST: tuple[CaseStatus, ...] = ("failed", "error", "passed", "skipped")
+# What ECMA-48 lets a program send to a terminal: CSI and OSC sequences, and single escapes. Each part is a class of
+# characters that the next one does not begin with, so the time is linear.
+_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_=>78])")
+_ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,16}\b")
+
+
+class UnreadableReport(Exception):  # noqa: N818  it ends the reading of one report, and is no error of a run
+    """The report cannot be relied on; the text says why, to follow "the report"."""
+
+
+class CaseBook:
+    """The cases of one command, each name once: of several runs of one name the worst counts."""
+
+    def __init__(self) -> None:
+        self._cases: dict[str, TestCase] = {}
+        self._told = 0
+
+    def add(
+        self,
+        name: str,
+        status: CaseStatus,
+        *,
+        message: str = "",
+        details: str = "",
+        duration_seconds: float | None = None,
+    ) -> None:
+        """Take in a case; :class:`UnreadableReport` when there are too many."""
+        name = case_name(name)
+        known = self._cases.get(name)
+        if known is not None and _WORST_FIRST.index(known.status) <= _WORST_FIRST.index(status):
+            return
+        if known is None and len(self._cases) >= MAX_CASES:
+            raise UnreadableReport(f"holds more than {MAX_CASES} test cases")
+        is_told = status in {"failed", "error"} and self._told < MAX_TOLD_CASES
+        self._told += is_told
+        self._cases[name] = TestCase(
+            name=name,
+            status=status,
+            message=bounded_head(message, MAX_MESSAGE_CHARACTERS) if is_told else "",
+            details=bounded_tail(details, MAX_DETAILS_CHARACTERS) if is_told else "",
+            duration_seconds=duration_seconds,
+        )
+
+    def __len__(self) -> int:
+        return len(self._cases)
+
+    def cases(self) -> tuple[TestCase, ...]:
+        """All of them, in order of names."""
+        return tuple(self._cases[name] for name in sorted(self._cases))
+
+
+def case_name(text: str) -> str:
+    """A name on one line that is the same in every run: an object's address in it is not."""
+    name = _ADDRESS.sub("0x…", shown(" ".join(plain(text[:_LONGEST_SCANNED]).split()), _LONGEST_SCANNED))
+    if len(name) > MAX_NAME_CHARACTERS:
+        mark = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:12]
+        name = f"{name[: MAX_NAME_CHARACTERS - len(mark) - 1]}…{mark}"
+    return name
+
+
+def plain(text: str) -> str:
+    """The text without the sequences that colour a terminal."""
+    return _ANSI.sub("", text) if "\x1b" in text else text
+
+
+def bounded_head(text: str, limit: int) -> str:
+    """The beginning of the text, without colours."""
+    text = plain(text[:_LONGEST_SCANNED]).strip()
+    return text if len(text) <= limit else f"{text[:limit]} …"
+
+
+def bounded_tail(text: str, limit: int) -> str:
+    """The end of the text, without colours, from the beginning of a line where there is one."""
+    text = plain(text[-_LONGEST_SCANNED:]).rstrip()
+    if len(text) <= limit:
+        return text
+    cut = text[-limit:]
+    head, newline, rest = cut.partition("\n")
+    return f"…\n{rest if newline and len(head) < limit // 2 else cut}"
+
+
+def seconds_of(text: object) -> float | None:
+    """A duration as a report spells it; None for what is no sensible one."""
+    if not isinstance(text, (str, int, float)):
+        return None
+    try:
+        seconds = float(text[:40].replace(",", "") if isinstance(text, str) else text)
+    except (ValueError, OverflowError):
+        return None
+    return seconds if 0 <= seconds < 1e9 else None  # noqa: PLR2004  thirty years; NaN and infinity fail too

@@ -1,0 +1,165 @@
+"""A change against its base, by what the tests said of both: pure, and the same for the same inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from necrocode.agent_runner.test_results import CaseList, CommandResult, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from necrocode.agent_runner.test_results import PassRule, TestResult
+
+MAX_LISTED = 200
+"""How many names each list of a verdict holds; its count says how many there are."""
+
+_Outcome = Literal["passes", "fails", "skips"]
+
+
+@dataclass
+class Comparison:
+    """One command on both sides, by names of cases."""
+
+    has_cases: bool
+    passed: set[str] = field(default_factory=set)
+    fixed: set[str] = field(default_factory=set)
+    newly_broken: set[str] = field(default_factory=set)
+    pre_existing: set[str] = field(default_factory=set)
+    flaky: set[str] = field(default_factory=set)
+    missing: set[str] = field(default_factory=set)
+    new: set[str] = field(default_factory=set)
+
+    @property
+    def is_no_worse(self) -> bool:
+        """Whether a failing command may be accepted: by cases alone, all of which failed on the base, none vanished."""
+        explained = any(not name.startswith("$ ") for name in self.pre_existing)
+        unexplained = any(name.startswith("$ ") for name in self.pre_existing)
+        return self.has_cases and explained and not unexplained and not self.newly_broken and not self.missing
+
+
+def compare_commands(base: TestResult, result: TestResult) -> list[Comparison]:
+    """Each command that ran on both sides, in order. A later one that only one side came to is not compared."""
+    return [_compare(*pair) for pair in zip(base.commands, result.commands, strict=False)]
+
+
+def make_verdict(base: TestResult, result: TestResult) -> Verdict:
+    """The comparison of all commands; with none in common, its basis is ``exit-code`` and its lists are empty."""
+    compared = compare_commands(base, result)
+    with_cases = [one.has_cases for one in compared]
+
+    def listed(name: str) -> CaseList:
+        return case_list(set().union(*(getattr(one, name) for one in compared)))
+
+    return Verdict(
+        basis="cases" if with_cases and all(with_cases) else "mixed" if any(with_cases) else "exit-code",
+        base_tree=base.tree,
+        tree=result.tree,
+        passed=sum(len(one.passed) for one in compared),
+        fixed=listed("fixed"),
+        newly_broken=listed("newly_broken"),
+        pre_existing=listed("pre_existing"),
+        flaky=listed("flaky"),
+        missing=listed("missing"),
+        new=listed("new"),
+    )
+
+
+def case_list(names: Iterable[str]) -> CaseList:
+    """The names in order, the first of them only where there are many."""
+    ordered = sorted(names)
+    return CaseList(count=len(ordered), names=tuple(ordered[:MAX_LISTED]))
+
+
+def newly_failing(base: TestResult, result: TestResult) -> bool:
+    """Whether something fails that did not on the base: then it is worth a second run."""
+    return any(one.newly_broken for one in compare_commands(base, result))
+
+
+def with_second_run(first: TestResult, second: TestResult) -> TestResult:
+    """The first run, each command that failed in either with its second beside it.
+
+    Commands that only the second run came to are taken from there: in the first one, a failure stood before them.
+    """
+    commands = [
+        one if one.exit_code == 0 and other.exit_code == 0 else one.model_copy(update={"rerun": other})
+        for one, other in zip(first.commands, second.commands, strict=False)
+    ]
+    rest = first.commands[len(commands) :] or second.commands[len(commands) :]
+    return first.model_copy(
+        update={
+            "commands": (*commands, *rest),
+            "duration_seconds": first.duration_seconds + second.duration_seconds,
+        }
+    )
+
+
+def is_success(result: TestResult, base: TestResult | None, *, asked_for: int, rule: PassRule) -> bool:
+    """Whether the tests count as passed by ``rule``, where ``asked_for`` commands were to be run.
+
+    ``exit-code``: each of them exited with 0, at the latest in its second run. ``no-new-failures``: one that did not is
+    accepted too when its cases are known on both sides, each that fails now failed on the base, and none vanished.
+    """
+    if len(result.commands) < asked_for:
+        return False
+    if rule == "exit-code" or base is None:
+        return all(command.passed for command in result.commands)
+    compared = compare_commands(base, result)
+    return len(compared) == len(result.commands) and all(
+        command.passed or (not command.timed_out and one.is_no_worse)
+        for command, one in zip(result.commands, compared, strict=True)
+    )
+
+
+def _compare(base: CommandResult, command: CommandResult) -> Comparison:
+    has_cases = bool(base.cases and command.cases)
+    now, flaky = _settled(command, by_case=has_cases)
+    before = _settled(base, by_case=has_cases)[0]
+    if has_cases and (_is_unexplained(base) or _is_unexplained(command)):
+        now |= _by_exit_code(command, command.passed)
+        before |= _by_exit_code(command, base.passed)
+    compared = Comparison(has_cases, flaky=flaky)
+    for name, outcome in now.items():
+        was = before.get(name)
+        if outcome == "fails":
+            (compared.pre_existing if was == "fails" else compared.newly_broken).add(name)
+        elif outcome == "passes":
+            compared.passed.add(name)
+            if was == "fails" and name not in flaky:
+                compared.fixed.add(name)
+        if was is None or (was == "skips" != outcome):
+            compared.new.add(name)
+    compared.missing |= {name for name, was in before.items() if was != "skips" and now.get(name, "skips") == "skips"}
+    return compared
+
+
+def _settled(command: CommandResult, *, by_case: bool) -> tuple[dict[str, _Outcome], set[str]]:
+    """What each case comes to over both runs, and those on which the runs do not agree."""
+    first, second = command, command.rerun
+    if not by_case:
+        flaky = {f"$ {command.command}"} if second is not None and first.exit_code != second.exit_code == 0 else set()
+        return _by_exit_code(command, command.passed), flaky
+    outcomes = _by_case(first)
+    if second is None or not (second.cases or second.exit_code == 0):
+        return outcomes, set()
+    again: Mapping[str, _Outcome] = _by_case(second) if second.cases else dict.fromkeys(outcomes, "passes")
+    flaky = {name for name in outcomes.keys() & again.keys() if {outcomes[name], again[name]} == {"passes", "fails"}}
+    late: dict[str, _Outcome] = {name: outcome for name, outcome in again.items() if name not in outcomes}
+    return outcomes | dict.fromkeys(flaky, "passes") | late, flaky
+
+
+def _by_case(command: CommandResult) -> dict[str, _Outcome]:
+    return {
+        case.name: "fails" if case.is_failing else "passes" if case.status == "passed" else "skips"
+        for case in command.cases
+    }
+
+
+def _by_exit_code(command: CommandResult, passed: bool) -> dict[str, _Outcome]:  # noqa: FBT001  it reads as a sentence
+    return {f"$ {command.command}": "passes" if passed else "fails"}
+
+
+def _is_unexplained(command: CommandResult) -> bool:
+    """Whether it failed and no case of it did: a module that was not collected, a coverage threshold."""
+    return not command.passed and not command.failing

@@ -1,0 +1,144 @@
+"""Failing tests as a model is to read them, and as they are told apart: most telling lines first, bounded, plain."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import TYPE_CHECKING
+
+from necrocode.agent_runner._text import shown
+from necrocode.agent_runner.verdict.cases import bounded_tail, plain
+from necrocode.agent_runner.verdict.comparison import compare_commands
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from necrocode.agent_runner.test_results import CommandResult, TestCase, TestResult
+
+MAX_FEEDBACK_TOKENS = 1_500
+"""About how many tokens a feedback has, at four characters of ASCII or one other to a token."""
+_CHARACTERS_PER_TOKEN = 4
+_MAX_CASES = 8
+_MAX_NAMES = 20
+_CASE_CHARACTERS = 1_200
+_OUTPUT_CHARACTERS = 4_000
+_SMALLEST_DETAILS = 60
+# Folders of a layer (sandbox/layer.py) are new in every run: paths in it are shown from the checkout's top.
+_LAYER_TOP = re.compile(r"[^\s'\"(:]{0,300}/layer-[\w]{1,20}/top(?:/|\b)")
+_LAYER = re.compile(r"[^\s'\"(:]{0,300}/layer-[\w]{1,20}/")
+# What differs between two runs of the same failure.
+_VARYING = (
+    (re.compile(r"0x[0-9a-fA-F]{4,16}"), "0x"),
+    (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?"), "<time>"),
+    (re.compile(r"\d\d:\d\d:\d\d(?:[.,]\d{1,9})?"), "<time>"),
+    (re.compile(r"\b\d{1,9}(?:[.,]\d{1,9})? ?(?:ms|milliseconds|s|secs?|seconds|µs|us|ns|m)\b"), "<duration>"),
+    (re.compile(r"(?:/tmp|/var/tmp|/private/var)/[^\s'\":,)]{1,300}"), "<temporary>"),
+    (re.compile(r"\b[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\b"), "<uuid>"),
+    (re.compile(r"\b(?:pid|PID|port|seed|Process|thread|Thread)([ =:#-]{1,3})\d{1,20}"), "<number>"),
+)
+
+
+def failure_feedback(result: TestResult, base: TestResult | None) -> str:
+    """What failed, for a model that is to mend its change; empty when nothing did.
+
+    The first failing command with its exit code, its failing cases with message and the end of the traceback, those
+    that failed on the base by name alone. Without cases the end of the output. Secrets are masked already.
+    """
+    failed = [(number, command) for number, command in enumerate(result.commands) if not command.passed]
+    if not failed:
+        return ""
+    compared = [] if base is None else compare_commands(base, result)
+    number, command = next(
+        (one for one in failed if one[0] < len(compared) and compared[one[0]].newly_broken), failed[0]
+    )
+    known = compared[number].pre_existing if number < len(compared) else set()
+    failing = [case for case in command.failing if case.name not in known and not _passed_again(command, case)]
+    lines = [f"The command `{_told(command.command)[:300]}` {_ending(command)}."]
+    if command.report_note:
+        lines.append(f"({_told(command.report_note)})")
+    if number < len(compared) and compared[number].missing:
+        lines.append(f"Ran before the change and not now: {_names(compared[number].missing)}")
+    lines += _told_cases(failing) if failing else []
+    if not failing or command.report_note:
+        lines.append(f"The end of its output:\n{_told(bounded_tail(command.output, _OUTPUT_CHARACTERS))}")
+    if already := sorted(name for name in known if not name.startswith("$ ")):
+        lines.append(f"These failed before the change as well; do not try to mend them: {_names(already)}")
+    return _within("\n".join(lines), MAX_FEEDBACK_TOKENS)
+
+
+def failure_signature(result: TestResult) -> str:
+    """The same text for the same failure: of commands, exit codes, failing cases and messages, but no time or address.
+
+    Empty when nothing failed.
+    """
+    parts: list[str] = []
+    for command in result.commands:
+        if command.passed:
+            continue
+        parts += [command.command, str(command.exit_code)]
+        parts += [f"{case.name}\0{_steady(case.message)}" for case in command.failing]
+        if not command.failing:
+            parts.append(_steady(bounded_tail(command.output, _OUTPUT_CHARACTERS)))
+    return hashlib.sha256("\1".join(parts).encode(errors="surrogatepass")).hexdigest() if parts else ""
+
+
+def _told_cases(failing: list[TestCase]) -> list[str]:
+    lines = [f"{len(failing)} failing test case{'s' if len(failing) != 1 else ''}:"]
+    for case in failing[:_MAX_CASES]:
+        message, details = _told(case.message), _told(bounded_tail(case.details, _CASE_CHARACTERS))
+        lines.append(f"\n- {case.name}")
+        if message and message[:_SMALLEST_DETAILS] not in details:
+            lines.append(f"  {message}")
+        if details:
+            lines.append(details)
+    if rest := failing[_MAX_CASES:]:
+        lines.append(f"\nand {len(rest)} more: {_names(case.name for case in rest)}")
+    return lines
+
+
+def _names(names: Iterable[str]) -> str:
+    listed = sorted(names)
+    more = f" and {len(listed) - _MAX_NAMES} more" if len(listed) > _MAX_NAMES else ""
+    return ", ".join(listed[:_MAX_NAMES]) + more
+
+
+def _passed_again(command: CommandResult, case: TestCase) -> bool:
+    """Whether it is flaky: it passed in the second run."""
+    again = () if command.rerun is None else command.rerun.cases
+    return any(other.name == case.name and not other.is_failing for other in again)
+
+
+def _ending(command: CommandResult) -> str:
+    if command.timed_out:
+        return "did not end in time"
+    if command.exit_code is not None and command.exit_code < 0:
+        return f"was ended by signal {-command.exit_code}"
+    return f"exited with {command.exit_code}"
+
+
+def _told(text: str) -> str:
+    """Text of tests as a model, and a person behind it, may read it: no colours or control characters, short paths."""
+    return shown(_LAYER.sub("", _LAYER_TOP.sub("", plain(text))), len(text) + 1)
+
+
+def _steady(text: str) -> str:
+    text = _told(text)
+    for pattern, stand_in in _VARYING:
+        text = pattern.sub(stand_in, text)
+    return " ".join(text.split())
+
+
+def _within(text: str, tokens: int) -> str:
+    """The beginning of the text, as far as the tokens go, ended at a line."""
+    if _tokens(text) <= tokens:
+        return text
+    low, high = 0, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if _tokens(text[:middle]) <= tokens else (low, middle - 1)
+    return f"{text[:low].rpartition(chr(10))[0] or text[:low]}\n…"
+
+
+def _tokens(text: str) -> int:
+    wide = sum(not character.isascii() for character in text)
+    return wide + (len(text) - wide) // _CHARACTERS_PER_TOKEN

@@ -1,0 +1,175 @@
+"""What a change does to that by which it is judged: tests, their configuration, continuous integration.
+
+Paths are told by the conventions of the languages' own tools. A file that holds more than test settings, such as
+``pyproject.toml``, counts only when those settings are not the same afterwards.
+"""
+
+from __future__ import annotations
+
+import configparser
+import json
+import re
+import tomllib
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from necrocode.agent_runner._git import MODE_TREE, FileChange
+from necrocode.agent_runner.test_results import TamperReport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from necrocode.agent_runner._git import ObjectReader, TreeEntry
+
+_TEST_FOLDERS = frozenset({
+    "test", "tests", "__tests__", "__snapshots__", "__mocks__", "spec", "e2e", "testdata", "androidtest",
+})  # fmt: skip
+# By the spelling: "LatestTest.java" is one, "Latest.java" is none.
+_TEST_NAMES = (
+    "test_*.py", "*_test.py", "tests.py", "*_test.go", "*_spec.rb", "*_test.rb", "*Test.java", "*Tests.java",
+    "*IT.java", "*Test.kt", "*Tests.kt", "*Test.php", "*Test.cs", "*Tests.cs", "*_test.exs", "*_test.rs", "*Test.scala",
+    "*Spec.scala", "*_test.dart", "*_test.cc", "*_test.cpp", "*_test.c", "*Tests.swift", "*.snap",
+)  # fmt: skip
+_JAVASCRIPT_TEST = re.compile(r"\.(?:test|spec|e2e)\.[cm]?[jt]sx?$")
+_CONFIGURATION = (
+    "conftest.py", "pytest.ini", ".pytest.ini", "pytest.toml", "tox.ini", "noxfile.py", ".coveragerc",
+    "sitecustomize.py", "usercustomize.py", "jest.config.*", "jest.setup.*", "vitest.config.*",
+    "vitest.workspace.*", "vitest.setup.*", "karma.conf.*", "playwright.config.*", "cypress.config.*", "cypress.json",
+    ".mocharc*", ".rspec", "phpunit.xml*", "phpunit.dist.xml", "nextest.toml", "*.runsettings", "codecov.yml",
+    ".codecov.yml",
+)  # fmt: skip
+_CI = (
+    ".github/workflows/*", ".github/actions/*", ".gitlab-ci.yml", ".gitlab/*", ".circleci/*", "jenkinsfile",
+    "azure-pipelines*.yml", ".azure-pipelines/*", ".travis.yml", "appveyor.yml", ".appveyor.yml", ".buildkite/*",
+    ".drone.yml", ".woodpecker*", "bitbucket-pipelines.yml", ".ci/*", ".pre-commit-config.yaml", "buildspec.yml",
+    "cloudbuild.yaml", ".teamcity/*", ".semaphore/*", ".cirrus.yml",
+)  # fmt: skip
+_MIXED = frozenset({"pyproject.toml", "setup.cfg", "package.json", "composer.json"})
+_MAKEFILES = frozenset({"makefile", "gnumakefile", "justfile", "taskfile.yml", "rakefile"})
+_PYTHON_TABLES = ("pytest", "coverage", "tox", "nox", "hatch", "poe", "pdm", "taskipy", "unittest")
+_SCRIPT_KEYS = ("scripts", "jest", "vitest", "mocha", "ava", "tap", "nyc", "c8", "autoload-dev")
+_MAX_READ_BYTES = 1_000_000
+
+
+def tampered_paths(paths: Iterable[str]) -> tuple[str, ...]:
+    """Those of the paths that are tests, their configuration or CI by their names alone, in order."""
+    return tuple(path for path in sorted(paths) if is_test(path) or is_configuration(path) or is_ci(path))
+
+
+def tamper_report(
+    paths: Iterable[str],
+    before: Callable[[str], bytes | None],
+    after: Callable[[str], bytes | None],
+    *,
+    commands: Sequence[str],
+) -> TamperReport | None:
+    """What a change of these paths touches of that; None when it is nothing. The readers give None for no file.
+
+    A test file counts when the base has it: a new one adds to the tests and takes nothing away. Of files that commands
+    name, or ``make`` reads, each counts that the base has.
+    """
+    changed = sorted(paths)
+    named = {word for command in commands for word in re.split(r"[\s'\"=;&|()<>]+", command[:10_000])}
+    words = {word.removeprefix("./") for word in named}
+    ci = [path for path in changed if is_ci(path)]
+    configuration = [
+        path
+        for path in changed
+        if path not in ci
+        and (
+            is_configuration(path)
+            or _settings_differ(path, before, after)
+            or (before(path) is not None and not is_test(path) and _is_run_by(path, words))
+        )
+    ]
+    rest = [path for path in changed if path not in ci and path not in configuration]
+    tests = [path for path in rest if is_test(path) and before(path) is not None]
+    if not (tests or configuration or ci):
+        return None
+    return TamperReport(tests=tuple(tests), configuration=tuple(configuration), ci=tuple(ci))
+
+
+@dataclass(frozen=True)
+class TreeFiles:
+    """The files of a git tree, by path."""
+
+    objects: ObjectReader
+    tree: str
+
+    def entry(self, path: str) -> TreeEntry | None:
+        """What lies at the path, a folder excepted."""
+        *folders, name = path.split("/")
+        tree = self.tree
+        for folder in folders:
+            below = self.objects.entries(tree).get(folder)
+            if below is None or below.mode != MODE_TREE:
+                return None
+            tree = below.oid
+        found = self.objects.entries(tree).get(name)
+        return None if found is None or found.mode == MODE_TREE else found
+
+    def read(self, path: str) -> bytes | None:
+        """The bytes of a file; None where there is none, nor of a symlink or submodule."""
+        entry = self.entry(path)
+        return self.objects.blob(entry.oid) if entry is not None and entry.is_file else None
+
+    def restoring(self, paths: Iterable[str]) -> tuple[FileChange, ...]:
+        """The changes that give these paths what this tree has there: the same object, or nothing."""
+        found = {path: self.entry(path) for path in paths}
+        return tuple(
+            FileChange(path) if entry is None else FileChange(path, entry.mode, oid=entry.oid)
+            for path, entry in found.items()
+        )
+
+
+def is_test(path: str) -> bool:
+    """Whether it is a test, or lies in a folder of tests."""
+    *folders, name = path.split("/")
+    in_folder = any(folder.casefold() in _TEST_FOLDERS for folder in folders)
+    named = any(fnmatchcase(name, pattern) for pattern in _TEST_NAMES) or _JAVASCRIPT_TEST.search(name)
+    return in_folder or bool(named)
+
+
+def is_configuration(path: str) -> bool:
+    """Whether it decides which tests run and how, whatever is in it."""
+    name = path.casefold().rpartition("/")[2]
+    return any(fnmatchcase(name, pattern) for pattern in _CONFIGURATION)
+
+
+def is_ci(path: str) -> bool:
+    """Whether it decides what continuous integration does."""
+    return any(fnmatchcase(f"/{path.casefold()}", f"*/{pattern}") for pattern in _CI)
+
+
+def _is_run_by(path: str, words: set[str]) -> bool:
+    return path in words or ("make" in words and path.casefold() in _MAKEFILES)
+
+
+def _settings_differ(path: str, before: Callable[[str], bytes | None], after: Callable[[str], bytes | None]) -> bool:
+    """Whether a file of mixed content says something else on tests than it did; one that cannot be read does."""
+    name = path.rpartition("/")[2]
+    if name not in _MIXED:
+        return False
+    try:
+        return _settings(name, before(path)) != _settings(name, after(path))
+    except (ValueError, RecursionError, configparser.Error):
+        return True
+
+
+def _settings(name: str, content: bytes | None) -> dict[str, Any]:
+    if content is None:
+        return {}
+    text = content[:_MAX_READ_BYTES].decode()
+    if name == "pyproject.toml":
+        return _chosen(tomllib.loads(text).get("tool"), _PYTHON_TABLES)
+    if name == "setup.cfg":
+        parser = configparser.RawConfigParser(strict=False)
+        parser.read_string(text)
+        told = ("pytest", "coverage", "tox", "aliases", "test")
+        return {one: dict(parser[one]) for one in parser.sections() if any(word in one for word in told)}
+    return _chosen(json.loads(text), _SCRIPT_KEYS)
+
+
+def _chosen(values: object, keys: Iterable[str]) -> dict[str, Any]:
+    return {key: values[key] for key in keys if key in values} if isinstance(values, dict) else {}

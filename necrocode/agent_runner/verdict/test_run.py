@@ -1,0 +1,88 @@
+"""One run of test commands over a checkout: asked for reports, read, masked, bound to a tree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from necrocode.agent_runner.verdict.asking import Project
+from necrocode.agent_runner.verdict.reading import with_cases
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from necrocode.agent_runner._clock import Deadline
+    from necrocode.agent_runner._git import ObjectReader
+    from necrocode.agent_runner.protocols import Sandbox
+    from necrocode.agent_runner.test_results import CommandResult, TestCase, TestResult
+
+
+@dataclass(frozen=True)
+class TestRunner:
+    """What every run of a task's tests has in common."""
+
+    __test__ = False  # pytest: the name starts with "Test", but this is no test
+
+    sandbox: Sandbox
+    objects: ObjectReader
+    environment: Mapping[str, str]
+    redact: Callable[[str], str]
+    deadline: Deadline
+
+    def run(
+        self,
+        commands: Sequence[str],
+        checkout: Path,
+        tree: str,
+        *,
+        fail_fast: bool,
+        deadline: Deadline | None = None,
+    ) -> TestResult:
+        """The commands over the checkout, which holds the files of ``tree``; every text in the result is masked.
+
+        ``TestExecutionError`` when they cannot be run at all.
+        """
+        project = self.project(tree)
+        asked = [project.asked(command) for command in commands]
+        result = self.sandbox.run_tests(
+            [one.run for one in asked],
+            checkout,
+            tree=tree,
+            environment=project.environment(commands, self.environment),
+            fail_fast=fail_fast,
+            deadline=deadline or self.deadline,
+            collect=project.collected(),
+        )
+        read = [with_cases(*each) for each in zip(result.commands, asked, commands, strict=False)]
+        return result.model_copy(update={"commands": tuple(masked(one, self.redact) for one in read)})
+
+    def project(self, tree: str) -> Project:
+        """The files at the top of a tree."""
+        entries = self.objects.entries(tree)
+
+        def read(name: str) -> bytes | None:
+            entry = entries.get(name)
+            return self.objects.blob(entry.oid) if entry is not None and entry.is_file else None
+
+        return Project(frozenset(entries), read)
+
+
+def masked(command: CommandResult, redact: Callable[[str], str]) -> CommandResult:
+    """The result without the secrets that its texts may hold."""
+    return command.model_copy(
+        update={
+            "command": redact(command.command),
+            "output": redact(command.output),
+            "report_note": redact(command.report_note),
+            "cases": tuple(_masked_case(case, redact) for case in command.cases),
+            "rerun": None if command.rerun is None else masked(command.rerun, redact),
+        }
+    )
+
+
+def _masked_case(case: TestCase, redact: Callable[[str], str]) -> TestCase:
+    texts = {name: getattr(case, name) for name in ("name", "message", "details")}
+    shown = {name: redact(text) for name, text in texts.items() if text}
+    changed = {name: text for name, text in shown.items() if text != texts[name]}
+    return case.model_copy(update=changed) if changed else case
