@@ -252,10 +252,15 @@ def _check_necrocode(arguments: list[str]) -> None:
         raise AssertionError(f"{arguments}: {error}") from error
 
 
+def _check_git(arguments: list[str]) -> None:
+    assert arguments[0] == "show"  # test_quickstart.py types it
+
+
 _CHECKS = {
     "curl": _check_curl,
     "echo": _check_echo,
     "export": _check_export,
+    "git": _check_git,
     "make": _check_make,
     "necrocode": _check_necrocode,
     "pip": _check_pip,
