@@ -364,6 +364,25 @@ def test_a_secret_that_a_test_prints_does_not_reach_the_model(bench: Bench) -> N
     assert SECRET not in json.dumps([message.content for message in llm.calls[1]])
 
 
+def test_what_is_quoted_of_a_file_keeps_its_secrets_under_the_names_that_the_model_knows(bench: Bench) -> None:
+    settings = 'URL = "postgresql://app:hunter2-and-more@db/x"\nDEBUG = True\n'
+    (bench.repository / "settings.py").write_text(settings)
+    git(bench.repository, "add", ".")
+    git(bench.repository, "commit", "-qm", "settings")
+
+    def edit(search: str) -> str:
+        return f"{GOOD_ANSWER}\nsettings.py\n<<<<<<< SEARCH\n{search}\n=======\nDEBUG = False\n>>>>>>> REPLACE\n"
+
+    near = 'URL = "postgresql://app:REDACTED_SECRET_1@db/y"\nDEBUG = True'
+    result, calls = run(bench, edit(near), edit("DEBUG = True"))
+    told = calls[1][-1].content
+    assert "postgresql://app:REDACTED_SECRET_1@db/x" in told
+    assert "hunter2" not in told
+    wanted = settings.replace("True", "False")
+    assert result.success
+    assert files_at(bench.repository, BRANCH)["settings.py"] == wanted.encode()
+
+
 def test_nothing_is_left_after_many_rounds(bench: Bench) -> None:
     result, _ = run(bench, RUBBISH, USELESS_ANSWER, GOOD_ANSWER)
     assert files_at(bench.repository, BRANCH) == {"calc.py": FIXED_CALC.encode(), "test_calc.py": CALC_TEST.encode()}

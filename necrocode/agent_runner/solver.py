@@ -15,6 +15,7 @@ from necrocode.agent_runner.errors import (
     TamperedTestsError,
 )
 from necrocode.agent_runner.generation.blind_rewrites import SMALL_FILE_LINES, refuse_blind_rewrites
+from necrocode.agent_runner.generation.placeholders import refuse_placeholders
 from necrocode.agent_runner.generation.repair import (
     broken_code,
     failed_tests_reply,
@@ -117,8 +118,7 @@ class Solver:
             is_final = isinstance(error, RunnerTimeoutError) or not self.attempts.has_pending
             if is_final and not isinstance(error, (ImplementationError, TamperedTestsError)):
                 raise
-            form = self._asked().form
-            reply = self.services.redactor.text(refused_answer_reply(error, form)) if is_mendable(error) else ""
+            reply = self._told(refused_answer_reply(error, self._asked().form)) if is_mendable(error) else ""
             outcome: Literal["unparsable", "unusable"] = "unparsable" if attempt.is_broken else "unusable"
             self.attempts.reject(attempt, outcome, str(error), reply, signature=str(error))
         finally:
@@ -140,7 +140,7 @@ class Solver:
         with record.step("apply"):
             base_tree = workspace.objects.tree_of(workspace.base_commit)
             base = TreeFiles(workspace.objects, base_tree)
-            self._refuse_blindness(attempt, base)
+            self._refuse_losses(attempt, base)
             attempt.changes = plan_changes(
                 attempt.response.code_changes,
                 workspace.objects,
@@ -198,7 +198,7 @@ class Solver:
         if tests.success:
             attempt.outcome = "accepted"
             return
-        reply = failed_tests_reply(failure_feedback(tests, self.plan.base))
+        reply = self._told(failed_tests_reply(failure_feedback(tests, self.plan.base)))
         self.attempts.reject(attempt, "tests-failed", failure_text(tests), reply, signature=failure_signature(tests))
 
     def concludes(self) -> bool:
@@ -215,8 +215,12 @@ class Solver:
         record.fail_with(ErrorDetails(type="TestsFailed", message=best.message, step="test"))
         return False
 
-    def _refuse_blindness(self, attempt: Attempt, base: TreeFiles) -> None:
-        """Refuse a new text for a file that the model has not seen whole: the rest of it would be lost."""
+    def _told(self, reply: str) -> str:
+        """A reply as the model may have it: it quotes files and output, whose secrets have names or are masked."""
+        return self._asked().stand_ins.hidden(reply)
+
+    def _refuse_losses(self, attempt: Attempt, base: TreeFiles) -> None:
+        """Refuse new text that would lose what the model has not seen of a file, or has left out."""
         assert attempt.response is not None  # noqa: S101  generate comes first
         context = self._asked().context
         own = {change.path for change in attempt.before if base.read(change.path) is None}
@@ -225,7 +229,13 @@ class Solver:
             text = base.read(path)
             return text is not None and text.count(b"\n") > SMALL_FILE_LINES
 
-        refuse_blind_rewrites(attempt.response.code_changes, context.whole_paths | own, context.part_paths, is_long)
+        def text_of(path: str) -> str | None:
+            content = base.read(path)
+            return None if content is None else content.decode(errors="replace")
+
+        changes = attempt.response.code_changes
+        refuse_blind_rewrites(changes, context.whole_paths | own, context.part_paths, is_long)
+        refuse_placeholders(changes, text_of)
 
     def _check_syntax(self, attempt: Attempt, base: TreeFiles) -> None:
         """Have code mended that parsed before; in the last round the tests, where there are any, have the last word."""

@@ -167,13 +167,15 @@ def test_the_artifact_stores_program_runs(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_answers_shown_for_each_format_are_read() -> None:
     document = Document(ROOT / "docs" / "edit-formats.md")
-    (as_json,), (as_text,) = document.blocks_of("json"), document.blocks_of("text")
-    shown = read_answer(ModelAnswer(text=as_json.text, model="m"))
-    assert [change.operation for change in shown.code_changes] == ["create", "delete", "rename"]
-    assert shown.edit_format == "json"
-    shown = read_answer(ModelAnswer(text=as_text.text, model="m"))
-    assert [change.operation for change in shown.code_changes] == ["modify", "delete", "rename"]
-    assert shown.edit_format == "files"
+    blocks = [*document.blocks_of("json"), *document.blocks_of("text")]
+    shown = [read_answer(ModelAnswer(text=block.text, model="m")) for block in blocks]
+    assert [(one.edit_format, [change.operation for change in one.code_changes]) for one in shown] == [
+        ("json", ["create", "edit", "delete", "rename"]),
+        ("files", ["modify", "delete", "rename"]),
+        ("search_replace", ["edit"]),
+        ("unified_diff", ["edit"]),
+        ("patch", ["edit", "create"]),
+    ]
 
 
 def test_the_result_that_is_shown_is_a_result() -> None:
