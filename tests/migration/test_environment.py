@@ -22,6 +22,9 @@ NEW = {
 }
 
 
+_OF_THE_SHELL = {"PWD", "SHLVL", "_", "OLDPWD", "LC_CTYPE", "PATH", "USER", "HOME"}
+
+
 def after(environ: dict[str, str], lines: list[str], shell: str = "sh") -> dict[str, str]:
     """The environment that a shell has once it has run the lines."""
     program = shutil.which(shell)
@@ -31,14 +34,14 @@ def after(environ: dict[str, str], lines: list[str], shell: str = "sh") -> dict[
         [program, "-c", "\n".join([*lines, "/usr/bin/env -0"])], env=environ, capture_output=True, text=True, check=True
     )
     found = dict(one.partition("=")[::2] for one in done.stdout.split("\0") if one)
-    return {name: value for name, value in found.items() if name not in {"PWD", "SHLVL", "_", "OLDPWD"}}
+    return {name: value for name, value in found.items() if name not in _OF_THE_SHELL}
 
 
 @pytest.mark.parametrize("shell", ["sh", "fish"])
 def test_a_shell_that_runs_the_lines_has_the_new_environment(shell: Shell) -> None:
     environ = {**OLD, "A2A_PORT": "5001", "KIRO_TIMEOUT": "60", "HOME": "/nowhere"}
     found = after(environ, environment_lines(environ, shell=shell), shell)
-    assert found == {**NEW, "GIT_TOKEN": SECRET, "HOME": "/nowhere"}
+    assert found == {**NEW, "GIT_TOKEN": SECRET}
     assert RunnerConfig.from_env(environ=found).task_registry_url == "http://bus:8001"
 
 
