@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     import yaml
     from pydantic_core import ErrorDetails
-    from yaml import YAMLError
 
 _LONGEST_SHOWN_VALUE = 60
 _URL_WITH_USER = re.compile(r"://[^/]*@")
@@ -194,7 +193,7 @@ def _expanded_size(node: yaml.Node, written: dict[int, int]) -> int:
     return written[id(node)]
 
 
-def _without_snippets(error: YAMLError | ValueError) -> str:
+def _without_snippets(error: Exception) -> str:
     """What is wrong and where, without the lines of the file that PyYAML shows: they may hold a secret."""
     mark = getattr(error, "problem_mark", None)
     if mark is None:
@@ -214,7 +213,7 @@ def read_yaml_mapping(path: Path, *, what: str, error_type: type[RunnerError]) -
         raise error_type(f"Cannot read the {what} {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise error_type(f"The {what} {path} is not UTF-8 (byte {error.start}).") from error
-    except (YAMLError, ValueError, RecursionError) as error:
+    except (YAMLError, ValueError, OverflowError, RecursionError) as error:
         text = "nested too deeply" if isinstance(error, RecursionError) else _without_snippets(error)
         raise error_type(f"The {what} {path} is not valid YAML: {text}.") from None  # the cause would quote the file
     if data is None:

@@ -314,7 +314,7 @@ def _llm_by_field_name(values: dict[str, Any]) -> dict[str, Any]:
 def _mapping(llm: object) -> dict[str, Any]:
     if llm is None:
         return {}
-    if not isinstance(llm, Mapping):
+    if not isinstance(llm, Mapping) or not all(isinstance(key, str) for key in llm):
         raise ConfigurationError("Invalid configuration: llm must be a mapping of names to values.")
     return dict(llm)
 

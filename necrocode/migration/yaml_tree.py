@@ -75,7 +75,7 @@ def read_tree(text: str, *, name: str) -> Node | None:
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
         why = getattr(error, "problem", None) or getattr(error, "reason", None) or "it cannot be read"
         raise ConfigurationError(f"{name} is not valid YAML: {why}{where}.") from None
-    except (ValueError, LookupError) as error:  # of a broken directive or escape
+    except (ValueError, LookupError, OverflowError) as error:  # of a broken directive or escape
         raise ConfigurationError(f"{name} is not valid YAML: {type(error).__name__}.") from None
 
 

@@ -228,6 +228,8 @@ def test_of_a_section_what_is_not_known_stays() -> None:
     result = migrated("kiro:\n  url: x\n  workspace: /w\n")
     assert result.text == f"{MODEL}kiro:\n  workspace: /w\n"
     assert result.left[0].key == "kiro.workspace"
+    result = migrated("{kiro: {timeout: 5, workspace: /w}}\n")
+    assert result.text == "{llm: {timeout_seconds: 5}, kiro: {workspace: /w}}\n"
     result = migrated("kiro: {url: x, workspace: /w}\n")
     assert result.text == f"{MODEL}kiro: {{workspace: /w}}\n"
 
@@ -317,7 +319,8 @@ def test_other_ways_to_write_a_pair_are_edited_too(text: str, expected: str) -> 
         ("kiro_url: a\npush: no\nkiro_url: b\n", "'kiro_url' is given twice"), ("kiro: {url: a, url: b}\n", "twice"),
         ("a: 1\n---\nb: 2\n", "more than one document"), ("a: *b\n", "undefined alias"), ("a: \0\n", "not valid YAML"),
         (b"a: \xff\n", "not UTF-8"), ("a: " + "[" * 100_000, "nested"), ("- " * 50_000, "nested"),
-        ("%FOO\n%YAML 9.9.9\n--- a\n", "not valid YAML"), ('a: "\\xZZ"\n', "not valid YAML"),
+        ("%FOO\n%YAML 9.9.9\n--- a\n", "not valid YAML"), ('a: "\\UFFFFFFFF"\n', "not valid YAML"),
+        ('a: "\\xZZ"\n', "not valid YAML"),
     ],
 )  # fmt: skip
 def test_what_is_no_settings_file_is_refused_without_being_quoted(text: str | bytes, words: str) -> None:
