@@ -227,4 +227,5 @@ def test_a_client_by_itself_tells_whether_the_registry_is_reached(document: Docu
         code = block.text.replace(LOCALHOST, served.urls["task-registry"])
         names = {"TaskRegistryClient": TaskRegistryClient}
         last_line(lambda: exec(code, names), TaskNotFoundError)  # noqa: S102  the document's own code
+        assert served.stop() == 0  # by then the log is whole
         assert '"path": "/tasks/test/status"' in served.log.read_text(encoding="utf-8")
