@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._git import Author
 from necrocode.agent_runner.errors import (
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from necrocode.agent_runner._clock import Deadline
-    from necrocode.agent_runner.attempts import Attempt, Attempts
+    from necrocode.agent_runner.attempts import Attempt, Attempts, Outcome
     from necrocode.agent_runner.config import RunnerConfig
     from necrocode.agent_runner.generation.conversation import Conversation
     from necrocode.agent_runner.models import ImplementationResult, ModelAnswer, TaskContext
@@ -119,7 +119,8 @@ class Solver:
             if is_final and not isinstance(error, (ImplementationError, TamperedTestsError)):
                 raise
             reply = self._told(refused_answer_reply(error, self._asked().form)) if is_mendable(error) else ""
-            outcome: Literal["unparsable", "unusable"] = "unparsable" if attempt.is_broken else "unusable"
+            outcome: Outcome = "unusable" if attempt.answer_text else "unanswered"
+            outcome = "unparsable" if attempt.is_broken else outcome
             self.attempts.reject(attempt, outcome, str(error), reply, signature=str(error))
         finally:
             self.record.rounds = self.attempts.summaries(self.record.shown)
@@ -313,21 +314,28 @@ class Solver:
 
     def _ask_within_window(self, attempt: Attempt) -> ModelAnswer:
         """One answer; a prompt that the endpoint finds too long is made shorter and sent again: a refusal is free."""
-        budget_tokens = self.config.llm_config.context_tokens
         while True:
             try:
-                return self.asker.ask(attempt.conversation, self._asked().answer_format)
+                form = self._asked().answer_format
+                return self.asker.ask(attempt.conversation, form, is_varied=attempt.is_turned)
             except ContextOverflowError:
-                shorter: Conversation | None = attempt.conversation.shortened()
-                if attempt.round == 0:
-                    budget_tokens //= 2
-                    if budget_tokens >= _SMALLEST_CONTEXT_TOKENS:
-                        self._question = self._compose(budget_tokens)
-                        shorter = self._question.opening
+                shorter = attempt.conversation.shortened() if attempt.round else self._with_half_the_context()
                 if shorter is None:
                     raise
                 self.record.log("the prompt does not fit the model's window: asking again with less")
                 attempt.conversation = shorter
+
+    def _with_half_the_context(self) -> Conversation | None:
+        """The question with half as much of the repository as it had; None where that would be hardly anything."""
+        had = min(self._asked().context.tokens, self.config.llm_config.context_tokens)
+        if had // 2 < _SMALLEST_CONTEXT_TOKENS:
+            return None
+        self.record.warn(
+            f"The prompt does not fit the model's window: only about {had // 2} tokens of the repository were shown."
+            " Set llm.context_tokens to what fits."
+        )
+        self._question = self._compose(had // 2)
+        return self._question.opening
 
     # --- committing
 
