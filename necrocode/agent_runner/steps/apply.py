@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from types import MappingProxyType
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from necrocode.agent_runner._git import Author, ObjectReader
     from necrocode.agent_runner.config import RunnerConfig
     from necrocode.agent_runner.models import CodeChange, LLMResponse
+    from necrocode.agent_runner.verdict.tamper import TreeFiles
     from necrocode.agent_runner.workspace import Workspace
 
 _BOM = b"\xef\xbb\xbf"
@@ -85,11 +87,38 @@ def _check_count(count: int, limits: Limits) -> None:
         raise ChangeRejectedError(f"The answer changes {count} files; at most {limits.max_changed_files} may be.")
 
 
-def refuse_secrets(changes: Iterable[FileChange], holds_secret: Callable[[str], bool]) -> None:
-    """Refuse planned changes that would commit one of this runner's own secrets, in a text or in a name."""
+def refuse_secrets(
+    changes: Sequence[FileChange], base: TreeFiles, secrets_in: Callable[[str], Counter[str]]
+) -> tuple[str, ...]:
+    """Refuse planned changes that would commit this runner's own secrets, in a text or in a name.
+
+    A secret that the base's version of the file has may stay, no more often than there, and goes where its file is
+    moved. Returned are the paths of the texts that keep one.
+    """
+    moved = Counter[str]()
     for change in changes:
-        if holds_secret((change.content or b"").decode(errors="replace")) or holds_secret(change.path):
-            raise ChangeRejectedError("The answer would commit one of this runner's secrets; it was refused.")
+        if change.removes:
+            moved += secrets_in(_decoded(base.read(change.path)))
+        elif base.entry(change.path) is None and secrets_in(change.path):
+            raise ChangeRejectedError("The answer would make a file whose name holds one of this runner's secrets.")
+    keeping: list[str] = []
+    for change in changes:
+        if not (secrets := secrets_in(_text_of(change, base))):
+            continue
+        added = secrets - secrets_in(_decoded(base.read(change.path)))
+        if not added <= moved:
+            raise ChangeRejectedError(f"The answer would commit one of this runner's secrets in {change.path!r}.")
+        moved -= added
+        keeping.append(change.path)
+    return tuple(keeping)
+
+
+def _text_of(change: FileChange, base: TreeFiles) -> str:
+    return _decoded(base.objects.blob(change.oid) if change.content is None and change.oid else change.content)
+
+
+def _decoded(content: bytes | None) -> str:
+    return (content or b"").decode(errors="replace")
 
 
 def telling_paths(paths: Iterable[str]) -> tuple[str, ...]:
