@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._git import MODE_EXECUTABLE, MODE_FILE, MODE_TREE, FileChange
-from necrocode.agent_runner._names import check_change_path, fold_name
+from necrocode.agent_runner._names import check_change_path, check_path_inside, fold_name
 from necrocode.agent_runner.errors import ChangeRejectedError, EditRejectedError
 from necrocode.agent_runner.generation.edited_bytes import edited_bytes
 from necrocode.agent_runner.generation.file_lines import Effort
@@ -158,7 +158,9 @@ def commit_changes(
 
 def _resolve(change: CodeChange, tree: PlannedTree, effort: Effort) -> RefusedFile | None:
     """Plan one change on top of those before it; what is wrong with its edits, where they are refused."""
-    path = tree.present_name(_checked_path(change.file_path)) if change.edits else _checked_path(change.file_path)
+    path = _checked_path(change.file_path, tree)
+    if change.edits:
+        path = tree.present_name(path)
     if change.operation == "delete":
         tree.existing(path, "delete")
         _refuse_twice(path, tree)
@@ -187,7 +189,7 @@ def _refuse_twice(path: str, tree: PlannedTree) -> None:
 
 def _rename(change: CodeChange, path: str, tree: PlannedTree, effort: Effort) -> RefusedFile | None:
     source = tree.existing(path, "rename")
-    target = _checked_path(change.new_path or "")
+    target = _checked_path(change.new_path or "", tree)
     if tree.file(target) is not None:
         raise ChangeRejectedError(f"Cannot rename {path!r} to {target!r}: that file exists already.")
     moved = FileChange(target, _mode(change, source.mode), content=source.content, oid=source.oid)
@@ -237,9 +239,11 @@ def _mode(change: CodeChange, old: str | None) -> str:
     return MODE_EXECUTABLE if change.executable else MODE_FILE
 
 
-def _checked_path(path: str) -> str:
+def _checked_path(path: str, tree: PlannedTree) -> str:
+    """The path, by the rules; a file that the base has may have a name that not every file system can hold."""
     try:
-        return check_change_path(path.removeprefix("./"))
+        path = check_path_inside(path.removeprefix("./"))
+        return path if tree.base.has_file(path) else check_change_path(path)
     except ValueError as error:
         raise ChangeRejectedError(f"The path is refused: {error}.") from error
 
