@@ -56,7 +56,8 @@ class Refusal:
         """Whether the file has what the edit would write, and not what it would replace."""
         new = self.edit.replace.strip("\r\n")
         self.file.effort.spend(len(self.file.text))
-        return self.reason == "missing" and bool(new.strip()) and new in self.file.text
+        text, new = (f"\n{self.file.text}\n", f"\n{new}\n") if self.edit.whole_lines else (self.file.text, new)
+        return self.reason == "missing" and bool(new.strip()) and new in text
 
     def explained(self) -> str:
         """What is wrong, for the model, with the lines of the file that it needs to see."""
