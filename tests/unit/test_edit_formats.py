@@ -204,8 +204,9 @@ def test_several_files_with_prose_between_them() -> None:
 
 
 def test_delete_and_rename_lines() -> None:
-    changes = parse_answer("DELETE old/a.py\n- RENAME `b.py` -> `c/d.py`\n").changes
-    assert changes == (
+    parsed = parse_answer("Moved.\nDELETE old/a.py\n- RENAME `b.py` -> `c/d.py`\n")
+    assert parsed.explanation == "Moved."
+    assert parsed.changes == (
         CodeChange(operation="delete", file_path="old/a.py"),
         CodeChange(operation="rename", file_path="b.py", new_path="c/d.py"),
     )

@@ -227,9 +227,10 @@ class _Reader:
         if _CLOSING_TAG.match(line):  # it closes what its opening tag, which named the file, has opened
             self._fence, self._is_diff_block = None, False
         if self._fence is None:
-            self.prose.append(line)
             if changes := _directive(line):
                 self._add(changes, "files", self._at)
+            else:
+                self.prose.append(line)
 
 
 def _whole_file(block: Block) -> CodeChange:
