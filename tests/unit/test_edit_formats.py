@@ -6,7 +6,7 @@ import re
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from necrocode.agent_runner import (
@@ -303,6 +303,7 @@ _TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\
 
 
 @given(st.dictionaries(_PATHS, _TEXT, min_size=1, max_size=4))
+@example({"a.py": "@@\n"})
 def test_files_rendered_as_the_prompt_asks_are_read_back(files: dict[str, str]) -> None:
     answer = "\n\n".join(f"{path}\n{fenced(text)}" for path, text in files.items())
     assert contents(answer) == files

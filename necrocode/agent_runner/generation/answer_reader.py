@@ -199,7 +199,15 @@ class _Reader:
         line = self._lines[at]
         if self._searches.begins(at) or begins_envelope(line) or begins_diff(self._lines, at):
             return True
-        return line.startswith("@@") and is_named
+        return line.startswith("@@") and is_named and self._has_changed_lines(at + 1)
+
+    def _has_changed_lines(self, at: int) -> bool:
+        """Whether a line with the sign of a diff comes before the next fence."""
+        while at < len(self._lines) and self._fences.opening(at) is None:
+            if self._lines[at].startswith(("+", "-")):
+                return True
+            at += 1
+        return False
 
     def _read_block(self, opening: Fence, language: str, path: str) -> None:
         start = self._at + 1
