@@ -191,8 +191,9 @@ def _summary(result: RunnerResult) -> Iterator[str]:
     if result.impl_result is not None:
         yield f"commit     {result.impl_result.commit}"
         yield f"files      {', '.join(result.impl_result.files)}"
-    for number, one in enumerate(result.rounds if len(result.rounds) > 1 else (), 1):
-        yield f"answer {number:<3} {one.outcome}{f': {one.message}' if one.message else ''}"
+    for one in result.rounds if len(result.rounds) > 1 else ():
+        which = f"repair {one.round}" if one.round else f"answer {one.candidate}"
+        yield f"{which:<10} {one.outcome}{f': {one.message}' if one.message else ''}"
     for artifact in result.artifacts:
         yield f"{artifact.type:<10} {artifact.uri}"
     for warning in result.warnings:
