@@ -148,7 +148,7 @@ class Solver:
                 Limits.of(self.config),
                 already={change.path: change for change in attempt.before},
             )
-            refuse_secrets(attempt.changes, self.services.redactor.holds_secret)
+            attempt.keeps_secrets = refuse_secrets(attempt.changes, base, self.services.redactor.secrets_in)
             attempt.implementation = record.implementation = commit_changes(
                 workspace,
                 attempt.changes,
@@ -262,6 +262,8 @@ class Solver:
             return
         if self.services.redactor.text(shown := attempt.diff.decode(errors="replace")) != shown:
             self.record.warn("The diff holds text that looks like a secret; it is stored as it is, to be whole.")
+        for path in attempt.keeps_secrets:
+            self.record.warn(f"{path} holds a secret of this runner, as the repository has it already.")
         for path in telling_paths(attempt.implementation.files):
             self.record.warn(
                 f"The change touches {path}, which decides what runs elsewhere: look at it before merging."

@@ -199,7 +199,15 @@ class _Reader:
         line = self._lines[at]
         if self._searches.begins(at) or begins_envelope(line) or begins_diff(self._lines, at):
             return True
-        return line.startswith("@@") and is_named
+        return line.startswith("@@") and is_named and self._has_changed_lines(at + 1)
+
+    def _has_changed_lines(self, at: int) -> bool:
+        """Whether a line with the sign of a diff comes before the next fence."""
+        while at < len(self._lines) and self._fences.opening(at) is None:
+            if self._lines[at].startswith(("+", "-")):
+                return True
+            at += 1
+        return False
 
     def _read_block(self, opening: Fence, language: str, path: str) -> None:
         start = self._at + 1
@@ -227,9 +235,10 @@ class _Reader:
         if _CLOSING_TAG.match(line):  # it closes what its opening tag, which named the file, has opened
             self._fence, self._is_diff_block = None, False
         if self._fence is None:
-            self.prose.append(line)
             if changes := _directive(line):
                 self._add(changes, "files", self._at)
+            else:
+                self.prose.append(line)
 
 
 def _whole_file(block: Block) -> CodeChange:
