@@ -172,6 +172,7 @@ def test_tests_that_are_made_to_pass_by_changing_them_can_be_refused(bench: Benc
     refused, calls = run(bench, cheat, GOOD_ANSWER, tamper="refuse")
     assert (refused.success, outcomes(refused)) == (True, ["unusable", "accepted"])
     assert "Leave tests" in calls[1][-1].content
+    assert "tamper: flag" not in calls[1][-1].content
 
 
 # --- how it ends

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from necrocode.agent_runner.test_results import CaseList, CommandResult, Verdict
+from necrocode.agent_runner.verdict.text_reports import NOT_IMPORTED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -23,6 +26,8 @@ class Comparison:
     """One command on both sides, by names of cases."""
 
     has_cases: bool
+    is_whole: bool = False
+    """Whether tests were run now, and nothing says that others were not."""
     passed: set[str] = field(default_factory=set)
     fixed: set[str] = field(default_factory=set)
     newly_broken: set[str] = field(default_factory=set)
@@ -33,10 +38,14 @@ class Comparison:
 
     @property
     def is_no_worse(self) -> bool:
-        """Whether a failing command may be accepted: by cases alone, all of which failed on the base, none vanished."""
+        """Whether a failing command may be accepted: by cases alone, all of which failed on the base, none vanished.
+
+        One that was broken off, or came to no test at all, says nothing of the others.
+        """
         explained = any(not name.startswith("$ ") for name in self.pre_existing)
         unexplained = any(name.startswith("$ ") for name in self.pre_existing)
-        return self.has_cases and explained and not unexplained and not self.newly_broken and not self.missing
+        is_known = self.has_cases and self.is_whole and explained and not unexplained
+        return is_known and not self.newly_broken and not self.missing
 
 
 def compare_commands(base: TestResult, result: TestResult) -> list[Comparison]:
@@ -75,6 +84,23 @@ def case_list(names: Iterable[str]) -> CaseList:
 def newly_failing(base: TestResult, result: TestResult) -> bool:
     """Whether something fails that did not on the base: then it is worth a second run."""
     return any(one.newly_broken for one in compare_commands(base, result))
+
+
+def lost_cases(base: TestResult, result: TestResult) -> tuple[str, ...]:
+    """The first of the cases that ran on the base and are gone or skipped now, in order.
+
+    One that came back under the same name in another file or class is not lost.
+    """
+    compared = [one for one in compare_commands(base, result) if one.has_cases]
+    missing = set[str]().union(*(one.missing for one in compared))
+    back = {_last_name(name) for one in compared for name in one.new & one.passed}
+    return case_list(name for name in missing if _last_name(name) not in back).names
+
+
+def _last_name(name: str) -> str:
+    """The case's own name, without what it is in."""
+    plain, bracket, parameters = name.partition("[")
+    return re.split(r"::|\.| > ", plain)[-1] + bracket + parameters
 
 
 def with_second_run(first: TestResult, second: TestResult) -> TestResult:
@@ -119,7 +145,7 @@ def _compare(base: CommandResult, command: CommandResult) -> Comparison:
     if has_cases and (_is_unexplained(base) or _is_unexplained(command)):
         now |= _by_exit_code(command, command.passed)
         before |= _by_exit_code(command, base.passed)
-    compared = Comparison(has_cases, flaky=flaky)
+    compared = Comparison(has_cases, command.ran_tests and not command.ended_early, flaky=flaky)
     for name, outcome in now.items():
         was = before.get(name)
         if outcome == "fails":
@@ -130,8 +156,25 @@ def _compare(base: CommandResult, command: CommandResult) -> Comparison:
                 compared.fixed.add(name)
         if was is None or (was == "skips" != outcome):
             compared.new.add(name)
-    compared.missing |= {name for name, was in before.items() if was != "skips" and now.get(name, "skips") == "skips"}
+    gone = {name for name, was in before.items() if was != "skips" and now.get(name, "skips") == "skips"}
+    not_run = {case.name for case in base.cases if not case.ran}
+    runnable = _taken_apart(gone & not_run, now)
+    compared.fixed |= runnable
+    compared.missing |= gone - runnable
     return compared
+
+
+def _taken_apart(groups: set[str], names: Iterable[str]) -> set[str]:
+    """Those of the files and packages that could not be run of which there are single cases now."""
+    ordered = sorted(names)
+    found = set()
+    for group in groups:
+        beginning = group.removeprefix(NOT_IMPORTED)
+        for separator in ("::", ".", " > "):
+            place = bisect_left(ordered, beginning + separator)
+            if place < len(ordered) and ordered[place].startswith(beginning + separator):
+                found.add(group)
+    return found
 
 
 def _settled(command: CommandResult, *, by_case: bool) -> tuple[dict[str, _Outcome], set[str]]:
