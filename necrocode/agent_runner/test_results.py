@@ -50,6 +50,8 @@ class CommandResult(Value):
     """Where the cases come from: ``junit``, ``go``, ``cargo``, ``jest``, ``unittest``; empty: there are none."""
     report_note: Writable = ""
     """Why there are no cases although a report was looked for, or what about the report does not fit the exit code."""
+    came_to_no_test: bool = False
+    """Whether it exited with 0 without a known test, though it ran some on the base: then it counts as failed."""
     rerun: CommandResult | None = None
     """The second run on the same tree, where the first one failed anew; what passes in it is flaky."""
     collected: dict[str, bytes] = Field(default_factory=dict, exclude=True, repr=False)
@@ -57,8 +59,13 @@ class CommandResult(Value):
 
     @property
     def passed(self) -> bool:
-        """Whether it exited with 0, at the latest in its second run."""
-        return self.exit_code == 0 or (self.rerun is not None and self.rerun.exit_code == 0)
+        """Whether it exited with 0, at the latest in its second run; and ran tests, where it did on the base."""
+        return self.passed_at_once or (self.rerun is not None and self.rerun.passed_at_once)
+
+    @property
+    def passed_at_once(self) -> bool:
+        """The same for the first run alone."""
+        return self.exit_code == 0 and not self.came_to_no_test
 
     @property
     def failing(self) -> tuple[TestCase, ...]:

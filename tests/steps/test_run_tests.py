@@ -25,6 +25,7 @@ from necrocode.agent_runner.steps.run_tests import (
     run_tests,
     test_warnings,
 )
+from necrocode.agent_runner.verdict.feedback import failure_feedback
 from necrocode.agent_runner.workspace import Workspace
 from tests.support.repositories import BROKEN_CALC, FIXED_CALC, git, make_repository
 
@@ -324,6 +325,34 @@ def test_what_does_not_work_on_the_base_is_not_used(tmp_path: Path, files: dict[
 def test_nothing_is_looked_for_where_the_settings_say_so(bench: Bench, settings: dict[str, bool]) -> None:
     assert bench.plan(**settings) == TestPlan(())
     assert bench.troubles == []
+
+
+# --- tests that are not come to
+
+
+PYTEST = f"{sys.executable} -m pytest -q -p no:cacheprovider"
+ENDED = "import os\nos._exit(0)\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "files"),
+    [
+        (COMMAND, {"calc__py": ENDED}),
+        (COMMAND, {"unittest__py": "raise SystemExit(0)\n"}),
+        (PYTEST, {"test_aaa__py": ENDED}),
+    ],
+)
+def test_a_change_that_ends_the_tests_with_0_fails(bench: Bench, command: str, files: dict[str, str]) -> None:
+    plan = bench.plan(command)
+    result = bench.run(bench.change(**files), plan)
+    assert not result.success
+    assert result.verdict is not None
+    assert result.verdict.missing.count == 2
+    assert "without a word on any test" in test_warnings(result)[0]
+    assert failure_text(result).startswith(f"The tests failed: `{command}` exited with 0 and came to no test")
+    feedback = failure_feedback(result, plan.base)
+    assert "exited with 0 without a word on any test" in feedback
+    assert "Ran before the change and not now: " in feedback
 
 
 # --- tampering

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 from necrocode.agent_runner._git import Author, GitError
 from necrocode.agent_runner.errors import TamperedTestsError, TestExecutionError
 from necrocode.agent_runner.verdict.base_runs import BaseRuns
-from necrocode.agent_runner.verdict.comparison import is_success, make_verdict, newly_failing, with_second_run
+from necrocode.agent_runner.verdict.comparison import (
+    is_success,
+    make_verdict,
+    newly_failing,
+    with_lost_tests,
+    with_second_run,
+)
 from necrocode.agent_runner.verdict.detection import can_be_used, detect_test_commands
 from necrocode.agent_runner.verdict.tamper import TreeFiles, tamper_report
 from necrocode.agent_runner.verdict.test_run import TestRunner
@@ -168,6 +174,7 @@ def failure_text(result: TestResult) -> str:
     if failed is None:
         return "The tests failed."
     how = "ran out of the task's time" if failed.timed_out else f"exited with {failed.exit_code}"
+    how += " and came to no test" if failed.came_to_no_test else ""
     lines = [line.strip() for line in failed.output.splitlines() if line.strip()]
     last = f": {lines[-1][:200]}" if lines else ""
     return f"The tests failed: `{failed.command}` {how}{last}"
@@ -189,6 +196,7 @@ def _place(workspace: Workspace, commit: str, hint: str, deadline: Deadline) -> 
 
 
 def _judged(result: TestResult, plan: TestPlan) -> TestResult:
+    result = result if plan.base is None else with_lost_tests(plan.base, result)
     success = is_success(result, plan.base, asked_for=len(plan.commands), rule=plan.pass_rule)
     verdict = None if plan.base is None else make_verdict(plan.base, result)
     return result.model_copy(update={"success": success, "pass_rule": plan.pass_rule, "verdict": verdict})
