@@ -34,6 +34,7 @@ from necrocode.agent_runner.steps.run_tests import (
     refuse_tampering,
     run_tests,
     test_warnings,
+    untested,
 )
 from necrocode.agent_runner.verdict.feedback import failure_feedback, failure_signature
 from necrocode.agent_runner.verdict.tamper import TreeFiles
@@ -86,6 +87,8 @@ class Solver:
         record, config = self.record, self.config
         if not config.test_base or not (self.task.test_commands or config.detect_tests):
             self.plan = TestPlan(tuple(self.task.test_commands), config.pass_rule)
+            if not self.plan.commands:
+                record.warn(untested(config))
             return
         with record.step("examine"):
             self.plan = plan_tests(
@@ -179,7 +182,7 @@ class Solver:
             attempt.outcome = "accepted"
             return
         with record.step("test"):
-            tests = attempt.tests = record.tests = run_tests(
+            tests = run_tests(
                 self.task,
                 self.workspace,
                 _made(attempt),
@@ -189,6 +192,12 @@ class Solver:
                 deadline=self.deadline,
                 plan=self.plan,
             )
+            if not self.plan.counts(tests):
+                record.warn(f"Nothing was tested: no test of {_listed(self.plan.commands)} could be run.")
+                record.detail = "no test could be run"
+                attempt.outcome = "accepted"
+                return
+            attempt.tests = record.tests = tests
             record.detail = "passed" if tests.success else ""
             record.step_failure = None if tests.success else failure_text(tests)
             self.reporter.event(
@@ -352,6 +361,10 @@ class Solver:
     def _author(self) -> Author:
         config = self.config
         return Author(config.commit_author_name, config.commit_author_email, int(self.record.clock.now().timestamp()))
+
+
+def _listed(commands: tuple[str, ...]) -> str:
+    return ", ".join(f"`{command}`" for command in commands)
 
 
 def _told_of(plan: TestPlan) -> str:

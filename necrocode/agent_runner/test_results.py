@@ -26,6 +26,8 @@ class TestCase(Value):
     details: Writable = ""
     """Of a failing case: the end of its traceback."""
     duration_seconds: float | None = None
+    ran: bool = True
+    """False: it stands for a file or package of which no test was run, for it could not be imported or built."""
 
     @property
     def is_failing(self) -> bool:
@@ -52,6 +54,9 @@ class CommandResult(Value):
     """Why there are no cases although a report was looked for, or what about the report does not fit the exit code."""
     came_to_no_test: bool = False
     """Whether it exited with 0 without a known test, though it ran some on the base: then it counts as failed."""
+    ended_early: bool = False
+    """Whether the tool says that it ended before all tests had run, as pytest does with ``-x`` or after an error in a
+    module."""
     rerun: CommandResult | None = None
     """The second run on the same tree, where the first one failed anew; what passes in it is flaky."""
     collected: dict[str, bytes] = Field(default_factory=dict, exclude=True, repr=False)
@@ -71,6 +76,11 @@ class CommandResult(Value):
     def failing(self) -> tuple[TestCase, ...]:
         """The cases that failed, or could not be run."""
         return tuple(case for case in self.cases if case.is_failing)
+
+    @property
+    def ran_tests(self) -> bool:
+        """Whether a single test is known to have been run."""
+        return any(case.ran and case.status != "skipped" for case in self.cases)
 
 
 class CaseList(Value):

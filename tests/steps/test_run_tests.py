@@ -318,13 +318,69 @@ def test_what_does_not_work_on_the_base_is_not_used(tmp_path: Path, files: dict[
     with opened(make_repository(tmp_path / "repo", files), tmp_path) as bench:
         plan = bench.plan()
         assert plan == TestPlan(())
-    assert re.match(r"Nothing was tested: `.*` was found \(.*\), but does not work on the base\.", bench.troubles[0])
+    assert re.match(r"Nothing is tested: `.*` was found \(.*\), but does not work on the base\.", bench.troubles[0])
+
+
+def test_a_project_without_tests_is_told_to_be_untested(tmp_path: Path) -> None:
+    with opened(make_repository(tmp_path / "repo", {"a.txt": ""}), tmp_path) as bench:
+        assert bench.plan() == TestPlan(())
+    assert bench.troubles == ["Nothing is tested: the task names no test commands, and no project file tells of any."]
 
 
 @pytest.mark.parametrize("settings", [{"detect_tests": False}, {"test_base": False}])
 def test_nothing_is_looked_for_where_the_settings_say_so(bench: Bench, settings: dict[str, bool]) -> None:
     assert bench.plan(**settings) == TestPlan(())
-    assert bench.troubles == []
+    (off,) = settings
+    assert bench.troubles == [f"Nothing is tested: the task names no test commands, and {off} is off."]
+
+
+# --- tests that could not be run
+
+
+SOUND: dict[str, str | bytes] = {
+    "conftest.py": "",
+    "calc.py": FIXED_CALC,
+    "test_calc.py": "import calc\ndef test_add(): assert calc.add(1, 2) == 3\n",
+}
+LACKING: dict[str, str | bytes] = {"test_lacking.py": "import nosuchmodule\ndef test_it(): pass\n"}
+
+
+def test_one_module_that_cannot_be_imported_does_not_hide_what_breaks(tmp_path: Path) -> None:
+    with opened(make_repository(tmp_path / "repo", SOUND | LACKING), tmp_path) as bench:
+        result = bench.run(bench.change(calc__py=BROKEN_CALC), bench.plan())
+    assert not result.success
+    assert result.verdict is not None
+    assert result.verdict.newly_broken.names == ("test_calc::test_add",)
+    assert result.verdict.pre_existing.names == ("test_lacking",)
+
+
+def test_commands_that_nobody_asked_for_and_that_come_to_no_test_say_nothing(tmp_path: Path) -> None:
+    files: dict[str, str | bytes] = {"a.py": "", "test_a.py": "import unittest, nosuchmodule\n"}
+    with opened(make_repository(tmp_path / "repo", files), tmp_path) as bench:
+        plan = bench.plan()
+        result = bench.run(bench.change(a__py="x = 1\n"), plan)
+    assert plan.commands == ("python -m unittest",)
+    assert (plan.counts(result), result.success) == (False, False), "named, they would not be accepted"
+
+
+def test_tests_that_only_the_change_makes_importable_count(tmp_path: Path) -> None:
+    files: dict[str, str | bytes] = {"calc.py": "", "test_calc.py": TESTS}
+    with opened(make_repository(tmp_path / "repo", files), tmp_path) as bench:
+        plan = bench.plan()
+        good = bench.run(bench.change(calc__py=FIXED_CALC), plan)
+        bad = bench.run(bench.change(calc__py=BROKEN_CALC), plan)
+    assert (good.success, bad.success, plan.counts(bad)) == (True, False, True)
+    assert good.verdict is not None
+    assert good.verdict.fixed.names == ("unittest.loader._FailedTest.test_calc",)
+    assert test_warnings(good) == (), "it is not missing"
+
+
+def test_a_command_that_passes_without_a_test_is_told(tmp_path: Path) -> None:
+    tests = "import unittest\n@unittest.skip('')\nclass T(unittest.TestCase):\n    def test_a(self): pass\n"
+    with opened(make_repository(tmp_path / "repo", {"test_a.py": tests}), tmp_path) as bench:
+        result = bench.run(bench.change(a__py=""), bench.plan(COMMAND))
+    assert result.success
+    assert test_warnings(result) == (f"`{COMMAND}` exited with 0 and ran no test.",)
 
 
 # --- tests that are not come to

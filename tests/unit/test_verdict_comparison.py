@@ -23,9 +23,12 @@ from necrocode.agent_runner.verdict.comparison import (
 SHORT: dict[str, CaseStatus] = {"+": "passed", "-": "failed", "!": "error", "0": "skipped"}
 
 
-def ran(text: str, *, code: int | None = None, command: str = "t", **options: object) -> CommandResult:
-    """A command by its cases: ``a+ b- c0``."""
+def ran(
+    text: str, *, code: int | None = None, command: str = "t", more: tuple[str, ...] = (), **options: object
+) -> CommandResult:
+    """A command by its cases: ``a+ b- c0``; and by ``more``, of which no test could be run."""
     cases = tuple(TestCase(name=word[:-1], status=SHORT[word[-1]]) for word in text.split())
+    cases += tuple(TestCase(name=name, status="error", ran=False) for name in more)
     failing = any(case.is_failing for case in cases)
     return CommandResult.model_validate(
         {"command": command, "exit_code": int(failing) if code is None else code, "duration_seconds": 1.0, "output": ""}
@@ -90,6 +93,23 @@ def test_a_failure_that_no_case_explains_is_one_of_the_command() -> None:
     assert told(verdict) == "pre_existing: $ t"
     verdict = make_verdict(result(ran("a+", code=1)), result(ran("a+")))
     assert told(verdict) == "fixed: $ t"
+
+
+@pytest.mark.parametrize(
+    ("file", "case"),
+    [
+        ("tests.test_a", "tests.test_a::test_x"),
+        ("unittest.loader._FailedTest.test_a", "test_a.A.test_x"),
+        ("a.test.js", "a.test.js > adds"),
+        ("example.com/m", "example.com/m.TestX"),
+    ],
+)
+def test_a_file_that_can_be_run_now_is_fixed_and_not_missing(file: str, case: str) -> None:
+    verdict = make_verdict(result(ran("b+", more=(file, "z"))), result(ran("b+", more=("z",)), tree="x"))
+    assert told(verdict) == f"pre_existing: z; missing: {file}"
+    cases = (TestCase(name=case, status="passed"), TestCase(name=f"{file}er", status="passed"))
+    now = result(ran("", cases=cases))
+    assert told(make_verdict(result(ran("", more=(file,))), now)).startswith(f"fixed: {file}; new: ")
 
 
 def test_commands_are_told_apart() -> None:
@@ -189,6 +209,11 @@ def test_commands_after_a_flaky_one_come_from_the_second_run() -> None:
         (ran("a+ b-"), ran("a+ b-", code=-9), True),
         (ran("a+ b-"), ran("a+ b-", code=None, exit_code=None, timed_out=True), False),
         (ran("a+"), ran("a+"), True),
+        (ran("a-"), ran("a-", ended_early=True), False),
+        (ran("b+", more=("a",)), ran("b+", more=("a",)), True),
+        (ran("b0", more=("a",)), ran("b0", more=("a",)), False),
+        (ran("", more=("a",)), ran("", more=("a",)), False),
+        (ran("c+", more=("a", "b")), ran("c+ a::t+", more=("b",)), True),
     ],
 )
 def test_no_new_failures(before: CommandResult, after: CommandResult, expected: bool) -> None:

@@ -15,7 +15,7 @@ from necrocode.agent_runner.verdict.comparison import (
     with_lost_tests,
     with_second_run,
 )
-from necrocode.agent_runner.verdict.detection import can_be_used, detect_test_commands
+from necrocode.agent_runner.verdict.detection import can_be_used, detect_test_commands, is_proven
 from necrocode.agent_runner.verdict.tamper import TreeFiles, tamper_report
 from necrocode.agent_runner.verdict.test_run import TestRunner
 
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.config import RunnerConfig
     from necrocode.agent_runner.models import ImplementationResult, TaskContext
     from necrocode.agent_runner.protocols import Sandbox
-    from necrocode.agent_runner.test_results import PassRule, TamperReport, TestResult
+    from necrocode.agent_runner.test_results import CommandResult, PassRule, TamperReport, TestResult
     from necrocode.agent_runner.workspace import Workspace
 
+_BY_CASES: PassRule = "no-new-failures"
 _MAX_TOLD_NAMES = 5
 _NOBODY = Author("necrocode", "necrocode@localhost", 0)  # of a commit that is tested and never delivered
 
@@ -46,6 +47,12 @@ class TestPlan:
     """None: how the base fares is not known."""
     detected: str = ""
     """Why these commands, where the task names none."""
+    is_proven: bool = True
+    """False: on the base they came to run no test, so that they count only if they do on the change."""
+
+    def counts(self, result: TestResult) -> bool:
+        """Whether the result says something of a change: not where no test could be run, neither before nor after."""
+        return self.is_proven or result.success or is_proven(result)
 
 
 def plan_tests(
@@ -62,8 +69,8 @@ def plan_tests(
     """The task's commands, or those that the project's files suggest, and what they say on the base.
 
     The checkout must hold the base, or be a brought one, whose files git moves there. Commands that nobody asked for
-    are used only where the base shows that they work, and ask for no more than that nothing fails anew; otherwise
-    nothing is tested, and ``on_trouble`` says why.
+    are used only where the base shows that they work, or fails before they come to run a test; they ask for no more
+    than that nothing fails anew. Otherwise nothing is tested, and ``on_trouble`` says why.
     """
     commands, detected = task.test_commands, ""
     if not commands and config.detect_tests and config.test_base:
@@ -71,21 +78,32 @@ def plan_tests(
         paths = workspace.repository.files(tree, deadline=deadline)
         found = detect_test_commands(paths, TreeFiles(workspace.objects, tree).read)
         commands, detected = found.commands, found.why
+    if not commands:
+        on_trouble(untested(config))
     if not commands or not config.test_base:
         return TestPlan(tuple(commands), config.pass_rule)
     if workspace.is_brought and workspace.objects.resolve("HEAD") != workspace.base_commit:
         _place(workspace, workspace.base_commit, "it was to be tested before the change", deadline)
-    runner = TestRunner(sandbox, workspace.objects, config.test_environment, redact, deadline)
+    rule: PassRule = "no-new-failures" if detected else config.pass_rule
+    environment = config.test_environment
+    runner = TestRunner(sandbox, workspace.objects, environment, redact, deadline, is_by_cases=rule == _BY_CASES)
     runs = BaseRuns(config.state_dir / "base-tests", deadline.clock)
     base = runs.result(workspace, commands, runner, on_note=on_note)
     if not detected:
-        return TestPlan(tuple(commands), config.pass_rule, base)
-    if not can_be_used(base):
+        return TestPlan(tuple(commands), rule, base)
+    if base is None or not can_be_used(base):
         on_trouble(
-            f"Nothing was tested: `{'`, `'.join(commands)}` was found ({detected}), but does not work on the base."
+            f"Nothing is tested: `{'`, `'.join(commands)}` was found ({detected}), but does not work on the base."
         )
         return TestPlan(())
-    return TestPlan(tuple(commands), "no-new-failures", base, detected)
+    return TestPlan(tuple(commands), rule, base, detected, is_proven(base))
+
+
+def untested(config: RunnerConfig) -> str:
+    """Why nothing is tested where a task names no commands and none were found."""
+    off = next((name for name in ("detect_tests", "test_base") if not getattr(config, name)), None)
+    why = f"{off} is off" if off else "no project file tells of any"
+    return f"Nothing is tested: the task names no test commands, and {why}."
 
 
 def run_tests(
@@ -106,11 +124,11 @@ def run_tests(
     result. ``TestExecutionError`` when the commands could not be run at all.
     """
     plan = plan or TestPlan(tuple(task.test_commands))
-    runner = TestRunner(sandbox, workspace.objects, environment, redact, deadline)
+    is_by_cases = plan.pass_rule == _BY_CASES
+    runner = TestRunner(sandbox, workspace.objects, environment, redact, deadline, is_by_cases=is_by_cases)
     kept = f"the commit is kept under {implementation.ref}"
     _place(workspace, implementation.commit, kept, deadline)
-    by_exit_code: PassRule = "exit-code"
-    fail_fast = task.fail_fast and plan.pass_rule == by_exit_code
+    fail_fast = task.fail_fast and not is_by_cases
     result = _judged(runner.run(plan.commands, workspace.path, implementation.tree, fail_fast=fail_fast), plan)
     if _is_worth_another(result, plan, deadline):
         second = runner.run(plan.commands, workspace.path, implementation.tree, fail_fast=fail_fast)
@@ -149,6 +167,7 @@ def test_warnings(result: TestResult) -> tuple[str, ...]:
     """What is to be told of tests besides whether they passed; secrets are masked in ``result`` already."""
     verdict, tamper, warnings = result.verdict, result.tamper, []
     warnings += [f"`{one.command}`: {one.report_note}." for one in result.commands if one.report_note]
+    warnings += [f"`{one.command}` exited with 0 and ran no test." for one in result.commands if _ran_nothing(one)]
     if verdict is not None:
         if verdict.flaky.count:
             warnings.append(f"Flaky on the same files: {_listed(verdict.flaky.names, verdict.flaky.count)}.")
@@ -166,6 +185,11 @@ def test_warnings(result: TestResult) -> tuple[str, ...]:
 
 
 test_warnings.__test__ = False  # type: ignore[attr-defined]  # pytest: as above
+
+
+def _ran_nothing(command: CommandResult) -> bool:
+    """Whether a command that is known to report on tests ended well without any."""
+    return command.passed_at_once and command.report != "" and not command.ran_tests
 
 
 def failure_text(result: TestResult) -> str:

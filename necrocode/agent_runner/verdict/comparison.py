@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Literal
 
 from necrocode.agent_runner.test_results import CaseList, CommandResult, Verdict
+from necrocode.agent_runner.verdict.text_reports import NOT_IMPORTED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -26,6 +28,8 @@ class Comparison:
     """One command on both sides, by names of cases."""
 
     has_cases: bool
+    is_whole: bool = False
+    """Whether tests were run now, and nothing says that others were not."""
     passed: set[str] = field(default_factory=set)
     fixed: set[str] = field(default_factory=set)
     newly_broken: set[str] = field(default_factory=set)
@@ -36,10 +40,14 @@ class Comparison:
 
     @property
     def is_no_worse(self) -> bool:
-        """Whether a failing command may be accepted: by cases alone, all of which failed on the base, none vanished."""
+        """Whether a failing command may be accepted: by cases alone, all of which failed on the base, none vanished.
+
+        One that was broken off, or came to no test at all, says nothing of the others.
+        """
         explained = any(not name.startswith("$ ") for name in self.pre_existing)
         unexplained = any(name.startswith("$ ") for name in self.pre_existing)
-        return self.has_cases and explained and not unexplained and not self.newly_broken and not self.missing
+        is_known = self.has_cases and self.is_whole and explained and not unexplained
+        return is_known and not self.newly_broken and not self.missing
 
 
 def compare_commands(base: TestResult, result: TestResult) -> list[Comparison]:
@@ -82,7 +90,7 @@ def with_lost_tests(base: TestResult, result: TestResult) -> TestResult:
     code of 0 says nothing.
     """
     commands = [
-        _lost(command) if counterpart is not None and _ran_tests(counterpart) else command
+        _lost(command) if counterpart is not None and counterpart.ran_tests else command
         for command, counterpart in zip_longest(result.commands, base.commands[: len(result.commands)])
     ]
     return result.model_copy(update={"commands": tuple(commands)})
@@ -115,8 +123,8 @@ def is_success(result: TestResult, base: TestResult | None, *, asked_for: int, r
     """Whether the tests count as passed by ``rule``, where ``asked_for`` commands were to be run.
 
     ``exit-code``: each of them exited with 0, at the latest in its second run, and ran tests where it did on the base
-    (see :func:`with_lost_tests`). ``no-new-failures``: one that did not is
-    accepted too when its cases are known on both sides, each that fails now failed on the base, and none vanished.
+    (see :func:`with_lost_tests`). ``no-new-failures``: one that did not is accepted too when its cases are known on
+    both sides, each that fails now failed on the base, and none vanished.
     """
     if len(result.commands) < asked_for:
         return False
@@ -136,7 +144,7 @@ def _compare(base: CommandResult, command: CommandResult) -> Comparison:
     if has_cases and (_is_unexplained(base) or _is_unexplained(command)):
         now |= _by_exit_code(command, command.passed)
         before |= _by_exit_code(command, base.passed)
-    compared = Comparison(has_cases, flaky=flaky)
+    compared = Comparison(has_cases, command.ran_tests and not command.ended_early, flaky=flaky)
     for name, outcome in now.items():
         was = before.get(name)
         if outcome == "fails":
@@ -149,8 +157,25 @@ def _compare(base: CommandResult, command: CommandResult) -> Comparison:
             compared.new.add(name)
     if command.came_to_no_test and not command.passed:
         before, now = _by_case(base), {}
-    compared.missing |= {name for name, was in before.items() if was != "skips" and now.get(name, "skips") == "skips"}
+    gone = {name for name, was in before.items() if was != "skips" and now.get(name, "skips") == "skips"}
+    not_run = {case.name for case in base.cases if not case.ran}
+    runnable = _taken_apart(gone & not_run, now)
+    compared.fixed |= runnable
+    compared.missing |= gone - runnable
     return compared
+
+
+def _taken_apart(groups: set[str], names: Iterable[str]) -> set[str]:
+    """Those of the files and packages that could not be run of which there are single cases now."""
+    ordered = sorted(names)
+    found = set()
+    for group in groups:
+        beginning = group.removeprefix(NOT_IMPORTED)
+        for separator in ("::", ".", " > "):
+            place = bisect_left(ordered, beginning + separator)
+            if place < len(ordered) and ordered[place].startswith(beginning + separator):
+                found.add(group)
+    return found
 
 
 def _settled(command: CommandResult, *, by_case: bool) -> tuple[dict[str, _Outcome], set[str]]:
@@ -168,14 +193,10 @@ def _settled(command: CommandResult, *, by_case: bool) -> tuple[dict[str, _Outco
     return outcomes | dict.fromkeys(flaky, "passes") | late, flaky
 
 
-def _ran_tests(command: CommandResult) -> bool:
-    return any(case.status != "skipped" for case in command.cases)
-
-
 def _lost(command: CommandResult) -> CommandResult:
     """The command, and its second run, each marked if it exited with 0 and came to no test."""
     rerun = None if command.rerun is None else _lost(command.rerun)
-    if command.exit_code != 0 or _ran_tests(command):
+    if command.exit_code != 0 or command.ran_tests:
         return command.model_copy(update={"rerun": rerun})
     why = f" ({command.report_note})" if command.report_note and not command.came_to_no_test else ""
     note = command.report_note if command.came_to_no_test else f"{LOST_NOTE}{why}"
