@@ -450,7 +450,7 @@ def test_new_tests_are_no_tampering(bench: Bench) -> None:
 
 @pytest.mark.parametrize(
     ("name", "is_run"),
-    [("conftest__py", True), ("pytest__ini", True), (".github__workflows__ci__yml", False)],
+    [("conftest__py", True), ("pytest__ini", True), ("nose2__py", True), (".github__workflows__ci__yml", False)],
 )
 def test_configuration_is_told_even_when_it_is_new(bench: Bench, name: str, is_run: bool) -> None:
     result = bench.run(bench.change(**{"calc__py": FIXED_CALC, name: "x = 1\n"}), bench.plan(COMMAND))
