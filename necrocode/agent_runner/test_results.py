@@ -52,6 +52,8 @@ class CommandResult(Value):
     """Where the cases come from: ``junit``, ``go``, ``cargo``, ``jest``, ``unittest``; empty: there are none."""
     report_note: Writable = ""
     """Why there are no cases although a report was looked for, or what about the report does not fit the exit code."""
+    came_to_no_test: bool = False
+    """Whether it exited with 0 without a known test, though it ran some on the base: then it counts as failed."""
     ended_early: bool = False
     """Whether the tool says that it ended before all tests had run, as pytest does with ``-x`` or after an error in a
     module."""
@@ -62,8 +64,13 @@ class CommandResult(Value):
 
     @property
     def passed(self) -> bool:
-        """Whether it exited with 0, at the latest in its second run."""
-        return self.exit_code == 0 or (self.rerun is not None and self.rerun.exit_code == 0)
+        """Whether it exited with 0, at the latest in its second run; and ran tests, where it did on the base."""
+        return self.passed_at_once or (self.rerun is not None and self.rerun.passed_at_once)
+
+    @property
+    def passed_at_once(self) -> bool:
+        """The same for the first run alone."""
+        return self.exit_code == 0 and not self.came_to_no_test
 
     @property
     def failing(self) -> tuple[TestCase, ...]:

@@ -32,6 +32,7 @@ from necrocode.agent_runner.steps.run_tests import (
     run_tests,
     test_warnings,
 )
+from necrocode.agent_runner.verdict.feedback import failure_feedback
 from necrocode.agent_runner.workspace import Workspace
 from tests.support.repositories import BROKEN_CALC, FIXED_CALC, git, make_repository
 
@@ -408,6 +409,34 @@ def test_a_command_that_passes_without_a_test_is_told(tmp_path: Path) -> None:
     assert test_warnings(result) == (f"`{COMMAND}` exited with 0 and ran no test.",)
 
 
+# --- tests that are not come to
+
+
+PYTEST = f"{sys.executable} -m pytest -q -p no:cacheprovider"
+ENDED = "import os\nos._exit(0)\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "files"),
+    [
+        (COMMAND, {"calc__py": ENDED}),
+        (COMMAND, {"unittest__py": "raise SystemExit(0)\n"}),
+        (PYTEST, {"test_aaa__py": ENDED}),
+    ],
+)
+def test_a_change_that_ends_the_tests_with_0_fails(bench: Bench, command: str, files: dict[str, str]) -> None:
+    plan = bench.plan(command)
+    result = bench.run(bench.change(**files), plan)
+    assert not result.success
+    assert result.verdict is not None
+    assert result.verdict.missing.count == 2
+    assert "without a word on any test" in test_warnings(result)[0]
+    assert failure_text(result).startswith(f"The tests failed: `{command}` exited with 0 and came to no test")
+    feedback = failure_feedback(result, plan.base)
+    assert "exited with 0 without a word on any test" in feedback
+    assert "Ran before the change and not now: " in feedback
+
+
 # --- tampering
 
 
@@ -470,7 +499,7 @@ def test_new_tests_are_no_tampering(bench: Bench) -> None:
 
 @pytest.mark.parametrize(
     ("name", "is_run"),
-    [("conftest__py", True), ("pytest__ini", True), (".github__workflows__ci__yml", False)],
+    [("conftest__py", True), ("pytest__ini", True), ("nose2__py", True), (".github__workflows__ci__yml", False)],
 )
 def test_configuration_is_told_even_when_it_is_new(bench: Bench, name: str, is_run: bool) -> None:
     result = bench.run(bench.change(**{"calc__py": FIXED_CALC, name: "x = 1\n"}), bench.plan(COMMAND))
