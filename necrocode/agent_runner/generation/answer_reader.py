@@ -10,17 +10,19 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
+from necrocode.agent_runner._text import shown
 from necrocode.agent_runner.errors import MalformedAnswerError
 from necrocode.agent_runner.generation.blocks import Block, Fence, Fences, path_in_info
 from necrocode.agent_runner.generation.hunks import check_count
 from necrocode.agent_runner.generation.patch_envelope import EnvelopeReader, begins_envelope
 from necrocode.agent_runner.generation.search_replace import NO_NEWLINE, Blocks
 from necrocode.agent_runner.generation.told_paths import (
+    Told,
     looks_like_path,
     may_be_path,
     path_alone_on_line,
-    path_before_block,
     path_on_line,
+    told_before_block,
 )
 from necrocode.agent_runner.generation.unified_diff import DiffReader, begins_diff
 from necrocode.agent_runner.models import CodeChange
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _LONGEST_EXPLANATION = 2000
+_LONGEST_NAMED = 200
 _DIFF_LANGUAGES = {"diff", "patch", "udiff", "unidiff"}
 _PATCH_FILES = (".diff", ".patch")
 _CLOSING_TAG = re.compile(r"^</[\w-]+>\s*$")
@@ -49,6 +52,8 @@ class Reading(NamedTuple):
     changes: tuple[Change, ...]
     loose_blocks: tuple[Block, ...]
     """Fenced blocks that name no file."""
+    doubts: tuple[str, ...]
+    """What is wrong with blocks that may be a file's text, or only be about it."""
     explanation: str
 
 
@@ -58,7 +63,9 @@ def read_lines(body: str) -> Reading:
     reader.read()
     prose = (line.strip() for line in reader.prose)
     explanation = " ".join(line for line in prose if line and not path_on_line(line))
-    return Reading(tuple(reader.changes), tuple(reader.loose_blocks), explanation[:_LONGEST_EXPLANATION])
+    changed = {change.change.file_path for change in reader.changes}
+    doubts = tuple(text for path, text in reader.doubts if path not in changed)
+    return Reading(tuple(reader.changes), tuple(reader.loose_blocks), doubts, explanation[:_LONGEST_EXPLANATION])
 
 
 class _Reader:
@@ -79,6 +86,7 @@ class _Reader:
         self._edit_count = 0
         self.changes: list[Change] = []
         self.loose_blocks: list[Block] = []
+        self.doubts: list[tuple[str, str]] = []
         self.prose: list[str] = []
 
     def read(self) -> None:
@@ -160,15 +168,16 @@ class _Reader:
             self._at += 1
             return True
         language, path = path_in_info(opening.info)
-        path = path or path_before_block(self._before, language)
-        if self._holds_edits(self._at + 1, language, path):
+        told = Told(path) if path else told_before_block(self._before, language)
+        path = told.path
+        if self._holds_edits(self._at + 1, language, path or path_alone_on_line(self._before) or ""):
             self._fence, self._is_diff_block = opening, language in _DIFF_LANGUAGES
             self._path = path or path_alone_on_line(self._before) or self._path
             self._ends_itself = False
             self._before = ""
             self._at += 1
             return True
-        self._read_block(opening, language, path)
+        self._read_block(opening, language, told)
         return True
 
     def _holds_edits(self, at: int, language: str, path: str) -> bool:
@@ -209,8 +218,8 @@ class _Reader:
             at += 1
         return False
 
-    def _read_block(self, opening: Fence, language: str, path: str) -> None:
-        start = self._at + 1
+    def _read_block(self, opening: Fence, language: str, told: Told) -> None:
+        path, start = told.path, self._at + 1
         end = self._fences.closing(start, opening)
         if end is None:
             raise MalformedAnswerError("A fenced block in the model's answer is never closed: the answer looks cut.")
@@ -223,6 +232,8 @@ class _Reader:
             self._add([_whole_file(block)], "files", end + 1)
         else:
             self.loose_blocks.append(block)
+            if told.doubt:
+                self.doubts.append((told.doubt, _doubt(told.doubt, start)))
         self._at, self._before = end + 1, ""
 
     # --- the rest
@@ -239,6 +250,15 @@ class _Reader:
                 self._add(changes, "files", self._at)
             else:
                 self.prose.append(line)
+
+
+def _doubt(path: str, number: int) -> str:
+    path = shown(path, _LONGEST_NAMED)
+    return (
+        f"It is not clear whether the fenced block in line {number} of the model's answer is the whole text of {path}."
+        f" If it is, write the line before the block as: File: {path}. If it is a part of the file, write the whole"
+        " file, or a search/replace block."
+    )
 
 
 def _whole_file(block: Block) -> CodeChange:

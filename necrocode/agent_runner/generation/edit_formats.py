@@ -72,6 +72,8 @@ def parse_answer(text: str) -> ParsedAnswer:
     if not has_edits and (found := _find_json(stripped, reading)) is not None:
         return found
     reading = reading or read_lines(body)
+    if reading.doubts:
+        raise MalformedAnswerError(reading.doubts[0])
     if not reading.changes:
         raise MalformedAnswerError(
             "The model's answer holds no change: neither JSON with a list of changes, nor a fenced block with a file's"
