@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -28,9 +27,9 @@ from necrocode.agent_runner import (
     ScriptedLLM,
     ServiceConnectionError,
     SlotAllocationError,
-    TaskContext,
 )
 from necrocode.agent_runner._git import Git
+from tests.support.bench import BRANCH, GOOD_ANSWER, SECRET, USELESS_ANSWER, Bench, artifacts
 from tests.support.repositories import (
     BROKEN_CALC,
     CALC_TEST,
@@ -42,75 +41,10 @@ from tests.support.repositories import (
     make_repository,
 )
 
-GOOD_ANSWER = f"calc.py\n```python\n{FIXED_CALC}```\n"
-USELESS_ANSWER = "calc.py\n```python\ndef add(a, b):\n    return 0\n```\n"
-BRANCH = "feature/task-calc-1.1-mend-add"
-SECRET = "a-key-that-nobody-may-see"
-
-
-class Bench:
-    """A repository, a state folder, and what they look like after runs."""
-
-    def __init__(self, repository: Path, state_dir: Path) -> None:
-        self.repository = repository
-        self.state_dir = state_dir
-        self.progress: list[Progress] = []
-
-    def task(self, **changes: Any) -> TaskContext:
-        values: dict[str, Any] = {
-            "task_id": "1.1",
-            "spec_name": "calc",
-            "title": "Mend add",
-            "description": "add() subtracts.",
-            "repo_url": str(self.repository),
-            "test_commands": [CALC_TEST_COMMAND],
-        }
-        return TaskContext(**(values | changes))
-
-    def orchestrator(self, llm: Any, services: dict[str, Any] | None = None, **settings: Any) -> RunnerOrchestrator:
-        config = RunnerConfig(state_dir=self.state_dir, **settings)
-        return RunnerOrchestrator(config, llm=llm, **{"on_progress": self.progress.append, **(services or {})})
-
-    def run(self, *answers: Any, services: dict[str, Any] | None = None, task: TaskContext | None = None,
-            **settings: Any) -> RunnerResult:  # fmt: skip
-        return self.orchestrator(ScriptedLLM(list(answers)), services, **settings).run(task or self.task())
-
-    @property
-    def registry(self) -> LocalTaskRegistry:
-        return LocalTaskRegistry(f"sqlite:///{self.state_dir / 'registry.db'}")
-
-    def status(self) -> str:
-        with self.registry as registry:
-            return registry.get_task("1.1", spec_name="calc").status
-
-    def events(self) -> list[str]:
-        with self.registry as registry:
-            return [event.event_type for event in registry.list_events("1.1", spec_name="calc")]
-
-    def events_with_data(self) -> str:
-        with self.registry as registry:
-            return str(registry.list_events("1.1", spec_name="calc"))
-
-    def branches(self) -> list[str]:
-        return git(self.repository, "branch", "--format=%(refname:short)").split()
-
-    def slots(self) -> list[dict[str, Any]]:
-        (file,) = self.state_dir.glob("pool/*/pool.json")
-        slots: list[dict[str, Any]] = json.loads(file.read_text())["slots"]
-        return slots
-
-    def assert_nothing_is_left(self) -> None:
-        assert all(slot["state"] == "available" for slot in self.slots())
-        assert list((self.state_dir / "layers").glob("*")) == []
-
 
 @pytest.fixture
 def bench(repository: Path, state_dir: Path) -> Bench:
     return Bench(repository, state_dir)
-
-
-def artifacts(result: RunnerResult) -> dict[str, str]:
-    return {one.type: Path(unquote(urlsplit(one.uri).path)).read_text(encoding="utf-8") for one in result.artifacts}
 
 
 # --- a run that goes well
@@ -149,9 +83,9 @@ def test_artifacts_tell_the_whole_story(bench: Bench) -> None:
     assert set(stored) == {"diff", "test", "transcript", "log"}
     assert "-    return a - b\n+    return a + b\n" in stored["diff"]
     assert json.loads(stored["test"])["success"] is True
-    conversation = json.loads(stored["transcript"])
-    assert conversation["answer"]["text"] == GOOD_ANSWER
-    assert "add() subtracts." in conversation["messages"][1]["content"]
+    (call,) = json.loads(stored["transcript"])["calls"]
+    assert call["answer"]["text"] == GOOD_ANSWER
+    assert "add() subtracts." in call["messages"][1]["content"]
     assert f"$ {CALC_TEST_COMMAND}" in stored["log"]
     with bench.registry as registry:
         recorded = registry.list_artifacts("1.1", spec_name="calc")

@@ -65,6 +65,8 @@ class LLMConfig(StrictModel):
     ``auto`` (``files`` in runs, ``json`` in ``generate_code``). The answer is understood in either."""
     retry_count: int = Field(default=3, ge=0, le=20)
     """Further tries after a connection error, 408, 409, 429 or 5xx. 0: none."""
+    candidates: int = Field(default=1, ge=1, le=16)
+    """How many answers the first question of a run asks for, at once; the first whose tests pass is taken."""
 
     if TYPE_CHECKING:  # for type checkers: the key may be plain text, or None, as os.getenv gives it
 
@@ -80,6 +82,7 @@ class LLMConfig(StrictModel):
             temperature: float | None = ...,
             edit_format: Literal["auto", "json", "files"] = ...,
             retry_count: int = ...,
+            candidates: int = ...,
         ) -> None: ...
 
     @field_validator("endpoint")
@@ -149,6 +152,8 @@ class RunnerConfig(StrictModel):
     """A change set with a larger file is refused."""
     max_total_bytes: int = Field(default=10_000_000, ge=1)
     """A larger change set is refused."""
+    max_repair_rounds: int = Field(default=2, ge=0, le=50)
+    """How often the model may mend what it did: an answer that cannot be used, or failing tests. 0: never."""
     max_output_bytes: int = Field(default=1_000_000, ge=1000)
     """How much of each test command's output is kept: its beginning and its end."""
     test_environment: dict[str, str] = Field(default_factory=dict)

@@ -130,7 +130,14 @@ class ContextOverflowError(ImplementationError):
 
 
 class ChangeRejectedError(ImplementationError):
-    """A rule on paths, sizes or content refuses the change set; nothing of it was applied."""
+    """A rule on paths, sizes or content refuses the change set; nothing of it was applied.
+
+    ``feedback`` is what the model is told of it, where that is more than the text.
+    """
+
+    def __init__(self, message: str, *, feedback: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.feedback = feedback
 
 
 class TestExecutionError(RunnerError):

@@ -263,6 +263,24 @@ class ErrorDetails(Value):
     status_code: int | None = None
 
 
+class RoundResult(Value):
+    """What came of one answer of the model."""
+
+    round: int
+    """0: the first question; n: the n-th repair round."""
+    candidate: int = 1
+    """Which of the answers to that question it is; there is one unless ``LLMConfig.candidates`` asks for more."""
+    outcome: Literal["accepted", "tests-failed", "unparsable", "unusable"]
+    """``unparsable``: code that parsed before no longer does; ``unusable``: no change set, or a refused one."""
+    message: str = ""
+    """One line on what was wrong; empty when it was accepted."""
+    edit_format: str = ""
+    tokens_used: int = 0
+    commit: str | None = None
+    ref: str | None = None
+    """The ref that keeps the commit."""
+
+
 class RunnerResult(Value):
     """What came of a run. JSON: ``result.model_dump_json()``; fields are only ever added within a schema version."""
 
@@ -285,6 +303,8 @@ class RunnerResult(Value):
     impl_result: ImplementationResult | None = None
     test_result: TestResult | None = None
     push_result: PushResult | None = None
+    rounds: tuple[RoundResult, ...] = ()
+    """Every answer of the model, in order; ``impl_result`` and ``test_result`` are those of the best one."""
     reported: bool = True
     """Whether the registry has the final status."""
     warnings: tuple[str, ...] = ()

@@ -94,9 +94,13 @@ class RunnerOrchestrator:
         try:
             run.prepare()
             with run.allocate() as workspace:
-                response = run.generate(workspace)
-                run.apply(workspace, response)
-                if run.test(workspace):
+                solver = run.solver(workspace)
+                while solver.goes_on:
+                    with solver.attempt():
+                        solver.generate()
+                        solver.apply()
+                        solver.test()
+                if solver.concludes():
                     run.deliver(workspace)
         except BaseException as error:
             run.record.stop(error)

@@ -124,6 +124,7 @@ class LanguageModel(Protocol):
         answer_format: AnswerFormat = "text",
         max_tokens: int | None = None,
         deadline: Deadline | None = None,
+        temperature: float | None = None,
     ) -> ModelAnswer:
         """One whole answer. ``answer_format`` ``json`` asks for structured output where the model can do it.
 

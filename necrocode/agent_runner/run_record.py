@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from necrocode.agent_runner._clock import Clock
-    from necrocode.agent_runner.models import Artifact, ImplementationResult, PushResult, TaskContext
+    from necrocode.agent_runner.models import Artifact, ImplementationResult, PushResult, RoundResult, TaskContext
     from necrocode.agent_runner.test_results import TestResult
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,9 @@ class RunRecord:
     implementation: ImplementationResult | None = None
     tests: TestResult | None = None
     push: PushResult | None = None
+    rounds: tuple[RoundResult, ...] = ()
+    diff: bytes = b""
+    """The patch of ``implementation``."""
     reported: bool = False
     error: ErrorDetails | None = None
     status: Status = "failed"
@@ -92,7 +95,7 @@ class RunRecord:
             yield
         except RunnerError as error:
             error.step = error.step or name
-            self.step_failure = self._shown(str(error))
+            self.step_failure = self.shown(str(error))
             raise
         except Exception as error:
             self._failed_step = self._failed_step or name
@@ -104,8 +107,8 @@ class RunRecord:
         finally:
             seconds = self.clock.monotonic() - started
             self.timings[name] = self.timings.get(name, 0.0) + seconds
-            failure = None if self.step_failure is None else self._shown(self.step_failure)
-            detail = self._shown(self.detail)
+            failure = None if self.step_failure is None else self.shown(self.step_failure)
+            detail = self.shown(self.detail)
             self.log(f"{name} ({seconds:.3f} s) {f'failed: {failure}' if failure else detail or 'done'}")
             self._show(Progress(name, seconds, failure, detail))
 
@@ -121,16 +124,16 @@ class RunRecord:
 
     def log(self, line: str) -> None:
         """Add a line to the run's log, secrets masked."""
-        text = self._shown(line)
+        text = self.shown(line)
         self._log.append(f"{self.clock.now():%Y-%m-%dT%H:%M:%S.%f}Z {text}")
         logger.info("%s", text)
 
     def warn(self, text: str) -> None:
         """Note trouble that does not make the run fail."""
-        self.warnings.append(self._shown(text))
+        self.warnings.append(self.shown(text))
         self.log(f"warning: {text}")
 
-    def _shown(self, text: str) -> str:
+    def shown(self, text: str) -> str:
         """Text that others may have had a hand in, as the log, the result and a terminal may have it."""
         return shown(self.redact(text))
 
@@ -166,8 +169,8 @@ class RunRecord:
 
     def fail_with(self, details: ErrorDetails) -> None:
         """The run has failed. A second failure, or one after the delivery, is only noted: a run is judged by that."""
-        hint = None if details.hint is None else self._shown(details.hint)
-        details = details.model_copy(update={"message": self._shown(details.message), "hint": hint})
+        hint = None if details.hint is None else self.shown(details.hint)
+        details = details.model_copy(update={"message": self.shown(details.message), "hint": hint})
         if self.status == "done":
             self.warn(details.message)
         elif self.error is None:
@@ -208,6 +211,7 @@ class RunRecord:
             impl_result=self.implementation,
             test_result=self.tests,
             push_result=self.push,
+            rounds=self.rounds,
             reported=self.reported,
             warnings=tuple(self.warnings),
         )

@@ -7,15 +7,13 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._clock import Deadline
-from necrocode.agent_runner._git import Author
-from necrocode.agent_runner.models import ErrorDetails
+from necrocode.agent_runner.attempts import Attempts
 from necrocode.agent_runner.playbook import load_playbook, with_playbook
+from necrocode.agent_runner.solver import Solver
 from necrocode.agent_runner.steps.allocate import brought_workspace, leased_workspace
-from necrocode.agent_runner.steps.apply import Limits, commit_changes, plan_changes, refuse_secrets, telling_paths
 from necrocode.agent_runner.steps.deliver import deliver
-from necrocode.agent_runner.steps.generate import Transcript, choose_context, generate
+from necrocode.agent_runner.steps.generate import Asker, Transcript
 from necrocode.agent_runner.steps.report import Reporter
-from necrocode.agent_runner.steps.run_tests import failure_text, run_tests
 from necrocode.agent_runner.steps.upload import upload
 
 if TYPE_CHECKING:
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
 
     from necrocode.agent_runner._redact import Redactor
     from necrocode.agent_runner.config import RunnerConfig
-    from necrocode.agent_runner.models import ImplementationResult, LLMResponse, TaskContext
+    from necrocode.agent_runner.models import ImplementationResult, TaskContext
     from necrocode.agent_runner.run_record import RunRecord
     from necrocode.agent_runner.wiring import Services
     from necrocode.agent_runner.workspace import Workspace
@@ -42,7 +40,6 @@ class TaskRun:
         record.task = self._task
         self._deadline = Deadline(self._task.timeout_seconds, record.clock)
         self._transcript = Transcript()
-        self._diff = b""
         self._reporter = Reporter(services.task_registry, self._task, record.run_id, record.runner_id)
 
     def prepare(self) -> None:
@@ -75,82 +72,22 @@ class TaskRun:
             self._reporter.event("slot_allocated", {"slot_id": workspace.slot_id})
             yield workspace
 
-    def generate(self, workspace: Workspace) -> LLMResponse:
-        """The model's answer, read."""
-        with self.record.step("generate"):
-            self._reporter.event("implementation_started", {"base_commit": workspace.base_commit})
-            llm = self._config.llm_config
-            context = choose_context(
-                self._task,
-                workspace.repository,
-                workspace.objects,
-                workspace.base_commit,
-                budget_tokens=llm.context_tokens,
-                deadline=self._deadline,
-            )
-            for path in context.missing:
-                self.record.warn(f"The repository has no file {path}, which related_files names.")
-            for piece in context.pieces:
-                self.record.log(f"shown to the model: {piece.path} ({piece.why})")
-            response = generate(
-                self._task,
-                context,
-                self._services.llm,
-                llm=llm,
-                instructions=self._playbook.instructions,
-                transcript=self._transcript,
-                redactor=self._services.redactor,
-                deadline=self._deadline,
-            )
-            self.record.detail = f"{response.model}: {response.tokens_used} tokens, {response.edit_format} format"
-            return response
-
-    def apply(self, workspace: Workspace, response: LLMResponse) -> None:
-        """The change set as a commit; it is on the record from here on, whatever follows."""
-        record, redactor = self.record, self._services.redactor
-        with record.step("apply"):
-            base_tree = workspace.objects.tree_of(workspace.base_commit)
-            changes = plan_changes(response.code_changes, workspace.objects, base_tree, Limits.of(self._config))
-            refuse_secrets(changes, redactor.holds_secret)
-            record.implementation = commit_changes(
-                workspace,
-                changes,
-                ref=f"refs/necrocode/runs/{record.run_id}/1",
-                message=self._commit_message(),
-                author=self._author(),
-                response=response,
-                deadline=self._deadline,
-            )
-            commit = record.implementation.commit
-            self._diff = workspace.repository.diff(workspace.base_commit, commit, deadline=self._deadline)
-            record.detail = f"{len(changes)} file{'s' if len(changes) != 1 else ''} in {commit[:12]}"
-        if redactor.text(shown := self._diff.decode(errors="replace")) != shown:
-            record.warn("The diff holds text that looks like a secret; it is stored as it is, to be whole.")
-        for path in telling_paths(record.implementation.files):
-            record.warn(f"The change touches {path}, which decides what runs elsewhere: look at it before merging.")
-        self._reporter.event("implementation_completed", {"commit": commit, "files": list(record.implementation.files)})
-
-    def test(self, workspace: Workspace) -> bool:
-        """Whether the tests say yes; a task without test commands is taken at the model's word."""
-        if not self._task.test_commands:
-            self.record.log("no test commands: nothing was tested")
-            return True
-        with self.record.step("test"):
-            tests = self.record.tests = run_tests(
-                self._task,
-                workspace,
-                self._implementation(),
-                self._services.sandbox,
-                environment=self._config.test_environment,
-                redact=self._services.redactor.text,
-                deadline=self._deadline,
-            )
-            self.record.detail = "passed" if tests.success else ""
-            self.record.step_failure = None if tests.success else failure_text(tests)
-        if not tests.success:
-            self.record.fail_with(ErrorDetails(type="TestsFailed", message=failure_text(tests), step="test"))
-        self._reporter.event("tests_completed", {"success": tests.success, "tree": tests.tree})
-        return tests.success
+    def solver(self, workspace: Workspace) -> Solver:
+        """What asks the model, and applies and tests what it says."""
+        llm = self._config.llm_config
+        self._reporter.event("implementation_started", {"base_commit": workspace.base_commit})
+        return Solver(
+            record=self.record,
+            config=self._config,
+            services=self._services,
+            task=self._task,
+            instructions=self._playbook.instructions,
+            workspace=workspace,
+            reporter=self._reporter,
+            deadline=self._deadline,
+            asker=Asker(self._services.llm, llm, self._task.max_tokens, self._deadline, self._transcript),
+            attempts=Attempts(self._config.max_repair_rounds, llm.candidates),
+        )
 
     def deliver(self, workspace: Workspace) -> None:
         """The branch at the commit; with that the task is done."""
@@ -196,11 +133,11 @@ class TaskRun:
         """Whatever there is, stored."""
         record = self.record
         outputs: list[tuple[str, bytes]] = []
-        if self._diff:
-            outputs.append(("diff", self._diff))
+        if record.diff:
+            outputs.append(("diff", record.diff))
         if record.tests is not None:
             outputs.append(("test", _encoded(record.tests.model_dump_json(indent=1))))
-        if self._transcript.messages:
+        if self._transcript.calls:
             transcript = self._services.redactor.data(self._transcript.to_data())
             outputs.append(("transcript", _encoded(json.dumps(transcript, ensure_ascii=False, indent=1))))
         place = {"task_id": self._task.task_id, "spec_name": self._task.spec_name, "run_id": record.run_id}
@@ -226,20 +163,6 @@ class TaskRun:
         if self.record.implementation is None:  # pragma: no cover - the orchestrator's order rules it out
             raise AssertionError("apply comes first")
         return self.record.implementation
-
-    def _commit_message(self) -> str:
-        task = self._task
-        return self._config.commit_message.format(
-            task_id=task.task_id,
-            spec_name=task.spec_name,
-            title=task.title,
-            description=task.description,
-            run_id=self.record.run_id,
-        ).replace("\0", "")
-
-    def _author(self) -> Author:
-        config = self._config
-        return Author(config.commit_author_name, config.commit_author_email, int(self.record.clock.now().timestamp()))
 
 
 def _encoded(text: str) -> bytes:

@@ -145,7 +145,7 @@ def test_every_setting_can_be_given_in_a_file(settings: Settings) -> None:
         "request_timeout_seconds": 1, "state_dir": "/s", "runner_id": "r", "pool_size": 1, "slot_timeout_seconds": 0,
         "lease_seconds": 3, "push": False, "commit_author_name": "山田", "commit_author_email": "a@b",
         "commit_message": "{title}", "max_changed_files": 1, "max_file_bytes": 1, "max_total_bytes": 1,
-        "max_output_bytes": 1000, "test_environment": {"A": "1"},
+        "max_output_bytes": 1000, "max_repair_rounds": 0, "test_environment": {"A": "1"},
     }  # fmt: skip
     assert set(values) == set(RunnerConfig.model_fields) - {"llm_config"} | {"llm"}
     config = settings.read(yaml.safe_dump(values, allow_unicode=True))

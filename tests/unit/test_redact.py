@@ -137,7 +137,9 @@ def test_masking_breaks_neither_a_runs_metadata_nor_its_transcript(repository: P
     assert (result.success, result.warnings) == (True, ())
     transcript = next(one for one in result.artifacts if one.type == "transcript")
     told = json.loads(Path(unquote(urlsplit(transcript.uri).path)).read_text(encoding="utf-8"))
-    assert told["answer"]["text"].startswith("-----END PRIVATE KEY----- Authorization: Bearer ***\nnew.py\n")
+    assert told["calls"][0]["answer"]["text"].startswith(
+        "-----END PRIVATE KEY----- Authorization: Bearer ***\nnew.py\n"
+    )
     with LocalTaskRegistry(f"sqlite:///{state_dir / 'registry.db'}") as registry:
         kept = registry.get_task("1").metadata
     assert {key: kept[key] for key in task.metadata} == {**task.metadata, "how": "Authorization: Bearer ***"}

@@ -107,6 +107,7 @@ class LLMClient:
         answer_format: AnswerFormat = "text",
         max_tokens: int | None = None,
         deadline: Deadline | None = None,
+        temperature: float | None = None,
     ) -> ModelAnswer:
         """One whole answer; see ``LanguageModel.complete`` for what is raised instead of a bad one."""
         deadline = deadline or Deadline((self._config.retry_count + 1) * self._config.timeout_seconds * 2, self._clock)
@@ -117,7 +118,7 @@ class LLMClient:
             asked = manners.response_format if answer_format == "json" else "text"
             if answer_format == "json" and asked == "text" and self._config.edit_format == "auto":
                 messages = as_text_request(messages)
-            request = self._request(messages, asked, manners, max_tokens)
+            request = self._request(messages, asked, manners, max_tokens, temperature)
             try:
                 answer = ModelAnswer(**self._ask(request, deadline), asked_format=asked)
             except EndpointFailureError as failure:
@@ -141,15 +142,22 @@ class LLMClient:
         return read_answer(self.complete(messages, answer_format=answer_format, max_tokens=max_tokens))
 
     def _request(
-        self, messages: Sequence[Message], asked: str, manners: _Manners, max_tokens: int | None
+        self,
+        messages: Sequence[Message],
+        asked: str,
+        manners: _Manners,
+        max_tokens: int | None,
+        temperature: float | None,
     ) -> dict[str, Any]:
         request: dict[str, Any] = {
             "model": self._config.model,
             "messages": [{"role": message.role, "content": message.content} for message in messages],
             manners.tokens_parameter: max_tokens or self._config.max_tokens,
         }
-        if self._config.temperature is not None and manners.takes_temperature:
-            request["temperature"] = self._config.temperature
+        if temperature is None:
+            temperature = self._config.temperature
+        if temperature is not None and manners.takes_temperature:
+            request["temperature"] = temperature
         if (response_format := _RESPONSE_FORMATS[asked]) is not None:
             request["response_format"] = response_format
         if asked.startswith("json_object"):

@@ -43,6 +43,7 @@ class ScriptedLLM:
         answer_format: AnswerFormat = "text",  # noqa: ARG002  the script decides
         max_tokens: int | None = None,  # noqa: ARG002
         deadline: Deadline | None = None,
+        temperature: float | None = None,  # noqa: ARG002
     ) -> ModelAnswer:
         """The next answer of the script; ``EmptyAnswerError`` for a text of nothing."""
         if deadline is not None:

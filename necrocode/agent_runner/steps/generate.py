@@ -1,13 +1,16 @@
-"""Generate: show the model the task and the repository, and read its answer as a change set."""
+"""Generate: show the model the task and the repository, and read its answers as change sets."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import threading
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from necrocode.agent_runner.generation.context import Context, select_context
+from necrocode.agent_runner.generation.conversation import Conversation
 from necrocode.agent_runner.generation.edit_formats import read_answer
-from necrocode.agent_runner.generation.prompt import task_messages
+from necrocode.agent_runner.generation.prompt import system_prompt, task_messages
 from necrocode.agent_runner.generation.stand_ins import StandIns
 
 if TYPE_CHECKING:
@@ -18,18 +21,36 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.models import LLMResponse, Message, ModelAnswer, TaskContext
     from necrocode.agent_runner.protocols import LanguageModel
 
+_VARIED_TEMPERATURE = 0.8
+"""For answers that are wanted to differ, where the configuration asks for less."""
+
+
+@dataclass
+class Call:
+    """One question to the model, and what came back."""
+
+    messages: tuple[Message, ...]
+    answer: ModelAnswer | None = None
+    error: str | None = None
+
+    def to_data(self) -> dict[str, Any]:
+        """The call as JSON can hold it."""
+        return {
+            "messages": [message.model_dump() for message in self.messages],
+            "answer": None if self.answer is None else self.answer.model_dump(),
+            "error": self.error,
+        }
+
 
 @dataclass
 class Transcript:
-    """The conversation with the model, growing as it happens, so that a failed run has it too."""
+    """Every call of the model, growing as they happen, so that a failed run has them too."""
 
-    messages: tuple[Message, ...] = ()
-    answer: ModelAnswer | None = None
+    calls: list[Call] = field(default_factory=list)
 
     def to_data(self) -> dict[str, Any]:
-        """The conversation as JSON can hold it."""
-        answer = None if self.answer is None else self.answer.model_dump()
-        return {"messages": [message.model_dump() for message in self.messages], "answer": answer}
+        """The calls as JSON can hold them."""
+        return {"schema_version": 2, "calls": [call.to_data() for call in self.calls]}
 
 
 def choose_context(
@@ -56,39 +77,95 @@ def _is_text(name: str) -> bool:
     return not any("\udc80" <= char <= "\udcff" for char in name)
 
 
-def generate(
-    task: TaskContext,
-    context: Context,
-    model: LanguageModel,
-    *,
-    llm: LLMConfig,
-    instructions: str,
-    transcript: Transcript,
-    redactor: Redactor,
-    deadline: Deadline,
-) -> LLMResponse:
-    """Ask the model for the task's change set. Raises ``ImplementationError``, ``ServiceError`` and their kin."""
+@dataclass(frozen=True)
+class Question:
+    """What a task's model is asked: how to begin, how to answer, and how its answers are read."""
+
+    opening: Conversation
+    form: str
+    """How to answer, for the model to read again."""
+    answer_format: Literal["json", "text"]
+    stand_ins: StandIns
+    redactor: Redactor
+
+    def read(self, answer: ModelAnswer) -> LLMResponse:
+        """The change set of an answer; raises ``MalformedAnswerError`` and its kin."""
+        response = read_answer(answer)
+        return response.model_copy(
+            update={
+                "code_changes": tuple(map(self.stand_ins.restored, response.code_changes)),
+                "model": self.redactor.text(response.model),  # endpoints echo keys
+                "explanation": self.redactor.text(response.explanation),
+            }
+        )
+
+
+def compose(task: TaskContext, context: Context, *, llm: LLMConfig, instructions: str, redactor: Redactor) -> Question:
+    """The question for a task. Nothing in it holds a secret: those of the files have names instead."""
     # "auto" is text: the same model lands about twice as many tasks so as in JSON (docs/edit-formats.md).
     answer_format: Literal["json", "text"] = "json" if llm.edit_format == "json" else "text"
     nameable = (piece for piece in context.pieces if redactor.text(piece.path) == piece.path)
     stand_ins = StandIns(nameable, redactor.replaced)
     shown = replace(context, paths=tuple(map(redactor.text, context.paths)), pieces=stand_ins.pieces)
-    transcript.messages = task_messages(
+    messages = task_messages(
         task,
         shown,
         instructions="\n\n".join(filter(None, [redactor.text(instructions).strip(), stand_ins.note])),
         test_commands=tuple(map(redactor.text, task.test_commands)),
         answer_format=answer_format,
     )
-    answer = model.complete(
-        transcript.messages, answer_format=answer_format, max_tokens=task.max_tokens, deadline=deadline
-    )
-    transcript.answer = answer
-    response = read_answer(answer)
-    return response.model_copy(
-        update={
-            "code_changes": tuple(map(stand_ins.restored, response.code_changes)),
-            "model": redactor.text(response.model),  # endpoints echo keys
-            "explanation": redactor.text(response.explanation),
-        }
-    )
+    return Question(Conversation(messages), system_prompt(answer_format), answer_format, stand_ins, redactor)
+
+
+@dataclass
+class Asker:
+    """Asks one run's model, and keeps what was said."""
+
+    model: LanguageModel
+    llm: LLMConfig
+    max_tokens: int | None
+    deadline: Deadline
+    transcript: Transcript = field(default_factory=Transcript)
+
+    def ask(self, conversation: Conversation, answer_format: Literal["json", "text"]) -> ModelAnswer:
+        """One answer. Raises ``ImplementationError``, ``ServiceError`` and their kin."""
+        return self._call(conversation, answer_format)
+
+    def ask_for_several(
+        self, conversation: Conversation, answer_format: Literal["json", "text"], count: int
+    ) -> list[Future[ModelAnswer]]:
+        """That many answers, asked for at once; the first as configured, the others warm enough to differ."""
+        varied = self.llm.temperature
+        if varied is not None:
+            varied = max(varied, _VARIED_TEMPERATURE)
+        answers: list[Future[ModelAnswer]] = [Future() for _ in range(count)]
+
+        def answer(number: int) -> None:
+            try:
+                answers[number].set_result(self._call(conversation, answer_format, varied if number else None))
+            except BaseException as error:  # noqa: BLE001  raised again where the answer is looked at
+                answers[number].set_exception(error)
+
+        for number in range(count):  # threads that an interrupted run need not wait for
+            name = f"necrocode-candidate-{number + 1}"
+            threading.Thread(target=answer, args=(number,), name=name, daemon=True).start()
+        wait(answers)
+        return answers
+
+    def _call(
+        self, conversation: Conversation, answer_format: Literal["json", "text"], temperature: float | None = None
+    ) -> ModelAnswer:
+        call = Call(conversation.messages)
+        self.transcript.calls.append(call)
+        try:
+            call.answer = self.model.complete(
+                call.messages,
+                answer_format=answer_format,
+                max_tokens=self.max_tokens,
+                deadline=self.deadline,
+                temperature=temperature,
+            )
+        except BaseException as error:
+            call.error = f"{type(error).__name__}: {error}"
+            raise
+        return call.answer

@@ -1,0 +1,157 @@
+"""The answers of one run's model, which of them is the best, and whether to ask again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from necrocode.agent_runner.generation.repair import LoopWatch, turned
+from necrocode.agent_runner.models import RoundResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from necrocode.agent_runner._git import FileChange
+    from necrocode.agent_runner.generation.conversation import Conversation
+    from necrocode.agent_runner.models import ImplementationResult, LLMResponse, TestResult
+
+
+@dataclass
+class Attempt:
+    """One answer, and how far it came."""
+
+    number: int
+    """From 1, over all rounds and candidates of the run."""
+    round: int
+    candidate: int
+    conversation: Conversation
+    """What the model was asked with."""
+    before: tuple[FileChange, ...] = ()
+    """What earlier answers had changed, relative to the base, when this one was asked for."""
+    answer_text: str = ""
+    response: LLMResponse | None = None
+    changes: tuple[FileChange, ...] = ()
+    """What the base would have to become, this answer included."""
+    implementation: ImplementationResult | None = None
+    diff: bytes = b""
+    tests: TestResult | None = None
+    outcome: Literal["accepted", "tests-failed", "unparsable", "unusable"] = "unusable"
+    error: Exception | None = None
+    """Why it was not accepted, where that was an error and not a result."""
+    message: str = ""
+    reply: str = ""
+    """What the model is to be told of it; empty where another answer would be no better."""
+
+    @property
+    def rank(self) -> tuple[int, ...]:
+        """What is better compares as larger: accepted, then by its tests, then applied at all, then the latest.
+
+        Among those that brought no answer at all it is the first.
+        """
+        tests = self.tests
+        passed = 0 if tests is None else sum(command.exit_code == 0 for command in tests.commands)
+        return (
+            self.outcome == "accepted",
+            self.implementation is not None,
+            self.outcome == "tests-failed",
+            passed,
+            bool(self.answer_text),
+            self.number if self.answer_text else -self.number,
+        )
+
+    def summary(self, shown: Callable[[str], str]) -> RoundResult:
+        """The attempt for the result; ``shown`` makes a text fit to be seen."""
+        made, response = self.implementation, self.response
+        return RoundResult(
+            round=self.round,
+            candidate=self.candidate,
+            outcome=self.outcome,
+            message=shown(self.message),
+            edit_format="" if response is None else response.edit_format,
+            tokens_used=0 if response is None else response.tokens_used,
+            commit=None if made is None else made.commit,
+            ref=None if made is None else made.ref,
+        )
+
+
+@dataclass
+class Attempts:
+    """All attempts of a run so far, and the next one."""
+
+    max_repair_rounds: int
+    candidates: int
+    made: list[Attempt] = field(default_factory=list)
+    _watch: LoopWatch = field(default_factory=LoopWatch)
+    _is_stuck: bool = False
+
+    @property
+    def current(self) -> Attempt:
+        """The attempt under way, or the last one."""
+        return self.made[-1]
+
+    @property
+    def best(self) -> Attempt:
+        """The attempt that the run is judged by."""
+        return max(self.made, key=lambda attempt: attempt.rank)
+
+    @property
+    def has_another(self) -> bool:
+        """Whether there is to be another attempt."""
+        if not self.made or self.has_pending:
+            return True
+        if self.best.outcome == "accepted":
+            return False
+        last = self._leading
+        return not self._is_stuck and bool(last.reply) and last.round < self.max_repair_rounds
+
+    def summaries(self, shown: Callable[[str], str]) -> tuple[RoundResult, ...]:
+        """All attempts for the result; ``shown`` makes a text fit to be seen."""
+        return tuple(attempt.summary(shown) for attempt in self.made)
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether an answer to the first question is at hand that has not been tried yet."""
+        return all(attempt.outcome != "accepted" for attempt in self.made) and (
+            self.made[-1].round == 0 and self.made[-1].candidate < self.candidates
+        )
+
+    @property
+    def _leading(self) -> Attempt:
+        """The attempt that the next one goes on from: the last one; after several candidates, the best of them."""
+        last = self.made[-1]
+        return last if last.round else max(self.made, key=lambda attempt: (bool(attempt.reply), attempt.rank))
+
+    def begin(self, opening: Conversation) -> Attempt:
+        """The next attempt, with the conversation to ask it with."""
+        number = len(self.made) + 1
+        if not self.made or self.has_pending:
+            attempt = Attempt(number, round=0, candidate=number, conversation=opening)
+        else:
+            last = self._leading
+            conversation = last.conversation.continued(last.answer_text, last.reply)
+            before = last.changes if last.outcome == "tests-failed" else last.before
+            attempt = Attempt(number, last.round + 1, 1, conversation, before)
+        self.made.append(attempt)
+        return attempt
+
+    def reject(
+        self,
+        attempt: Attempt,
+        outcome: Literal["tests-failed", "unparsable", "unusable"],
+        message: str,
+        reply: str,
+        *,
+        signature: str,
+    ) -> None:
+        """The attempt will not do; ``reply`` is for the model, ``signature`` is equal for the same failure."""
+        attempt.outcome, attempt.message, attempt.reply = outcome, message, reply
+        if not reply or (attempt.round == 0 and self.candidates > 1):  # candidates may well be alike
+            return
+        what: Literal["answer", "failure"] = "answer"
+        state = self._watch.notice(what, attempt.answer_text) if attempt.answer_text else "new"
+        if state == "new":  # the same answer fails in the same way: that is one repetition, not two
+            what = "failure"
+            state = self._watch.notice(what, signature)
+        self._is_stuck = state == "stuck"
+        if state == "again":
+            attempt.reply = turned(reply, what)

@@ -1,0 +1,81 @@
+"""What a model is told of an answer that did not do, and when asking again has no more use."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from necrocode.agent_runner.errors import (
+    ChangeRejectedError,
+    EmptyAnswerError,
+    ImplementationError,
+    MalformedAnswerError,
+    TruncatedAnswerError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_MENDABLE = (ChangeRejectedError, EmptyAnswerError, MalformedAnswerError, TruncatedAnswerError)
+_AGAIN = "Nothing of your answer was applied: the files are as they were. Send your whole answer again, corrected."
+_TURN = (
+    "You have been here before: this is the same {what} as earlier, so the idea behind it does not work. First say in"
+    " one sentence what is really wrong. Then answer with a different change."
+)
+
+
+def is_mendable(error: ImplementationError) -> bool:
+    """Whether another answer may do better: a refusal, a filter or a full window will stay what they are."""
+    return isinstance(error, _MENDABLE)
+
+
+def refused_answer_reply(error: ImplementationError, form: str) -> str:
+    """What to say of an answer that could not be read or applied; ``form`` tells how to answer."""
+    if isinstance(error, ChangeRejectedError):
+        return f"Your answer was refused.\n{error.feedback or error}\n\n{_AGAIN}"
+    if isinstance(error, TruncatedAnswerError):
+        return (
+            "Your answer was too long and was cut, so nothing of it was applied. Answer again, shorter: only the files"
+            f" that must change, and no explanations.\n\n{form}"
+        )
+    return f"Your answer could not be used: {error}\n\nAnswer again, in this form.\n\n{form}"
+
+
+def broken_code_reply(breakages: Iterable[str]) -> str:
+    """What to say of code that no longer parses, and did before."""
+    told = "\n".join(f"- {breakage}" for breakage in breakages)
+    return f"With your change, these files can no longer be parsed:\n{told}\n\n{_AGAIN}"
+
+
+def failed_tests_reply(feedback: str) -> str:
+    """What to say of tests that failed; ``feedback`` has their most telling lines."""
+    return (
+        f"Your change was applied, and then the tests failed:\n\n{feedback}\n\n"
+        "Find the cause and mend it in the code; do not change the tests to make them pass. Answer in the same form,"
+        " with the files that must change now; they are as your last answer left them."
+    )
+
+
+@dataclass
+class LoopWatch:
+    """Notices a model that goes in circles: the same answer, or the same failure, as before."""
+
+    _seen: set[str] = field(default_factory=set)
+    _turned: bool = False
+
+    def notice(self, kind: Literal["answer", "failure"], text: str) -> Literal["new", "again", "stuck"]:
+        """``again`` the first time that anything comes twice, ``stuck`` from the second time on."""
+        mark = f"{kind} {hashlib.sha256(' '.join(text.split()).encode(errors='replace')).hexdigest()}"
+        if mark not in self._seen:
+            self._seen.add(mark)
+            return "new"
+        if self._turned:
+            return "stuck"
+        self._turned = True
+        return "again"
+
+
+def turned(reply: str, what: str) -> str:
+    """The reply, asking for another way."""
+    return f"{_TURN.format(what=what)}\n\n{reply}"

@@ -1,0 +1,252 @@
+"""The middle of a run: ask the model, apply its answer, test it; and with what went wrong, ask again."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from necrocode.agent_runner._git import Author
+from necrocode.agent_runner.errors import ContextOverflowError, ImplementationError, RunnerError, RunnerTimeoutError
+from necrocode.agent_runner.generation.repair import failed_tests_reply, is_mendable, refused_answer_reply
+from necrocode.agent_runner.models import ErrorDetails
+from necrocode.agent_runner.steps.apply import Limits, commit_changes, plan_changes, refuse_secrets, telling_paths
+from necrocode.agent_runner.steps.generate import Asker, Question, choose_context, compose
+from necrocode.agent_runner.steps.run_tests import failure_text, run_tests
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from concurrent.futures import Future
+
+    from necrocode.agent_runner._clock import Deadline
+    from necrocode.agent_runner.attempts import Attempt, Attempts
+    from necrocode.agent_runner.config import RunnerConfig
+    from necrocode.agent_runner.generation.conversation import Conversation
+    from necrocode.agent_runner.models import ImplementationResult, ModelAnswer, TaskContext
+    from necrocode.agent_runner.run_record import RunRecord
+    from necrocode.agent_runner.steps.report import Reporter
+    from necrocode.agent_runner.wiring import Services
+    from necrocode.agent_runner.workspace import Workspace
+
+_SMALLEST_CONTEXT_TOKENS = 500
+
+
+@dataclass
+class Solver:
+    """The attempts of one run at its task. Each step puts what it made on the record."""
+
+    record: RunRecord
+    config: RunnerConfig
+    services: Services
+    task: TaskContext
+    instructions: str
+    """The playbook's, for the model."""
+    workspace: Workspace
+    reporter: Reporter
+    deadline: Deadline
+    asker: Asker
+    attempts: Attempts
+    _question: Question | None = None
+    _candidates: list[Future[ModelAnswer]] = field(default_factory=list)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the model is to be asked: for the first time, or once more."""
+        has_time = not self.attempts.made or self.deadline.remaining_seconds() > 0
+        return has_time and self.attempts.has_another
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """One answer of the model. Its faults are told to the model, and end the run only when there are no more turns.
+
+        Services that fail end it at once, unless another answer to the same question is still at hand.
+        """
+        attempt = self.attempts.begin(self._asked().opening)
+        if attempt.round:
+            self.record.log(f"repair round {attempt.round} of at most {self.config.max_repair_rounds}")
+        try:
+            yield
+        except ImplementationError as error:
+            self._refuse(attempt, error)
+        except RunnerError as error:
+            if isinstance(error, RunnerTimeoutError) or not self.attempts.has_pending:
+                attempt.error, attempt.message = error, str(error)
+                raise
+            self._refuse(attempt, error)
+        finally:
+            self.record.rounds = self.attempts.summaries(self.record.shown)
+
+    def generate(self) -> None:
+        """The model's answer, read."""
+        attempt = self.attempts.current
+        with self.record.step("generate"):
+            answer = self._answer(attempt)
+            attempt.answer_text = self.services.redactor.text(answer.text)
+            attempt.response = response = self._asked().read(answer)
+            self.record.detail = f"{response.model}: {response.tokens_used} tokens, {response.edit_format} format"
+
+    def apply(self) -> None:
+        """The change set as a commit; it is on the record from here on, whatever follows."""
+        attempt, record, workspace = self.attempts.current, self.record, self.workspace
+        assert attempt.response is not None  # noqa: S101  generate comes first
+        with record.step("apply"):
+            base_tree = workspace.objects.tree_of(workspace.base_commit)
+            attempt.changes = plan_changes(
+                attempt.response.code_changes, workspace.objects, base_tree, Limits.of(self.config)
+            )
+            refuse_secrets(attempt.changes, self.services.redactor.holds_secret)
+            attempt.implementation = record.implementation = commit_changes(
+                workspace,
+                attempt.changes,
+                ref=f"refs/necrocode/runs/{record.run_id}/{attempt.number}",
+                message=self._commit_message(),
+                author=self._author(),
+                response=attempt.response,
+                deadline=self.deadline,
+            )
+            commit = record.implementation.commit
+            attempt.diff = record.diff = workspace.repository.diff(
+                workspace.base_commit, commit, deadline=self.deadline
+            )
+            count = len(attempt.changes)
+            record.detail = f"{count} file{'s' if count != 1 else ''} in {commit[:12]}"
+        files = list(record.implementation.files)
+        self.reporter.event("implementation_completed", {"commit": commit, "files": files, "round": attempt.round})
+
+    def test(self) -> None:
+        """What the tests say of it; a task without test commands is taken at the model's word."""
+        attempt, record = self.attempts.current, self.record
+        if not self.task.test_commands:
+            record.log("no test commands: nothing was tested")
+            attempt.outcome = "accepted"
+            return
+        with record.step("test"):
+            tests = attempt.tests = record.tests = run_tests(
+                self.task,
+                self.workspace,
+                _made(attempt),
+                self.services.sandbox,
+                environment=self.config.test_environment,
+                redact=self.services.redactor.text,
+                deadline=self.deadline,
+            )
+            record.detail = "passed" if tests.success else ""
+            record.step_failure = None if tests.success else failure_text(tests)
+        data = {"success": tests.success, "tree": tests.tree, "round": attempt.round}
+        self.reporter.event("tests_completed", data)
+        if tests.success:
+            attempt.outcome = "accepted"
+            return
+        text = failure_text(tests)
+        self.attempts.reject(attempt, "tests-failed", text, failed_tests_reply(text), signature=text)
+
+    def concludes(self) -> bool:
+        """Whether an answer did. The best one is on the record from here on, and what was wrong with it."""
+        best, record = self.attempts.best, self.record
+        record.implementation, record.tests, record.diff = best.implementation, best.tests, best.diff
+        if (last := self.attempts.current) is not best:
+            record.log(f"the last answer was no better than an earlier one: {last.message}")
+        self._point_out(best)
+        if best.outcome == "accepted":
+            return True
+        if best.error is not None:
+            raise best.error
+        record.fail_with(ErrorDetails(type="TestsFailed", message=best.message, step="test"))
+        return False
+
+    def _refuse(self, attempt: Attempt, error: RunnerError) -> None:
+        attempt.error = error
+        reply = ""
+        if isinstance(error, ImplementationError) and is_mendable(error):
+            reply = self.services.redactor.text(refused_answer_reply(error, self._asked().form))
+        self.attempts.reject(attempt, "unusable", str(error), reply, signature=str(error))
+
+    def _point_out(self, attempt: Attempt) -> None:
+        """What people should look at before they merge."""
+        if attempt.implementation is None:
+            return
+        if self.services.redactor.text(shown := attempt.diff.decode(errors="replace")) != shown:
+            self.record.warn("The diff holds text that looks like a secret; it is stored as it is, to be whole.")
+        for path in telling_paths(attempt.implementation.files):
+            self.record.warn(
+                f"The change touches {path}, which decides what runs elsewhere: look at it before merging."
+            )
+
+    # --- asking
+
+    def _asked(self) -> Question:
+        """The question of this run, made when it is first needed."""
+        if self._question is None:
+            self._question = self._compose(self.config.llm_config.context_tokens)
+        return self._question
+
+    def _compose(self, budget_tokens: int) -> Question:
+        workspace, record = self.workspace, self.record
+        context = choose_context(
+            self.task,
+            workspace.repository,
+            workspace.objects,
+            workspace.base_commit,
+            budget_tokens=budget_tokens,
+            deadline=self.deadline,
+        )
+        for path in context.missing:
+            record.warn(f"The repository has no file {path}, which related_files names.")
+        for piece in context.pieces:
+            record.log(f"shown to the model: {piece.path} ({piece.why})")
+        return compose(
+            self.task,
+            context,
+            llm=self.config.llm_config,
+            instructions=self.instructions,
+            redactor=self.services.redactor,
+        )
+
+    def _answer(self, attempt: Attempt) -> ModelAnswer:
+        """The answer to try: one of the first question's candidates, or one to what went wrong."""
+        count = self.attempts.candidates
+        if attempt.round or count == 1:
+            return self._ask_within_window(attempt)
+        if not self._candidates:
+            self._candidates = self.asker.ask_for_several(attempt.conversation, self._asked().answer_format, count)
+        return self._candidates[attempt.candidate - 1].result()
+
+    def _ask_within_window(self, attempt: Attempt) -> ModelAnswer:
+        """One answer; a prompt that the endpoint finds too long is made shorter and sent again: a refusal is free."""
+        budget_tokens = self.config.llm_config.context_tokens
+        while True:
+            try:
+                return self.asker.ask(attempt.conversation, self._asked().answer_format)
+            except ContextOverflowError:
+                shorter: Conversation | None = attempt.conversation.shortened()
+                if attempt.round == 0:
+                    budget_tokens //= 2
+                    if budget_tokens >= _SMALLEST_CONTEXT_TOKENS:
+                        self._question = self._compose(budget_tokens)
+                        shorter = self._question.opening
+                if shorter is None:
+                    raise
+                self.record.log("the prompt does not fit the model's window: asking again with less")
+                attempt.conversation = shorter
+
+    # --- committing
+
+    def _commit_message(self) -> str:
+        task = self.task
+        return self.config.commit_message.format(
+            task_id=task.task_id,
+            spec_name=task.spec_name,
+            title=task.title,
+            description=task.description,
+            run_id=self.record.run_id,
+        ).replace("\0", "")
+
+    def _author(self) -> Author:
+        config = self.config
+        return Author(config.commit_author_name, config.commit_author_email, int(self.record.clock.now().timestamp()))
+
+
+def _made(attempt: Attempt) -> ImplementationResult:
+    if attempt.implementation is None:  # pragma: no cover - the orchestrator's order rules it out
+        raise AssertionError("apply comes first")
+    return attempt.implementation

@@ -1,0 +1,286 @@
+"""Runs in which the first answer does not do: what the model is told, how often, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from necrocode.agent_runner import LLMConfig, Message, ModelAnswer, RunnerResult, ScriptedLLM, ServiceConnectionError
+from necrocode.agent_runner.errors import (
+    ContentFilterError,
+    ContextOverflowError,
+    EmptyAnswerError,
+    ImplementationError,
+    ModelRefusalError,
+    TruncatedAnswerError,
+)
+from tests.support.bench import BRANCH, GOOD_ANSWER, SECRET, USELESS_ANSWER, Bench, artifacts
+from tests.support.repositories import CALC_TEST, FIXED_CALC, files_at, git
+
+RUBBISH = "I would rather talk about the weather."
+OTHER_USELESS_ANSWER = USELESS_ANSWER.replace("return 0", "return 1")
+
+
+@pytest.fixture
+def bench(repository: Path, state_dir: Path) -> Bench:
+    return Bench(repository, state_dir)
+
+
+def run(bench: Bench, *answers: Any, **settings: Any) -> tuple[RunnerResult, list[Sequence[Message]]]:
+    llm = ScriptedLLM(list(answers))
+    return bench.orchestrator(llm, **settings).run(bench.task()), list(llm.calls)
+
+
+def outcomes(result: RunnerResult) -> list[str]:
+    return [one.outcome for one in result.rounds]
+
+
+# --- what goes back to the model
+
+
+def test_failing_tests_go_back_to_the_model_which_mends_its_change(bench: Bench) -> None:
+    result, calls = run(bench, USELESS_ANSWER, GOOD_ANSWER)
+    assert (result.success, outcomes(result)) == (True, ["tests-failed", "accepted"])
+    assert files_at(bench.repository, BRANCH)["calc.py"] == FIXED_CALC.encode()
+    assert git(bench.repository, "rev-list", "--count", f"main..{BRANCH}") == "1"
+    told = calls[1][-1].content
+    assert "do not change the tests" in told
+
+
+def test_the_conversation_only_grows_at_its_end_so_that_its_beginning_can_be_cached(bench: Bench) -> None:
+    _, calls = run(bench, RUBBISH, USELESS_ANSWER, GOOD_ANSWER)
+    first, second, third = calls
+    assert second[: len(first)] == first
+    assert third[: len(second)] == second
+    assert [message.role for message in third] == ["system", *["user", "assistant"] * 2, "user"]
+    assert [third[2].content, third[4].content] == [RUBBISH, USELESS_ANSWER]
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (RUBBISH, "holds no change"),
+        ('{"changes": [{"operation": "modify", "file_path": "calc.py", "content": "x', "cannot be read"),
+        (EmptyAnswerError("The model answered with no text."), "no text"),
+        (TruncatedAnswerError("The model's answer was cut at the token limit."), "too long and was cut"),
+        ("../calc.py\n```python\nx = 1\n```\n", "Your answer was refused"),
+        ("DELETE nothing.py", "no such file"),
+    ],
+)
+def test_an_answer_that_cannot_be_used_goes_back_with_what_is_wrong(bench: Bench, answer: Any, told: str) -> None:
+    result, calls = run(bench, answer, GOOD_ANSWER)
+    assert (result.success, outcomes(result)) == (True, ["unusable", "accepted"])
+    assert told in calls[1][-1].content
+    assert result.rounds[0].commit is None
+
+
+@pytest.mark.parametrize("error", [ModelRefusalError, ContentFilterError, ContextOverflowError])
+def test_what_another_answer_would_not_change_ends_the_run(bench: Bench, error: type[ImplementationError]) -> None:
+    result, _ = run(bench, *[error("no")] * 9)
+    assert result.error_details is not None
+    assert (result.error_details.type, result.error_details.step) == (error.__name__, "generate")
+    assert len(result.rounds) == 1
+
+
+def test_an_answer_that_was_refused_leaves_no_trace_in_the_next(bench: Bench) -> None:
+    refused = "new.py\n```python\nx = 1\n```\nDELETE nothing.py\n"
+    result, _ = run(bench, refused, GOOD_ANSWER)
+    assert result.success
+    assert set(files_at(bench.repository, BRANCH)) == {"calc.py", "test_calc.py"}
+
+
+# --- how it ends
+
+
+def test_the_rounds_are_bounded_and_the_failure_is_the_tests(bench: Bench) -> None:
+    answers = [USELESS_ANSWER.replace("return 0", f"return {number * 100}") for number in range(9)]
+    result, calls = run(bench, *answers)
+    assert len(calls) == 3
+    assert [one.round for one in result.rounds] == [0, 1, 2]
+    assert result.error_details is not None
+    assert (result.error_details.type, result.error_details.step) == ("TestsFailed", "test")
+    assert bench.status() == "failed"
+
+
+@pytest.mark.parametrize("rounds", [0, 1])
+def test_max_repair_rounds_says_how_often(bench: Bench, rounds: int) -> None:
+    answers = [USELESS_ANSWER.replace("return 0", f"return {number * 100}") for number in range(9)]
+    _, calls = run(bench, *answers, max_repair_rounds=rounds)
+    assert len(calls) == rounds + 1
+
+
+def test_a_run_that_breaks_down_later_is_judged_by_its_tested_change(bench: Bench) -> None:
+    result, _ = run(bench, USELESS_ANSWER, RUBBISH, "More rubbish.")
+    assert result.error_details is not None
+    assert result.error_details.type == "TestsFailed"
+    assert result.impl_result is not None
+    assert result.impl_result.commit == result.rounds[0].commit
+    assert "+    return 0" in artifacts(result)["diff"]
+
+
+def test_every_rounds_commit_is_kept_by_a_ref(bench: Bench) -> None:
+    result, _ = run(bench, USELESS_ANSWER, OTHER_USELESS_ANSWER, GOOD_ANSWER)
+    (mirror,) = bench.state_dir.glob("pool/*/mirror.git")
+    for number, one in enumerate(result.rounds, 1):
+        assert one.ref == f"refs/necrocode/runs/{result.run_id}/{number}"
+        assert git(mirror, "rev-parse", str(one.ref)) == one.commit
+
+
+def test_a_service_that_goes_down_between_rounds_is_the_error_and_the_work_is_kept(bench: Bench) -> None:
+    result, _ = run(bench, USELESS_ANSWER, ServiceConnectionError("Failed to connect to the model."))
+    assert result.error_details is not None
+    assert (result.error_details.type, result.error_details.retryable) == ("ServiceConnectionError", True)
+    assert set(artifacts(result)) == {"diff", "test", "transcript", "log"}
+    assert outcomes(result) == ["tests-failed", "unusable"]
+
+
+def test_every_call_is_in_the_transcript(bench: Bench) -> None:
+    result, _ = run(bench, RUBBISH, USELESS_ANSWER, GOOD_ANSWER)
+    calls = json.loads(artifacts(result)["transcript"])["calls"]
+    assert [call["answer"]["text"] for call in calls] == [RUBBISH, USELESS_ANSWER, GOOD_ANSWER]
+    assert len(calls[2]["messages"]) == 6
+
+
+def test_a_failed_call_is_in_the_transcript_too(bench: Bench) -> None:
+    result, _ = run(bench, ModelRefusalError("I will not."))
+    (call,) = json.loads(artifacts(result)["transcript"])["calls"]
+    assert (call["answer"], call["error"]) == (None, "ModelRefusalError: I will not.")
+
+
+# --- going in circles
+
+
+def test_the_same_answer_twice_changes_the_ask_and_the_third_time_ends_the_run(bench: Bench) -> None:
+    result, calls = run(bench, *[USELESS_ANSWER] * 9, max_repair_rounds=8)
+    assert len(calls) == 3
+    assert "You have been here before" not in calls[1][-1].content
+    assert "You have been here before: this is the same answer as earlier" in calls[2][-1].content
+    assert result.error_details is not None
+    assert result.error_details.type == "TestsFailed"
+
+
+def test_the_same_failure_twice_counts_as_well(bench: Bench) -> None:
+    answers = [USELESS_ANSWER.replace("return 0", f"return 0  # try {number}") for number in range(9)]
+    _, calls = run(bench, *answers, max_repair_rounds=8)
+    assert len(calls) == 3
+    assert "this is the same failure as earlier" in calls[2][-1].content
+
+
+def test_a_changed_ask_that_helps_is_all_that_was_needed(bench: Bench) -> None:
+    result, calls = run(bench, USELESS_ANSWER, USELESS_ANSWER, GOOD_ANSWER)
+    assert (result.success, len(calls)) == (True, 3)
+
+
+# --- the window
+
+
+def test_a_prompt_too_long_for_the_window_is_asked_again_with_less_of_the_repository(bench: Bench) -> None:
+    for number in range(30):
+        (bench.repository / f"mod{number}.py").write_text(f"# {number}\n" + "x = 'some words to fill a line'\n" * 100)
+    git(bench.repository, "add", ".")
+    git(bench.repository, "commit", "-qm", "more")
+    sizes: list[int] = []
+
+    def narrow(messages: Sequence[Message]) -> str:
+        sizes.append(sum(len(message.content) for message in messages))
+        if sizes[-1] > 20_000:
+            raise ContextOverflowError("maximum context length is 5000 tokens")
+        return GOOD_ANSWER
+
+    result, _ = run(bench, *[narrow] * 5)
+    assert result.success
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(result.rounds) == 1
+
+
+def test_a_repair_that_outgrows_the_window_goes_on_with_the_last_exchange(bench: Bench) -> None:
+    lengths: list[int] = []
+
+    def narrow(answer: str) -> Callable[[Sequence[Message]], str]:
+        def say(messages: Sequence[Message]) -> str:
+            lengths.append(len(messages))
+            if len(messages) > 4:
+                raise ContextOverflowError("maximum context length")
+            return answer
+
+        return say
+
+    result, _ = run(bench, narrow(RUBBISH), narrow(USELESS_ANSWER), narrow(GOOD_ANSWER), narrow(GOOD_ANSWER))
+    assert (result.success, lengths) == (True, [2, 4, 6, 4])
+
+
+# --- candidates
+
+
+def test_the_first_candidate_whose_tests_pass_is_taken(bench: Bench) -> None:
+    llm = ScriptedLLM([USELESS_ANSWER, RUBBISH, GOOD_ANSWER, GOOD_ANSWER])
+    result = bench.orchestrator(llm, llm_config=LLMConfig(candidates=4)).run(bench.task())
+    assert (result.success, len(llm.calls)) == (True, 4)
+    assert outcomes(result)[-1] == "accepted"
+    assert {one.round for one in result.rounds} == {0}
+    assert files_at(bench.repository, BRANCH)["calc.py"] == FIXED_CALC.encode()
+
+
+class Barrier:
+    """A model that answers only when it has been asked by so many threads at once."""
+
+    def __init__(self, count: int, answer: str) -> None:
+        self.barrier, self.answer = threading.Barrier(count), answer
+        self.temperatures: list[float | None] = []
+
+    def complete(self, _messages: Any, *, temperature: float | None = None, **_options: Any) -> ModelAnswer:
+        self.temperatures.append(temperature)
+        self.barrier.wait(timeout=30)
+        return ModelAnswer(text=self.answer, model="m")
+
+
+def test_candidates_are_asked_for_at_once_and_are_given_room_to_differ(bench: Bench) -> None:
+    llm = Barrier(3, GOOD_ANSWER)
+    result = bench.orchestrator(llm, llm_config=LLMConfig(candidates=3, temperature=0)).run(bench.task())
+    assert result.success
+    assert sorted(llm.temperatures, key=str) == [0.8, 0.8, None]
+
+
+def test_repair_goes_on_from_the_best_candidate(bench: Bench) -> None:
+    worse, better = RUBBISH, USELESS_ANSWER
+    llm = ScriptedLLM([worse, better, GOOD_ANSWER])
+    result = bench.orchestrator(llm, llm_config=LLMConfig(candidates=2)).run(bench.task())
+    assert (result.success, [one.round for one in result.rounds]) == (True, [0, 0, 1])
+    assert llm.calls[2][2].content == better
+
+
+def test_a_candidate_that_an_outage_took_is_no_loss_while_another_one_is_there(bench: Bench) -> None:
+    down = ServiceConnectionError("Failed to connect to the model.")
+    llm = ScriptedLLM([down, GOOD_ANSWER])
+    result = bench.orchestrator(llm, llm_config=LLMConfig(candidates=2)).run(bench.task())
+    assert result.success
+
+
+def test_an_outage_that_took_all_candidates_is_the_error(bench: Bench) -> None:
+    llm = ScriptedLLM([ServiceConnectionError("Failed to connect to the model.")] * 3)
+    result = bench.orchestrator(llm, llm_config=LLMConfig(candidates=3)).run(bench.task())
+    assert result.error_details is not None
+    assert result.error_details.type == "ServiceConnectionError"
+
+
+# --- secrets
+
+
+def test_a_secret_that_a_test_prints_does_not_reach_the_model(bench: Bench) -> None:
+    task = bench.task(test_commands=[f"echo {SECRET}; exit 1"])
+    llm = ScriptedLLM([USELESS_ANSWER, GOOD_ANSWER])
+    bench.orchestrator(llm, llm_config=LLMConfig(api_key=SECRET)).run(task)
+    assert len(llm.calls) > 1
+    assert SECRET not in json.dumps([message.content for message in llm.calls[1]])
+
+
+def test_nothing_is_left_after_many_rounds(bench: Bench) -> None:
+    result, _ = run(bench, RUBBISH, USELESS_ANSWER, GOOD_ANSWER)
+    assert files_at(bench.repository, BRANCH) == {"calc.py": FIXED_CALC.encode(), "test_calc.py": CALC_TEST.encode()}
+    assert result.warnings == ()
+    bench.assert_nothing_is_left()
