@@ -44,7 +44,7 @@ _JEST_PRELUDE = 'pwd -P >"$NECROCODE_REPORTS/top"\n'  # jest names its files by 
 _PYTHON = re.compile(r"^(?:.*/)?python(?:\d(?:\.\d+)?)?$")
 _ASSIGNMENT = re.compile(r"^[A-Za-z_]\w*=")
 _OPERATORS = frozenset("();<>|&")
-_GO_TEST = re.compile(r"\bgo\s+test\b")
+_GO_TEST = re.compile(r"\s*(?:[A-Za-z_]\w*=\S*\s+)*(?:\S+/)?go\s+test\b")
 _LONGEST_COMMAND = 10_000
 
 
@@ -88,8 +88,11 @@ class Project:
         script = self._script(words)
         kind = _kind(script or words)
         if kind == "go":
-            start = list(_GO_TEST.finditer(command))[-1].end()
-            run = f'{command[:start]} -json{command[start:]} >"$NECROCODE_REPORTS/go.json"'
+            before, operator, last = command.rpartition("&&")
+            found = _GO_TEST.match(last)
+            if found is None:
+                return AskedCommand(command)
+            run = f'{before}{operator}{found[0]} -json{last[found.end() :]} >"$NECROCODE_REPORTS/go.json"'
             return AskedCommand(run, kind, is_verbose="-v" in words)
         if kind == "unittest":
             return AskedCommand(f"{command} -v", kind)
@@ -144,8 +147,9 @@ def _last_words(command: str) -> list[str]:
             return []
         else:
             parts[-1].append(token)
+    is_quoted = command.count("&&") >= len(parts)
     parts = [_without_assignments(words) for words in parts]
-    if not parts[-1] or any(words and _kind(words) for words in parts[:-1]):
+    if is_quoted or not parts[-1] or any(words and _kind(words) for words in parts[:-1]):
         return []
     return parts[-1]
 

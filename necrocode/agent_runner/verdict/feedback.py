@@ -42,7 +42,7 @@ def failure_feedback(result: TestResult, base: TestResult | None) -> str:
     """What failed, for a model that is to mend its change; empty when nothing did.
 
     The first failing command with its exit code, its failing cases with message and the end of the traceback, those
-    that failed on the base by name alone. Without cases the end of the output. Secrets are masked in ``result`` already.
+    that failed on the base by name alone. Without cases the end of the output. Secrets are masked already.
     """
     failed = [(number, command) for number, command in enumerate(result.commands) if not command.passed]
     if not failed:

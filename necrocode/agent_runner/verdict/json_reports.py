@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ _JEST_STATUS: dict[str, CaseStatus] = {
     "disabled": "skipped", "focused": "passed",
 }  # fmt: skip
 _GO_PROGRESS = ("=== RUN", "=== PAUSE", "=== CONT", "=== NAME")
+# Before Go 1.24 a package that cannot be built is told in this line alone, which is no event.
+_GO_NOT_BUILT = re.compile(r"^FAIL\t(\S{1,500}) \[(?:build|setup) failed\]")
+_GO_REASON = re.compile(r"^\s+\S{1,200}\.go:\d{1,9}: ")
 _MAX_JSON_BYTES = 16 * 1024 * 1024  # parsed it may take twenty times as much
 
 
@@ -41,7 +45,7 @@ def parse_go(content: bytes, *, verbose: bool = False) -> tuple[tuple[TestCase, 
     ``verbose``: with ``-v``, so of passing tests too. A package that could not be built or died is a case of its own.
     """
     tests, order = _heard(content)
-    if not order:
+    if not tests:
         raise UnreadableReport("holds no events")
     book = CaseBook()
     failing_packages = {one.package for one in tests.values() if one.name and one.status == "failed"}
@@ -64,6 +68,8 @@ def _heard(content: bytes) -> tuple[dict[tuple[str, str], _GoTest], list[tuple[s
             package, action = _text(event.get("ImportPath")).partition(" ")[0], "output"
         if not action:
             order.append(("", "", f"{line}\n"))
+            if found := _GO_NOT_BUILT.match(line):
+                tests[found[1], ""] = _GoTest(found[1], "", "failed", output=[f"{line}\n"])
             continue
         one = tests.setdefault((package, name), _GoTest(package, name))
         if len(tests) > 2 * MAX_CASES:
@@ -82,10 +88,16 @@ def _add_go_test(book: CaseBook, one: _GoTest) -> None:
     book.add(
         f"{one.package}.{one.name}",
         status,
-        message=_first_line("".join(telling)) or ("it did not end" if one.status is None else ""),
+        message=_go_reason(telling) or ("it did not end" if one.status is None else ""),
         details="".join(telling),
         duration_seconds=one.seconds,
     )
+
+
+def _go_reason(lines: list[str]) -> str:
+    """What the test itself says is wrong, rather than what it printed before."""
+    told = (line for line in lines if _GO_REASON.match(line) or line.startswith("panic: "))
+    return next(told, _first_line("".join(lines))).strip()
 
 
 def _go_text(tests: dict[tuple[str, str], _GoTest], order: list[tuple[str, str, str]], *, verbose: bool) -> str:

@@ -54,6 +54,7 @@ class _JUnitHandler(ContentHandler):
         super().__init__()
         self._book = book
         self._path: list[str] = []
+        self._suites: list[str] = []
         self._name = ""
         self._status: CaseStatus = "passed"
         self._seconds: float | None = None
@@ -67,13 +68,19 @@ class _JUnitHandler(ContentHandler):
         self._path.append(name)
         if len(self._path) > _MAX_DEPTH:
             raise UnreadableReport(f"is nested more than {_MAX_DEPTH} deep")
-        if name == "testcase":
-            classname, own = attrs.get("classname") or "", attrs.get("name") or ""
-            self._name = f"{classname}::{own}" if classname and own else classname or own
+        if name == "testsuite":
+            self._suites.append(attrs.get("name") or "")
+        elif name == "testcase":
+            self._name = self._named(attrs.get("classname") or "", attrs.get("name") or "")
             self._status, self._seconds = "passed", seconds_of(attrs.get("time"))
             self._message, self._text, self._text_left = "", [], 0
         elif name in _STATUS_OF and self._path[-2] == "testcase":
             self._reason(_STATUS_OF[name], attrs.get("message") or attrs.get("type") or "")
+
+    def _named(self, classname: str, name: str) -> str:
+        if classname == "test":  # node says that of every case, and who contains it by nested suites
+            return " > ".join([*self._suites, name])
+        return f"{classname}::{name}" if classname and name else classname or name
 
     def _reason(self, status: CaseStatus, message: str) -> None:
         """The first reason that is a failure tells; a later one may come from the clean-up after it."""
@@ -88,7 +95,9 @@ class _JUnitHandler(ContentHandler):
 
     def endElement(self, name: str) -> None:  # noqa: N802  SAX's name
         self._path.pop()
-        if name == "testcase" and self._name:
+        if name == "testsuite":
+            self._suites.pop()
+        elif name == "testcase" and self._name:
             self._book.add(
                 self._name,
                 self._status,

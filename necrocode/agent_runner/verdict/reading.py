@@ -20,8 +20,16 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.verdict.asking import AskedCommand
 
 _RENDERED_BYTES = 1_000_000
-# What pytest writes because it was asked for a file; the folder's name is ours (sandbox/layer.py).
-_PYTEST_LINE = re.compile(r"^-+ generated xml file: [^\n]*/pytest\.xml -+\n?", re.MULTILINE)
+# What tools write because they were asked for a file, and npm because of our options. The folder's name is the
+# sandbox's: "reports-" and a random part.
+_OUR_TRACES = (
+    re.compile(r"^-+ generated xml file: [^\n]*/reports-\w+/pytest\.xml -+\n?", re.MULTILINE),
+    re.compile(
+        r"^Test results written to: [^\n]*/reports-\w+/jest\.json\n?|^JUNIT report written to [^\n]*\n?", re.MULTILINE
+    ),
+    re.compile(r" --json --outputFile=[^\s]*/reports-\w+/jest\.json"),
+    re.compile(r" --reporter=default --reporter=junit --outputFile\.junit=[^\s]*/reports-\w+/vitest\.xml"),
+)
 _PYTEST_SUMMARY = re.compile(
     r"^=* ?((?:\d{1,9} [a-z]{3,15}(?: [a-z]{3,15})?, ){0,12}\d{1,9} [a-z]{3,15}) in \d[\d.]*s\b"
 )
@@ -34,7 +42,9 @@ def with_cases(result: CommandResult, asked: AskedCommand, command: str) -> Comm
 
     ``report_note`` says why a report that was to be expected is not used, and what of one does not fit the exit code.
     """
-    output = _PYTEST_LINE.sub("", result.output)
+    output = result.output
+    for trace in _OUR_TRACES:
+        output = trace.sub("", output)
     cases: tuple[TestCase, ...] = ()
     report = note = ""
     if asked.kind == "go":

@@ -27,8 +27,8 @@ _TEST_FOLDERS = frozenset({
 })  # fmt: skip
 # By the spelling: "LatestTest.java" is one, "Latest.java" is none.
 _TEST_NAMES = (
-    "test_*.py", "*_test.py", "tests.py", "*_test.go", "*_spec.rb", "*_test.rb", "*Test.java", "*Tests.java", "*IT.java",
-    "*Test.kt", "*Tests.kt", "*Test.php", "*Test.cs", "*Tests.cs", "*_test.exs", "*_test.rs", "*Test.scala",
+    "test_*.py", "*_test.py", "tests.py", "*_test.go", "*_spec.rb", "*_test.rb", "*Test.java", "*Tests.java",
+    "*IT.java", "*Test.kt", "*Tests.kt", "*Test.php", "*Test.cs", "*Tests.cs", "*_test.exs", "*_test.rs", "*Test.scala",
     "*Spec.scala", "*_test.dart", "*_test.cc", "*_test.cpp", "*_test.c", "*Tests.swift", "*.snap",
 )  # fmt: skip
 _JAVASCRIPT_TEST = re.compile(r"\.(?:test|spec|e2e)\.[cm]?[jt]sx?$")
@@ -36,7 +36,8 @@ _CONFIGURATION = (
     "conftest.py", "pytest.ini", ".pytest.ini", "pytest.toml", "tox.ini", "noxfile.py", ".coveragerc",
     "sitecustomize.py", "usercustomize.py", "jest.config.*", "jest.setup.*", "vitest.config.*",
     "vitest.workspace.*", "vitest.setup.*", "karma.conf.*", "playwright.config.*", "cypress.config.*", "cypress.json",
-    ".mocharc*", ".rspec", "phpunit.xml*", "phpunit.dist.xml", "nextest.toml", "*.runsettings", "codecov.yml", ".codecov.yml",
+    ".mocharc*", ".rspec", "phpunit.xml*", "phpunit.dist.xml", "nextest.toml", "*.runsettings", "codecov.yml",
+    ".codecov.yml",
 )  # fmt: skip
 _CI = (
     ".github/workflows/*", ".github/actions/*", ".gitlab-ci.yml", ".gitlab/*", ".circleci/*", "jenkinsfile",

@@ -54,7 +54,7 @@ def parse_cargo(output: str) -> tuple[TestCase, ...]:
 
 
 def _cargo_target(line: str) -> str:
-    """What is run next: of ``Running unittests src/lib.rs (target/debug/deps/shop-0123456789abcdef)`` the first words."""
+    """What runs next, from ``Running unittests src/lib.rs (target/debug/deps/shop-0123456789abcdef)``."""
     if line.startswith("Doc-tests "):
         return f"{line.split()[1]} doc"
     if not line.startswith("Running "):
