@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from necrocode.agent_runner._clock import Clock
     from necrocode.agent_runner.config import LLMConfig, RunnerConfig
     from necrocode.agent_runner.protocols import ArtifactStore, LanguageModel, RepoPool, Sandbox, TaskRegistry
+    from necrocode.agent_runner.sandbox.request import Wall
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,6 @@ def build_services(
 
     Raises :class:`ConfigurationError`.
     """
-    from necrocode.agent_runner.sandbox.plain import PlainSandbox  # noqa: PLC0415  steps are imported at first use
-
     git_token = _secret(config.git_token, "GIT_TOKEN")
     service_token = _secret(config.service_token, "NECROCODE_SERVICE_TOKEN")
     llm_config = _with_key(config)
@@ -78,7 +77,7 @@ def build_services(
         repo_pool=repo_pool,
         artifact_store=artifact_store,
         llm=llm or _llm(llm_config, clock),
-        sandbox=sandbox or PlainSandbox(config.state_dir / "layers", max_output_bytes=config.max_output_bytes),
+        sandbox=sandbox or _sandbox(config),
         git=git,
         redactor=Redactor(tuple(secret for secret in (git_token, service_token, api_key, _password(config)) if secret)),
         own=tuple(own),
@@ -182,6 +181,29 @@ def _folder(setting: str, url: str | None, default: Path, others: str = " or fil
     if not url.startswith("file:///"):
         raise ConfigurationError(f"{setting} {url!r} must be http(s)://host:port{others}.")
     return Path(unquote(urlsplit(url).path))
+
+
+def _sandbox(config: RunnerConfig) -> Sandbox:
+    from necrocode.agent_runner.sandbox.confined import Policy  # noqa: PLC0415
+    from necrocode.agent_runner.sandbox.ladder import LadderSandbox  # noqa: PLC0415
+    from necrocode.agent_runner.sandbox.limits import Limits  # noqa: PLC0415
+    from necrocode.agent_runner.sandbox.plain import PlainSandbox  # noqa: PLC0415
+
+    root = config.state_dir / "layers"
+    limits = Limits(
+        kept_output_bytes=config.max_output_bytes,
+        output_bytes=config.max_test_output_bytes,
+        memory_bytes=config.max_test_memory_bytes,
+        processes=config.max_test_processes,
+        cpu_seconds=config.max_test_cpu_seconds,
+        file_bytes=config.max_test_file_bytes,
+        disk_bytes=config.max_test_disk_bytes,
+    )
+    if config.sandbox == "none":
+        return PlainSandbox(root, limits)
+    policy = Policy(config.state_dir, limits, config.sandbox_read_paths, has_network=config.sandbox_network)
+    walls: dict[str, tuple[Wall, ...]] = {"auto": ("sandlock", "bwrap"), "sandlock": ("sandlock",), "bwrap": ("bwrap",)}
+    return LadderSandbox(walls.get(config.sandbox, ()), root, policy)
 
 
 def _llm(config: LLMConfig, clock: Clock) -> LanguageModel:

@@ -13,11 +13,13 @@ import pytest
 
 from necrocode.agent_runner import Sandbox, TestExecutionError, TestResult
 from necrocode.agent_runner._clock import Deadline
+from necrocode.agent_runner.sandbox.limits import Limits
 from tests.contracts.threads import at_once
 from tests.support.repositories import BROKEN_CALC, CALC_TEST_COMMAND, git
 
-OpenSandbox = Callable[[int], Sandbox]
+OpenSandbox = Callable[[Limits], Sandbox]
 OUTPUT_BYTES = 20_000
+LIMITS = Limits(kept_output_bytes=OUTPUT_BYTES)
 
 
 def run(sandbox: Sandbox, checkout: Path, *commands: str, seconds: float = 60, **options: Any) -> TestResult:
@@ -69,7 +71,7 @@ def assert_gone(marker: str) -> None:
 
 
 class SandboxContract:
-    """Inherit it, and say how the sandbox under test is opened: with how much output kept a command."""
+    """Inherit it, and say how the sandbox under test is opened, with which limits."""
 
     @pytest.fixture
     def open_sandbox(self) -> OpenSandbox:
@@ -77,7 +79,7 @@ class SandboxContract:
 
     @pytest.fixture
     def sandbox(self, open_sandbox: OpenSandbox) -> Sandbox:
-        return open_sandbox(OUTPUT_BYTES)
+        return open_sandbox(LIMITS)
 
     # --- what a command says
 
