@@ -170,7 +170,7 @@ class SandboxContract:
     # --- time
 
     def test_a_command_that_does_not_end_is_stopped_and_is_the_last(self, sandbox: Sandbox, repository: Path) -> None:
-        result = run(sandbox, repository, "echo begun; sleep 600", "true", seconds=2, fail_fast=False)
+        result = run(sandbox, repository, "echo begun; sleep 600", "true", seconds=1, fail_fast=False)
         assert codes(result) == [None]
         assert result.commands[0].timed_out
         assert result.commands[0].output == "begun\n"
@@ -183,7 +183,7 @@ class SandboxContract:
 
     def test_a_flood_is_stopped_in_time(self, sandbox: Sandbox, repository: Path) -> None:
         result = run(sandbox, repository, "yes", seconds=0.5)
-        assert result.commands[0].timed_out
+        assert result.commands[0].stopped_by in {"timeout", "output-limit"}
         assert len(result.commands[0].output) < OUTPUT_BYTES + 200
 
     def test_no_time_left_is_a_failed_test(self, sandbox: Sandbox, repository: Path) -> None:

@@ -68,4 +68,4 @@ class TestBwrapOnCopies(ConfinedContract):
 
 
 class TestBwrapAlone(ConfinedContract):
-    confinement = confinements("bwrap")[2]
+    confinement = Confinement("bwrap", "copy", has_own_root=False)

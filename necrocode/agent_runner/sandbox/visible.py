@@ -49,7 +49,8 @@ def readable_paths(extra: Sequence[str], *, hidden: Sequence[Path]) -> tuple[str
                 f"sandbox_read_paths: {path} would show tests what they are not to see ({_shows(path, hidden)}).",
                 hint="Name the folders inside it that tests need.",
             )
-    return _in_order([*shown, *extra])
+    ordered = _in_order([*shown, *extra])
+    return tuple(path for path in ordered if os.path.islink(path) or not _shows(path, hidden))
 
 
 def network_files() -> dict[str, str]:
@@ -73,11 +74,13 @@ def _python_folders() -> list[str]:
 
 
 def _tool_folders() -> list[str]:
-    """The toolchains of rustup, and where node was installed by a version manager: a folder with bin and lib."""
+    """The toolchains of rustup, and what version managers installed: node, and those that put shims on the PATH."""
     found = [str(_rustup_folder() / name) for name in ("toolchains", "settings.toml")]
-    for folder in _folders_on_path():
-        if Path(folder).name == "bin" and Path(folder, "node").exists() and Path(folder, "../lib/node_modules").is_dir():
-            found.append(str(Path(folder).parent))
+    for folder in map(Path, _folders_on_path()):
+        real = folder.resolve()
+        is_node = real.name == "bin" and (real / "node").exists() and (real.parent / "lib/node_modules").is_dir()
+        if is_node or (folder.name == "shims" and (folder.parent / "libexec").is_dir()):
+            found.append(str(real.parent))
     return found
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from necrocode.agent_runner.sandbox.request import Request
 
+_SHELL_SIGNAL = 128  # bwrap, as shells do, tells a signal as 128 and its number
 _WRITABLE_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/tty")
 _READABLE_DEVICES = ("/dev/random", "/dev/urandom")
 
@@ -37,6 +39,8 @@ def start_sandlock(request: Request) -> int:
         result = process.wait()
     if result.error is not None:
         raise OSError(f"sandlock: {result.error}")
+    if result.reason is ExitReason.KILLED:
+        return -signal.SIGKILL
     return -result.signal if result.reason is ExitReason.SIGNALED else result.exit_code
 
 
@@ -44,7 +48,8 @@ def start_bwrap(request: Request) -> int:
     """Run the command under bwrap; its exit code, negative for a signal."""
     process = os.posix_spawn(request.bwrap, [request.bwrap, *bwrap_options(request), "--", *request.argv], os.environ)
     _, status = os.waitpid(process, 0)
-    return os.waitstatus_to_exitcode(status)
+    code = os.waitstatus_to_exitcode(status)
+    return _SHELL_SIGNAL - code if _SHELL_SIGNAL < code <= _SHELL_SIGNAL + signal.SIGRTMAX else code
 
 
 def bwrap_options(request: Request) -> list[str]:
