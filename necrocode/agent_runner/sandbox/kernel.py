@@ -116,14 +116,39 @@ def _user_namespace(inside: tuple[int, int], outside: tuple[int, int]) -> Iterat
 
 def unshare_as_self(*kinds: str) -> None:
     """Leave these namespaces and the user namespace, and keep one's user and group id, with all rights in there."""
-    user, group = os.getuid(), os.getgid()
+    ids = (os.getuid(), os.getgid())
     unshare("user", *kinds)
+    _map_ids(*ids)
+
+
+def _map_ids(user: int, group: int) -> None:
     try:
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"{user} {user} 1\n")
         Path("/proc/self/gid_map").write_text(f"{group} {group} 1\n")
     except OSError as error:
         raise OSError(error.errno, f"the ids of the new user namespace cannot be set: {error.strerror}") from error
+
+
+def forbid_user_namespaces() -> None:
+    """Let this process and its children make no user namespaces, in which they would have rights again.
+
+    For that it moves to one itself, unless it has one already. Where it may not, its children may not either.
+    """
+    if not _has_all_rights():
+        ids = (os.getuid(), os.getgid())
+        try:
+            unshare("user")
+        except OSError:
+            return
+        _map_ids(*ids)
+    Path("/proc/sys/user/max_user_namespaces").write_text("0")
+
+
+def _has_all_rights() -> bool:
+    """Whether this process has capabilities, which it then has in a user namespace of its own."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("CapEff:")[2].split()[0], 16) != 0
 
 
 def become(user: int, group: int) -> None:

@@ -7,7 +7,6 @@ import platform
 import shutil
 import tempfile
 import threading
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +29,8 @@ _INSTALL: dict[Wall, str] = {
     "sandlock": "pip install 'necrocode[sandbox]' (Linux 6.7 or later, with Landlock)",
     "bwrap": "apt-get install bubblewrap",
 }
+_FOUND: dict[tuple[Wall, int, int], Confinement | str] = {}
+_FOUND_LOCK = threading.Lock()
 
 
 class LadderSandbox:
@@ -116,9 +117,20 @@ def layers_root(root: Path, confinement: Confinement) -> Path:
     return Path(tempfile.gettempdir(), "necrocode-layers")
 
 
-@cache
 def working_confinement(wall: Wall, root: Path) -> Confinement | str:
-    """The best way that works on this machine for layers below ``root``, or why there is none."""
+    """The best way that works on this machine for layers below ``root``, or why there is none.
+
+    It is found out once a process for all folders of a file system.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    key = (wall, root.stat().st_dev, os.getuid())
+    with _FOUND_LOCK:
+        if key not in _FOUND:
+            _FOUND[key] = _find_confinement(wall, root)
+        return _FOUND[key]
+
+
+def _find_confinement(wall: Wall, root: Path) -> Confinement | str:
     if platform.system() != "Linux":
         return "works on Linux only"
     if (find_spec("sandlock") if wall == "sandlock" else shutil.which("bwrap")) is None:

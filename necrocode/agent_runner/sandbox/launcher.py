@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NoReturn
 from necrocode.agent_runner.sandbox import kernel
 from necrocode.agent_runner.sandbox.request import Request
 from necrocode.agent_runner.sandbox.room import enter_room, leave_namespaces
-from necrocode.agent_runner.sandbox.walls import start_bwrap, start_sandlock
+from necrocode.agent_runner.sandbox.walls import exec_bwrap, exec_landlocked, exit_code_of, run_supervised
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,22 +85,33 @@ def _first_process(request: Request, told: socket.socket) -> None:
     if request.user is not None:
         kernel.become(*request.user)
         kernel.die_with_parent()
+    kernel.set_openness(is_open=True)  # sandlock's supervisor takes a handle out of its child
+    if request.has_own_root and request.wall == "sandlock":
+        kernel.forbid_user_namespaces()
     kernel.give_up_gains()
     _limit(request)
     for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     os.environ.clear()
     os.environ.update(request.environment)
-    start = {"sandlock": start_sandlock, "bwrap": start_bwrap}[request.wall]
-    kernel.set_openness(is_open=True)  # sandlock takes a handle out of its child
-    worker = os.fork()
-    if worker == 0:
-        _guarded(told, lambda: _tell(told, exit=start(request)))
+    command = os.fork()
+    if command == 0:
+        _guarded(told, lambda: _become_command(request, told))
     kernel.set_openness(is_open=False)
     while True:
-        ended, _ = os.wait()
-        if ended == worker:
+        ended, status = os.wait()
+        if ended == command:
+            if request.has_own_root or request.wall == "bwrap":
+                _tell(told, exit=exit_code_of(status, request))
             os._exit(0)
+
+
+def _become_command(request: Request, told: socket.socket) -> None:
+    if request.wall == "bwrap":
+        exec_bwrap(request)
+    if request.has_own_root:
+        exec_landlocked(request)
+    _tell(told, exit=run_supervised(request))
 
 
 def _limit(request: Request) -> None:
