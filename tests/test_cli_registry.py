@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from necrocode.agent_runner import LocalTaskRegistry
+from necrocode.agent_runner import LocalTaskRegistry, Spending, SpendingLimits
 from necrocode.cli import main
 from necrocode.services._app import create_app
 from necrocode.services.task_registry import task_registry_service
@@ -207,7 +207,7 @@ def local(
 
 def test_a_backup_is_written_verified_and_restored(local: Bench, tmp_path: Path) -> None:
     file, other = tmp_path / "b.gz", f"sqlite:///{tmp_path / 'new.db'}"
-    counts = "1 specs, 3 tasks, 1 dependencies, 1 events, 0 artifacts"
+    counts = "1 specs, 3 tasks, 1 dependencies, 1 events, 0 artifacts, 0 budgets, 0 budget_reservations"
     assert local.run("backup", file) == 0
     assert local.out == f"wrote {file}, and read it again: {counts}\n"
     assert local.run("verify", file) == 0
@@ -270,3 +270,31 @@ def test_help_tells_the_actions(capsys: pytest.CaptureFixture[str]) -> None:
         main(["registry", "--help"])
     text = capsys.readouterr().out
     assert all(action in text for action in ("import", "sync", "graph", "backup", "restore", "verify", "upgrade"))
+
+
+# --- budgets
+
+
+def test_a_budget_is_shown_and_reset(bench: Bench) -> None:
+    registry = ["--registry", bench.url] if bench.url else []
+    assert bench.run("budget", "仕様", *registry) == 0
+    assert bench.out.splitlines() == [
+        "spec       仕様",
+        "since      never",
+        "spent      0 calls, 0 + 0 tokens, 0.000000 USD",
+        "reserved   0 calls, 0 + 0 tokens, 0.000000 USD",
+        "unsettled  0 calls, 0 + 0 tokens, 0.000000 USD",
+    ]
+    question = Spending(calls=1, prompt_tokens=900, completion_tokens=100, cost_micro_usd=7, estimated_calls=1)
+    bench.registry.reserve_budget("仕様", "a", run_id="r", need=question, limits=SpendingLimits(), ttl_seconds=3600)
+    bench.registry.settle_budget("仕様", "b", question.plus(Spending(unpriced_calls=1)))
+    assert bench.run("budget", "仕様", "--json", *registry) == 0
+    assert json.loads(bench.out)["spent"]["prompt_tokens"] == 900
+    assert bench.run("budget", "仕様", *registry) == 0
+    assert bench.out.splitlines()[2:4] == [
+        "spent      1 calls (1 without a price, 1 estimated), 900 + 100 tokens, 0.000007 USD",
+        "reserved   1 calls (1 estimated), 900 + 100 tokens, 0.000007 USD",
+    ]
+    assert bench.run("budget", "仕様", "--reset", "--json", *registry) == 0
+    after = json.loads(bench.out)
+    assert (after["spent"]["calls"], after["reserved"]["calls"]) == (0, 1)

@@ -71,7 +71,7 @@ def test_a_task_becomes_a_tested_commit_on_a_branch(bench: Bench) -> None:
 
 def test_the_steps_are_timed_and_shown_in_order(bench: Bench) -> None:
     result = bench.run(GOOD_ANSWER)
-    order = ["prepare", "allocate", "generate", "apply", "test", "deliver", "upload", "report"]
+    order = ["prepare", "allocate", "examine", "generate", "apply", "test", "deliver", "upload", "report"]
     assert list(result.timings) == order
     assert [progress.step for progress in bench.progress if progress.seconds is None] == order
     assert sum(result.timings.values()) <= result.duration_seconds
@@ -155,10 +155,20 @@ def test_a_japanese_title_gives_a_readable_branch(bench: Bench) -> None:
 
 
 def test_a_task_without_test_commands_is_delivered_untested(bench: Bench) -> None:
-    result = bench.run(GOOD_ANSWER, task=bench.task(test_commands=[]))
+    result = bench.run(GOOD_ANSWER, task=bench.task(test_commands=[]), detect_tests=False)
     assert result.success
     assert result.test_result is None
     assert "nothing was tested" in artifacts(result)["log"]
+
+
+def test_a_task_that_names_no_tests_gets_those_of_the_project(bench: Bench) -> None:
+    result = bench.run(GOOD_ANSWER, task=bench.task(test_commands=[]))
+    assert (result.success, result.warnings) == (True, ())
+    assert result.test_result is not None
+    assert [command.command for command in result.test_result.commands] == ["python -m unittest"]
+    assert result.test_result.detected
+    assert result.test_result.verdict is not None
+    assert result.test_result.verdict.fixed.names == ("test_calc.AddTest.test_add",)
 
 
 def test_base_ref_names_where_to_start(bench: Bench) -> None:
@@ -284,7 +294,7 @@ def test_ignored_files_of_a_brought_checkout_are_kept(bench: Bench, commands: li
 def test_an_untracked_file_in_the_way_is_named_and_kept(bench: Bench, commands: list[str]) -> None:
     (bench.repository / "new.txt").write_text("mine")
     task = bench.task(repo_url=None, slot_path=bench.repository, test_commands=commands)
-    result = bench.run("new.txt\n```\nthe model's\n```\n", task=task)
+    result = bench.run("new.txt\n```\nthe model's\n```\n", task=task, detect_tests=False)
     assert result.error_details is not None
     assert result.error_details.type == ("TestExecutionError" if commands else "PushError")
     assert "new.txt" in result.error_details.message
@@ -763,9 +773,19 @@ def test_ctrl_c_during_the_tests_kills_them(bench: Bench, tmp_path: Path) -> Non
     mark = tmp_path / "mark"
     command = f"kill -INT {os.getpid()}; sleep 2; touch {mark}"
     with pytest.raises(RunInterrupted) as caught:
-        bench.run(GOOD_ANSWER, task=bench.task(test_commands=[command]))
+        bench.run(GOOD_ANSWER, task=bench.task(test_commands=[command]), test_base=False)
     assert caught.value.result.impl_result is not None
     assert {artifact.type for artifact in caught.value.result.artifacts} >= {"diff", "log"}
+    assert not mark.exists()
+    bench.assert_nothing_is_left()
+
+
+def test_ctrl_c_during_the_tests_of_the_base_kills_them(bench: Bench, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    command = f"kill -INT {os.getpid()}; sleep 2; touch {mark}"
+    with pytest.raises(RunInterrupted) as caught:
+        bench.run(GOOD_ANSWER, task=bench.task(test_commands=[command]))
+    assert caught.value.result.status == "cancelled"
     assert not mark.exists()
     bench.assert_nothing_is_left()
 

@@ -12,6 +12,7 @@ import pytest
 
 from necrocode.agent_runner import LLMConfig, Message, ModelAnswer, RunnerResult, ScriptedLLM, ServiceConnectionError
 from necrocode.agent_runner.errors import (
+    BudgetExhaustedError,
     ContentFilterError,
     ContextOverflowError,
     EmptyAnswerError,
@@ -49,6 +50,7 @@ def test_failing_tests_go_back_to_the_model_which_mends_its_change(bench: Bench)
     assert files_at(bench.repository, BRANCH)["calc.py"] == FIXED_CALC.encode()
     assert git(bench.repository, "rev-list", "--count", f"main..{BRANCH}") == "1"
     told = calls[1][-1].content
+    assert "AssertionError: 0 != 3" in told
     assert "do not change the tests" in told
 
 
@@ -87,6 +89,14 @@ def test_what_another_answer_would_not_change_ends_the_run(bench: Bench, error: 
     assert len(result.rounds) == 1
 
 
+def test_an_edit_in_a_later_round_is_made_to_the_files_as_the_earlier_ones_left_them(bench: Bench) -> None:
+    first = f"{USELESS_ANSWER}\nnew.py\n```python\nx = 1\n```\n"
+    result, _ = run(bench, first, GOOD_ANSWER)
+    assert set(files_at(bench.repository, BRANCH)) == {"calc.py", "test_calc.py", "new.py"}
+    assert result.impl_result is not None
+    assert result.impl_result.files == ("calc.py", "new.py")
+
+
 def test_an_answer_that_was_refused_leaves_no_trace_in_the_next(bench: Bench) -> None:
     refused = "new.py\n```python\nx = 1\n```\nDELETE nothing.py\n"
     result, _ = run(bench, refused, GOOD_ANSWER)
@@ -107,7 +117,7 @@ def test_the_rounds_are_bounded_and_the_failure_is_the_tests(bench: Bench) -> No
     assert bench.status() == "failed"
 
 
-@pytest.mark.parametrize("rounds", [0, 1])
+@pytest.mark.parametrize("rounds", [0, 1, 4])
 def test_max_repair_rounds_says_how_often(bench: Bench, rounds: int) -> None:
     answers = [USELESS_ANSWER.replace("return 0", f"return {number * 100}") for number in range(9)]
     _, calls = run(bench, *answers, max_repair_rounds=rounds)
@@ -137,6 +147,13 @@ def test_a_service_that_goes_down_between_rounds_is_the_error_and_the_work_is_ke
     assert (result.error_details.type, result.error_details.retryable) == ("ServiceConnectionError", True)
     assert set(artifacts(result)) == {"diff", "test", "transcript", "log"}
     assert outcomes(result) == ["tests-failed", "unusable"]
+
+
+def test_a_budget_that_is_used_up_between_rounds_is_the_error_and_the_work_is_kept(bench: Bench) -> None:
+    result, _ = run(bench, USELESS_ANSWER, BudgetExhaustedError("The run's 2 calls are used up."))
+    assert result.error_details is not None
+    assert result.error_details.type == "BudgetExhaustedError"
+    assert "diff" in artifacts(result)
 
 
 def test_every_call_is_in_the_transcript(bench: Bench) -> None:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from necrocode.agent_runner._git import FileChange
     from necrocode.agent_runner.generation.conversation import Conversation
-    from necrocode.agent_runner.models import ImplementationResult, LLMResponse, TestResult
+    from necrocode.agent_runner.models import ImplementationResult, LLMResponse
+    from necrocode.agent_runner.test_results import TestResult
 
 
 @dataclass
@@ -48,13 +49,14 @@ class Attempt:
 
         Among those that brought no answer at all it is the first.
         """
-        tests = self.tests
-        passed = 0 if tests is None else sum(command.exit_code == 0 for command in tests.commands)
+        tests, verdict = self.tests, None if self.tests is None else self.tests.verdict
         return (
             self.outcome == "accepted",
             self.implementation is not None,
             self.outcome == "tests-failed",
-            passed,
+            0 if tests is None else sum(command.passed for command in tests.commands),
+            0 if verdict is None else -verdict.newly_broken.count - verdict.missing.count,
+            0 if verdict is None else verdict.fixed.count,
             bool(self.answer_text),
             self.number if self.answer_text else -self.number,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import string
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic import Field, SecretStr, field_validator
 from necrocode.agent_runner._names import expand_home
 from necrocode.agent_runner._strict import StrictModel, read_yaml_mapping
 from necrocode.agent_runner.errors import ConfigurationError
+from necrocode.agent_runner.spending import BudgetConfig, ModelPrice
 from necrocode.agent_runner.test_results import PassRule
 
 DEFAULT_MODEL = "gpt-4.1"
@@ -28,6 +30,9 @@ _VARIABLES = {
 }
 
 
+_HEADER_NAME = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"  # RFC 9110, section 5.6.2
+_SCHEME = re.compile(r"^(?:Bearer|Basic) +", re.IGNORECASE)
+_SECRET_HEADER = re.compile(r"auth|key|token|secret|password|cookie", re.IGNORECASE)
 _MESSAGE_FIELDS = {"task_id", "spec_name", "title", "description", "run_id"}
 
 
@@ -44,27 +49,45 @@ class LLMConfig(StrictModel):
     """Which model to ask, and how."""
 
     what: ClassVar[str] = "LLM configuration"
-    secret_fields: ClassVar[frozenset[str]] = frozenset({"api_key"})
+    secret_fields: ClassVar[frozenset[str]] = frozenset({"api_key", "headers"})
 
     api_key: SecretStr | None = None
     """The endpoint's key. None: read from the variable that ``RunnerConfig.llm_api_key_env_var`` names, when needed."""
     model: str = Field(default=DEFAULT_MODEL, min_length=1)
     """The model's name, as the endpoint knows it."""
     endpoint: str | None = None
-    """Base URL of an OpenAI-compatible API: ``http://localhost:8080/v1``. None: ``OPENAI_BASE_URL``, or OpenAI."""
+    """Base URL of an OpenAI-compatible API: ``http://localhost:8080/v1``. None: ``OPENAI_BASE_URL``, or OpenAI.
+
+    A query is sent with every question: ``https://NAME.openai.azure.com/openai/deployments/NAME?api-version=2024-10-21``.
+    """
+    api_key_header: str | None = Field(default=None, pattern=_HEADER_NAME)
+    """Which header carries the key: ``Authorization`` as a bearer token, any other (``api-key``) as it is.
+
+    None: ``api-key`` where the endpoint's query has an ``api-version``, as Azure's has; else ``Authorization``.
+    """
+    headers: dict[str, SecretStr] = Field(default_factory=dict)
+    """Sent with every question besides. Values of headers named like a key, token, secret or cookie are masked."""
     timeout_seconds: float = Field(default=120.0, gt=0, allow_inf_nan=False)
     """Wall time for one answer, retries not counted."""
+    stream: bool = True
+    """Whether answers are asked for as a stream, where the endpoint can do it; False: in one piece."""
+    idle_timeout_seconds: float = Field(default=60.0, ge=0, allow_inf_nan=False)
+    """How long a stream that has begun may pause; keep-alives count. 0: as long as ``timeout_seconds`` allows."""
     max_tokens: int = Field(default=8192, gt=0)
     """The most tokens one answer may have."""
     context_tokens: int = Field(default=16_000, gt=0)
     """About how many tokens of repository text the prompt may hold."""
     temperature: float | None = Field(default=None, ge=0, le=2)
     """None: the endpoint's default (some models accept no other)."""
-    edit_format: Literal["auto", "json", "files"] = "auto"
-    """How the model is asked to write its changes: ``json`` (structured output), ``files`` (a fenced block per file) or
-    ``auto`` (``files`` in runs, ``json`` in ``generate_code``). The answer is understood in either."""
+    edit_format: Literal["auto", "json", "files", "search_replace", "unified_diff", "patch"] = "auto"
+    """How the model is asked to write its changes: ``json`` (structured output), ``files`` (a fenced block per file),
+    ``search_replace`` (blocks), ``unified_diff``, ``patch`` (``*** Begin Patch``) or ``auto``: in runs ``files`` where
+    all shown files fit twice into ``max_tokens``, else ``search_replace``; in ``generate_code`` ``json``. The answer is
+    understood in any of them."""
     retry_count: int = Field(default=3, ge=0, le=20)
     """Further tries after a connection error, 408, 409, 429 or 5xx. 0: none."""
+    prices: dict[str, ModelPrice] = Field(default_factory=dict)
+    """What models cost, by name or pattern (``gpt-4.1*``): the very name first, else the first pattern that fits."""
     candidates: int = Field(default=1, ge=1, le=16)
     """How many answers the first question of a run asks for, at once; the first whose tests pass is taken."""
 
@@ -76,12 +99,17 @@ class LLMConfig(StrictModel):
             api_key: SecretStr | str | None = ...,
             model: str = ...,
             endpoint: str | None = ...,
+            api_key_header: str | None = ...,
+            headers: Mapping[str, SecretStr | str] = ...,
             timeout_seconds: float = ...,
+            stream: bool = ...,
+            idle_timeout_seconds: float = ...,
             max_tokens: int = ...,
             context_tokens: int = ...,
             temperature: float | None = ...,
-            edit_format: Literal["auto", "json", "files"] = ...,
+            edit_format: Literal["auto", "json", "files", "search_replace", "unified_diff", "patch"] = ...,
             retry_count: int = ...,
+            prices: Mapping[str, ModelPrice | Mapping[str, Any]] = ...,
             candidates: int = ...,
         ) -> None: ...
 
@@ -94,6 +122,21 @@ class LLMConfig(StrictModel):
     @classmethod
     def _check_api_key(cls, value: SecretStr | None) -> SecretStr | None:
         return checked_token(value)
+
+    @field_validator("headers")
+    @classmethod
+    def _check_headers(cls, headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name, value in headers.items():
+            text = value.get_secret_value()
+            if not re.fullmatch(_HEADER_NAME, name) or not text.isascii() or not text.isprintable():
+                raise ValueError("must be names of HTTP headers and values of printable ASCII")
+        return headers
+
+    def secrets(self) -> tuple[str, ...]:
+        """What must be masked: the key, and the values of headers that are named like one."""
+        key = [self.api_key] if self.api_key is not None else []
+        named = [value for name, value in self.headers.items() if _SECRET_HEADER.search(name)]
+        return tuple(_SCHEME.sub("", value.get_secret_value()) for value in [*key, *named])
 
 
 class RunnerConfig(StrictModel):
@@ -189,6 +232,8 @@ class RunnerConfig(StrictModel):
     tamper: Literal["flag", "refuse"] = "flag"
     """What becomes of a change that touches the tests it is judged by. ``flag``: it is told. ``refuse``: the run fails
     if test configuration or CI is touched, or if the base's version of the tests fails on the changed code."""
+    budget: BudgetConfig | None = None
+    """What may be spent on the model: by each run, by all of a process, by all of a spec. None: no limits."""
 
     @field_validator("task_registry_url", "repo_pool_url", "artifact_store_url")
     @classmethod

@@ -17,6 +17,8 @@
     │   ├── ContentFilterError                 the provider's filter withheld the answer
     │   ├── ContextOverflowError               the prompt is larger than the model's window
     │   └── ChangeRejectedError                a path or content rule refuses the change set
+    │       └── EditRejectedError              an edit has no one place in its file
+    ├── BudgetExhaustedError                   a limit on tokens, calls, money or time would be passed
     ├── TestExecutionError                     the tests could not be started (failing tests are a result)
     ├── TamperedTestsError                     the change touches what it is judged by, and that is refused
     ├── PushError                              the branch was not delivered
@@ -132,12 +134,34 @@ class ContextOverflowError(ImplementationError):
 class ChangeRejectedError(ImplementationError):
     """A rule on paths, sizes or content refuses the change set; nothing of it was applied.
 
-    ``feedback`` is what the model is told of it, where that is more than the text.
+    ``feedback`` is what to tell the model so that it can do better, where there is more to say than the error's text.
+    It may hold lines of the repository's files.
     """
 
     def __init__(self, message: str, *, feedback: str | None = None, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.feedback = feedback
+
+
+class EditRejectedError(ChangeRejectedError):
+    """An edit's text is not in its file, or is there more than once: nothing of the answer was applied."""
+
+
+class BudgetExhaustedError(RunnerError):
+    """The next question to the model would pass a limit of the budget; it was not asked, or cut short at the limit.
+
+    ``limit`` names the setting, such as ``budget.spec.max_tokens``; ``left`` is what is left below it and ``needed``
+    what the question takes at least, both in the setting's unit (US dollars for ``max_cost_usd``). Both are 0 where an
+    answer was cut at the limit.
+    """
+
+    def __init__(
+        self, message: str, *, limit: str, left: float, needed: float, hint: str | None = None, step: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint, step=step)
+        self.limit = limit
+        self.left = left
+        self.needed = needed
 
 
 class TestExecutionError(RunnerError):

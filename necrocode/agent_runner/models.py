@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from types import EllipsisType
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
 from necrocode.agent_runner import _names
 from necrocode.agent_runner._strict import JsonObject, StrictModel, Value, Writable, read_yaml_mapping
@@ -40,6 +41,8 @@ else:
 
 # What models say of themselves ends up in results, in logs and on terminals.
 ModelName = Annotated[str, AfterValidator(lambda text: shown(text, _LONGEST_MODEL_NAME))]
+# Exact in Python; a float of at most six decimal places is written, and read again, as the same number.
+UsdInJson = Annotated[Decimal, PlainSerializer(float, return_type=float, when_used="json")]
 Explanation = Annotated[str, AfterValidator(lambda text: shown(text, _LONGEST_EXPLANATION))]
 
 
@@ -187,17 +190,47 @@ class TaskContext(StrictModel):
         return cls(**data)
 
 
+class TextEdit(Value):
+    """One edit of a file's text: where ``search`` stands, ``replace`` shall stand; see ``docs/edit-formats.md``."""
+
+    search: str
+    """The text to find. Empty: none, and ``replace`` is put where ``line`` or ``at_end`` says, or makes a new file."""
+    replace: str
+    whole_lines: bool = True
+    """Whether both are lines of the file from their first character to their line break; else any part of its text."""
+    line: int | None = None
+    """The number of the line, counted from 1, at which the answer says that ``search`` begins: only a hint."""
+    anchors: tuple[str, ...] = ()
+    """Lines of the file that come, in this order, before the place."""
+    heading: str = ""
+    """The line under which a unified diff says that the place is: a hint, often cut short or made up."""
+    at_end: bool = False
+    """Whether the place is at the end of the file."""
+    final_newline: Literal["kept", "stated", "added"] = "kept"
+    """How the file ends afterwards: as it did; where ``replace`` becomes its end, as that does; or with a newline."""
+    every: bool = False
+    """Whether all places are meant, however many there are."""
+
+
 class CodeChange(Value):
     """One change to one file, as the model asked for it; not yet checked against anything."""
 
-    operation: Literal["create", "modify", "delete", "rename"]
+    operation: Literal["create", "modify", "edit", "delete", "rename"]
     file_path: str
     content: str | None = None
-    """The whole new text of the file; None for ``delete``, and for a ``rename`` that keeps the text."""
+    """The whole new text of the file; None for ``delete`` and ``edit``, and for a ``rename`` that keeps the text."""
     new_path: str | None = None
     """Where a ``rename`` moves the file to."""
     exact: bool = True
     """Whether ``content`` says how the file ends. A fenced block cannot say that its file has no final newline."""
+    edits: tuple[TextEdit, ...] = ()
+    """What an ``edit``, or a ``rename`` without ``content``, does to the file's text."""
+    in_order: bool = False
+    """Whether the edits' places follow each other in the file in the order of ``edits``, as those of a diff do."""
+    must_be_new: bool = False
+    """Whether the answer takes it that there is no such file, as a diff from ``/dev/null`` does: none is replaced."""
+    executable: bool | None = None
+    """Whether the file shall be executable. None: as it was; a new file is not."""
 
 
 class LLMResponse(Value):
@@ -208,7 +241,7 @@ class LLMResponse(Value):
     model: ModelName = ""
     """The model that answered, as the endpoint names it."""
     edit_format: str = ""
-    """The format the answer came in: ``json`` or ``files``."""
+    """The format the answer came in: ``json``, ``files``, ``search_replace``, ``unified_diff`` or ``patch``."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     tokens_used: int = 0
@@ -263,6 +296,23 @@ class ErrorDetails(Value):
     status_code: int | None = None
 
 
+class RunUsage(Value):
+    """What a run used of the model, as far as it is known."""
+
+    calls: int = 0
+    """Questions; one that the client tried again is one question."""
+    prompt_tokens: int = 0
+    """Cached ones included."""
+    completion_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    cost_usd: UsdInJson | None = None
+    """US dollars at the prices of ``llm.prices``, a number in JSON. None: the price is not known."""
+    is_estimated: bool = False
+    """Whether some of the numbers are estimates: an answer without usage, or one that was paid for and never came."""
+    price_known: bool = False
+    """Whether ``llm.prices`` has the model."""
+
+
 class RoundResult(Value):
     """What came of one answer of the model."""
 
@@ -307,6 +357,8 @@ class RunnerResult(Value):
     """Every answer of the model, in order; ``impl_result`` and ``test_result`` are those of the best one."""
     reported: bool = True
     """Whether the registry has the final status."""
+    usage: RunUsage = Field(default_factory=RunUsage)
+    """What was used of the model."""
     warnings: tuple[str, ...] = ()
     """What went wrong without making the run fail, such as an artifact that was not stored."""
 
@@ -319,12 +371,28 @@ class Message(Value):
 
 
 class ModelAnswer(Value):
-    """One whole answer of a model, as text: never a truncated, refused or empty one."""
+    """One whole answer of a model, as text: never a truncated, refused or empty one. All that is known of the call."""
 
     text: Writable
     model: Writable
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    """Reasoning included."""
+    cached_prompt_tokens: int = 0
+    """How many of the prompt's tokens the endpoint had in its cache; 0 where it does not say."""
+    reasoning_tokens: int = 0
+    """How many of the completion's tokens were thought and not said; 0 where the endpoint does not say."""
+    usage_is_estimated: bool = False
+    """Whether prompt_tokens, completion_tokens or both are our estimate, because the endpoint told none."""
     request_id: Writable | None = None
+    """The endpoint's name for the call: its ``x-request-id``, else the completion's id."""
+    attempts: int = 1
+    """How many requests were sent for it: failed tries, and forms that the endpoint refused, included."""
+    latency_seconds: float = 0.0
+    """From the sending of the last request to the end of its answer."""
+    finish_reason: Writable | None = None
+    """The endpoint's word for why the answer ended."""
     asked_format: str = "text"
-    """What was asked of the endpoint: ``json_schema``, ``json_object`` or ``text``."""
+    """What was asked of the endpoint: ``json_schema``, ``json_object_with_schema``, ``json_object`` or ``text``."""
+    is_streamed: bool = False
+    """Whether the answer came as a stream."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock
 from necrocode.agent_runner.config import RunnerConfig
+from necrocode.agent_runner.generation.budget import ProcessBudget
 from necrocode.agent_runner.run_record import Progress, RunInterrupted, RunRecord
 from necrocode.agent_runner.task_run import TaskRun
 from necrocode.agent_runner.wiring import Services, build_services
@@ -56,6 +57,7 @@ class RunnerOrchestrator:
             sandbox=sandbox,
         )
         self._services: Services | None = None
+        self._budget = ProcessBudget(self.config.budget, clock)
 
     def __enter__(self) -> Self:
         return self
@@ -80,7 +82,7 @@ class RunnerOrchestrator:
         record = RunRecord(task_context, self.runner_id, self._clock, self._on_progress)
         try:
             services = self._services = self._services or self._wire()
-            self._run_steps(TaskRun(record, self.config, services))
+            self._run_steps(TaskRun(record, self.config, services, self._budget))
         except KeyboardInterrupt as stop:
             record.cancel()
             raise RunInterrupted(record.result()) from stop
@@ -95,6 +97,7 @@ class RunnerOrchestrator:
             run.prepare()
             with run.allocate() as workspace:
                 solver = run.solver(workspace)
+                solver.examine()
                 while solver.goes_on:
                     with solver.attempt():
                         solver.generate()

@@ -6,7 +6,7 @@ An implementation of the first three may be called from several threads at once,
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner.models import Message, ModelAnswer, TaskContext
     from necrocode.agent_runner.records import SlotAllocation
+    from necrocode.agent_runner.spending import BudgetReservation, BudgetUsage, Spending, SpendingLimits
     from necrocode.agent_runner.test_results import TestResult
 
 AnswerFormat = Literal["json", "text"]
@@ -67,6 +68,39 @@ class TaskRegistry(Protocol):
         spec_name: str | None = None,
     ) -> None:
         """Record where an artifact of the task is stored."""
+
+
+@runtime_checkable
+class SpecBudgets(Protocol):
+    """What the runs of each spec spend on the model, counted in one place: the optional part of a task registry.
+
+    Nothing is forgotten but by an operator: a reservation that nobody settles counts as spent, for it may have been.
+    """
+
+    def reserve_budget(
+        self,
+        spec_name: str,
+        reservation_id: str,
+        *,
+        run_id: str,
+        need: Spending,
+        limits: SpendingLimits,
+        ttl_seconds: float,
+    ) -> BudgetReservation:
+        """Set ``need`` aside where all that is spent and reserved stays within ``limits`` with it; else nothing.
+
+        One step, whoever else reserves at the same time. Idempotent: the same id again is granted and counted once.
+        After ``ttl_seconds`` the question is taken to have ended without anybody telling what it came to.
+        """
+
+    def settle_budget(self, spec_name: str, reservation_id: str, spent: Spending) -> BudgetUsage:
+        """Put what a question really came to in the place of what was reserved; no calls: it was not asked.
+
+        Idempotent: what was told first stays. A reservation that is not known, or whose time is over, is settled too.
+        """
+
+    def budget_usage(self, spec_name: str) -> BudgetUsage:
+        """What was spent and is reserved; nothing at all for a spec that is not known."""
 
 
 class RepoPool(Protocol):
@@ -127,6 +161,9 @@ class LanguageModel(Protocol):
         temperature: float | None = None,
     ) -> ModelAnswer:
         """One whole answer. ``answer_format`` ``json`` asks for structured output where the model can do it.
+
+        ``max_tokens`` and ``temperature`` hold for this answer; None: as the model is configured. The answer says what
+        it cost in tokens, told by the endpoint or estimated. May be called from several threads at once.
 
         Raises a subclass of ``ImplementationError`` for an answer that is cut, refused, filtered or empty, and
         ``ServiceError`` or ``AuthenticationError`` for an endpoint that does not answer. Never blocks past

@@ -12,13 +12,19 @@ from typing import TYPE_CHECKING, Literal
 from necrocode.agent_runner._redact import Redactor
 from necrocode.agent_runner._text import shown
 from necrocode.agent_runner.errors import InternalError, RunnerError
-from necrocode.agent_runner.models import ErrorDetails, RunnerResult
+from necrocode.agent_runner.models import ErrorDetails, RunnerResult, RunUsage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from necrocode.agent_runner._clock import Clock
-    from necrocode.agent_runner.models import Artifact, ImplementationResult, PushResult, RoundResult, TaskContext
+    from necrocode.agent_runner.models import (
+        Artifact,
+        ImplementationResult,
+        PushResult,
+        RoundResult,
+        TaskContext,
+    )
     from necrocode.agent_runner.test_results import TestResult
 
 logger = logging.getLogger(__name__)
@@ -67,6 +73,7 @@ class RunRecord:
     diff: bytes = b""
     """The patch of ``implementation``."""
     reported: bool = False
+    usage: RunUsage = field(default_factory=RunUsage)
     error: ErrorDetails | None = None
     status: Status = "failed"
     detail: str = ""
@@ -213,5 +220,6 @@ class RunRecord:
             push_result=self.push,
             rounds=self.rounds,
             reported=self.reported,
+            usage=self.usage,
             warnings=tuple(self.warnings),
         )

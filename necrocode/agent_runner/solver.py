@@ -7,12 +7,26 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._git import Author
-from necrocode.agent_runner.errors import ContextOverflowError, ImplementationError, RunnerError, RunnerTimeoutError
+from necrocode.agent_runner.errors import (
+    ContextOverflowError,
+    ImplementationError,
+    RunnerError,
+    RunnerTimeoutError,
+    TamperedTestsError,
+)
 from necrocode.agent_runner.generation.repair import failed_tests_reply, is_mendable, refused_answer_reply
 from necrocode.agent_runner.models import ErrorDetails
 from necrocode.agent_runner.steps.apply import Limits, commit_changes, plan_changes, refuse_secrets, telling_paths
 from necrocode.agent_runner.steps.generate import Asker, Question, choose_context, compose
-from necrocode.agent_runner.steps.run_tests import failure_text, run_tests
+from necrocode.agent_runner.steps.run_tests import (
+    TestPlan,
+    failure_text,
+    plan_tests,
+    refuse_tampering,
+    run_tests,
+    test_warnings,
+)
+from necrocode.agent_runner.verdict.feedback import failure_feedback, failure_signature
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,6 +60,8 @@ class Solver:
     deadline: Deadline
     asker: Asker
     attempts: Attempts
+    plan: TestPlan = field(default_factory=lambda: TestPlan(()))
+    """Which tests judge the change; :meth:`examine` makes it."""
     _question: Question | None = None
     _candidates: list[Future[ModelAnswer]] = field(default_factory=list)
 
@@ -54,6 +70,27 @@ class Solver:
         """Whether the model is to be asked: for the first time, or once more."""
         has_time = not self.attempts.made or self.deadline.remaining_seconds() > 0
         return has_time and self.attempts.has_another
+
+    def examine(self) -> None:
+        """What tests there are, and what they say before the change."""
+        record, config = self.record, self.config
+        if not config.test_base or not (self.task.test_commands or config.detect_tests):
+            self.plan = TestPlan(tuple(self.task.test_commands), config.pass_rule)
+            return
+        with record.step("examine"):
+            self.plan = plan_tests(
+                self.task,
+                self.workspace,
+                self.services.sandbox,
+                config=config,
+                redact=self.services.redactor.text,
+                deadline=self.deadline,
+                on_note=record.log,
+                on_trouble=record.warn,
+            )
+            record.detail = _told_of(self.plan)
+        if self.plan.detected:
+            record.log(f"the task names no tests: {', '.join(self.plan.commands)} was found, for {self.plan.detected}")
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
@@ -66,13 +103,14 @@ class Solver:
             self.record.log(f"repair round {attempt.round} of at most {self.config.max_repair_rounds}")
         try:
             yield
-        except ImplementationError as error:
-            self._refuse(attempt, error)
         except RunnerError as error:
-            if isinstance(error, RunnerTimeoutError) or not self.attempts.has_pending:
-                attempt.error, attempt.message = error, str(error)
+            attempt.error, attempt.message = error, str(error)
+            is_final = isinstance(error, RunnerTimeoutError) or not self.attempts.has_pending
+            if is_final and not isinstance(error, (ImplementationError, TamperedTestsError)):
                 raise
-            self._refuse(attempt, error)
+            form = self._asked().form
+            reply = self.services.redactor.text(refused_answer_reply(error, form)) if is_mendable(error) else ""
+            self.attempts.reject(attempt, "unusable", str(error), reply, signature=str(error))
         finally:
             self.record.rounds = self.attempts.summaries(self.record.shown)
 
@@ -116,7 +154,7 @@ class Solver:
     def test(self) -> None:
         """What the tests say of it; a task without test commands is taken at the model's word."""
         attempt, record = self.attempts.current, self.record
-        if not self.task.test_commands:
+        if not self.plan.commands:
             record.log("no test commands: nothing was tested")
             attempt.outcome = "accepted"
             return
@@ -129,16 +167,20 @@ class Solver:
                 environment=self.config.test_environment,
                 redact=self.services.redactor.text,
                 deadline=self.deadline,
+                plan=self.plan,
             )
             record.detail = "passed" if tests.success else ""
             record.step_failure = None if tests.success else failure_text(tests)
-        data = {"success": tests.success, "tree": tests.tree, "round": attempt.round}
-        self.reporter.event("tests_completed", data)
+            self.reporter.event(
+                "tests_completed", {"success": tests.success, "tree": tests.tree, "round": attempt.round}
+            )
+            if self.config.tamper == "refuse":
+                refuse_tampering(tests)
         if tests.success:
             attempt.outcome = "accepted"
             return
-        text = failure_text(tests)
-        self.attempts.reject(attempt, "tests-failed", text, failed_tests_reply(text), signature=text)
+        reply = failed_tests_reply(failure_feedback(tests, self.plan.base))
+        self.attempts.reject(attempt, "tests-failed", failure_text(tests), reply, signature=failure_signature(tests))
 
     def concludes(self) -> bool:
         """Whether an answer did. The best one is on the record from here on, and what was wrong with it."""
@@ -154,13 +196,6 @@ class Solver:
         record.fail_with(ErrorDetails(type="TestsFailed", message=best.message, step="test"))
         return False
 
-    def _refuse(self, attempt: Attempt, error: RunnerError) -> None:
-        attempt.error = error
-        reply = ""
-        if isinstance(error, ImplementationError) and is_mendable(error):
-            reply = self.services.redactor.text(refused_answer_reply(error, self._asked().form))
-        self.attempts.reject(attempt, "unusable", str(error), reply, signature=str(error))
-
     def _point_out(self, attempt: Attempt) -> None:
         """What people should look at before they merge."""
         if attempt.implementation is None:
@@ -171,6 +206,8 @@ class Solver:
             self.record.warn(
                 f"The change touches {path}, which decides what runs elsewhere: look at it before merging."
             )
+        for warning in () if attempt.tests is None else test_warnings(attempt.tests):
+            self.record.warn(warning)
 
     # --- asking
 
@@ -199,6 +236,8 @@ class Solver:
             context,
             llm=self.config.llm_config,
             instructions=self.instructions,
+            test_commands=self.plan.commands,
+            failing="" if self.plan.base is None else failure_feedback(self.plan.base, None),
             redactor=self.services.redactor,
         )
 
@@ -244,6 +283,14 @@ class Solver:
     def _author(self) -> Author:
         config = self.config
         return Author(config.commit_author_name, config.commit_author_email, int(self.record.clock.now().timestamp()))
+
+
+def _told_of(plan: TestPlan) -> str:
+    if not plan.commands:
+        return "no tests"
+    if plan.base is None:
+        return "not known how the tests fare before the change"
+    return f"before the change the tests {'pass' if plan.base.success else 'fail'}"
 
 
 def _made(attempt: Attempt) -> ImplementationResult:

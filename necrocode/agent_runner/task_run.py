@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner.attempts import Attempts
+from necrocode.agent_runner.generation.budgeted_model import BudgetedModel
 from necrocode.agent_runner.playbook import load_playbook, with_playbook
 from necrocode.agent_runner.solver import Solver
 from necrocode.agent_runner.steps.allocate import brought_workspace, leased_workspace
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from necrocode.agent_runner._redact import Redactor
     from necrocode.agent_runner.config import RunnerConfig
+    from necrocode.agent_runner.generation.budget import ProcessBudget
     from necrocode.agent_runner.models import ImplementationResult, TaskContext
     from necrocode.agent_runner.run_record import RunRecord
     from necrocode.agent_runner.wiring import Services
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 class TaskRun:
     """The steps of one run. Each puts what it made on ``record`` and raises ``RunnerError`` when it cannot."""
 
-    def __init__(self, record: RunRecord, config: RunnerConfig, services: Services) -> None:
+    def __init__(self, record: RunRecord, config: RunnerConfig, services: Services, budget: ProcessBudget) -> None:
         record.redact = services.redactor.text
         self.record = record
         self._config = config
@@ -40,6 +42,14 @@ class TaskRun:
         record.task = self._task
         self._deadline = Deadline(self._task.timeout_seconds, record.clock)
         self._transcript = Transcript()
+        self._budget = budget.of_run(
+            spec_name=self._task.spec_name,
+            run_id=record.run_id,
+            registry=services.task_registry,
+            llm=config.llm_config,
+            on_trouble=record.warn,
+        )
+        self._model = BudgetedModel(services.llm, self._budget, max_tokens=config.llm_config.max_tokens)
         self._reporter = Reporter(services.task_registry, self._task, record.run_id, record.runner_id)
 
     def prepare(self) -> None:
@@ -48,6 +58,7 @@ class TaskRun:
             self._services.artifact_store.ensure_available()
             if self._task.test_commands:
                 self._services.sandbox.ensure_available()
+            self._budget.check()
             self._reporter.started()
 
     @contextmanager
@@ -87,7 +98,7 @@ class TaskRun:
             workspace=workspace,
             reporter=self._reporter,
             deadline=self._deadline,
-            asker=Asker(self._services.llm, llm, self._task.max_tokens, self._deadline, self._transcript),
+            asker=Asker(self._model, llm, self._task.max_tokens, self._deadline, self._transcript),
             attempts=Attempts(self._config.max_repair_rounds, llm.candidates),
         )
 
@@ -113,6 +124,8 @@ class TaskRun:
 
         An interruption meanwhile is kept until the report is through; a second one ends at once.
         """
+        self._budget.close()
+        self.record.usage = self._budget.usage
         if not self._reporter.has_started:
             return
         try:

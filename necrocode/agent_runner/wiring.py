@@ -64,7 +64,7 @@ def build_services(
     service_token = _secret(config.service_token, "NECROCODE_SERVICE_TOKEN")
     llm_config = _with_key(config)
     git = Git(config.state_dir / "git", git_token)
-    api_key = llm_config.api_key.get_secret_value() if llm_config.api_key is not None else None
+    secrets = (git_token, service_token, _password(config), *llm_config.secrets())
     own: list[object] = []
     if task_registry is None:
         own.append(task_registry := _task_registry(config, clock, service_token))
@@ -79,7 +79,7 @@ def build_services(
         llm=llm or _llm(llm_config, clock),
         sandbox=sandbox or _sandbox(config),
         git=git,
-        redactor=Redactor(tuple(secret for secret in (git_token, service_token, api_key, _password(config)) if secret)),
+        redactor=Redactor(tuple(filter(None, secrets))),
         own=tuple(own),
     )
 

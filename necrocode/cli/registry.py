@@ -14,7 +14,7 @@ from necrocode.cli.run import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, EXIT_
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from necrocode.agent_runner import LocalTaskRegistry, RunnerConfig, TaskRegistryClient
+    from necrocode.agent_runner import BudgetUsage, LocalTaskRegistry, RunnerConfig, TaskRegistryClient
     from necrocode.agent_runner.clients._backup_format import BackupSummary
     from necrocode.agent_runner.kiro_spec import KiroSpec
     from necrocode.agent_runner.spec_sync import SyncPlan
@@ -54,6 +54,10 @@ def _add_spec_actions(actions: Commands) -> None:
     syncing.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     graph = _add_action(actions, "graph", _graph, "show the tasks of a spec and who waits for whom")
     graph.add_argument("spec", metavar="SPEC", help="the spec's name")
+    budget = _add_action(actions, "budget", _budget, "show what the runs of a spec have spent on the model")
+    budget.add_argument("spec", metavar="SPEC", help="the spec's name")
+    budget.add_argument("--json", action="store_true", help="as one JSON object")
+    budget.add_argument("--reset", action="store_true", help="forget it; questions under way still count")
     graph.add_argument("--format", choices=_GRAPH_FORMATS, default="mermaid", help="default: mermaid")
 
 
@@ -174,6 +178,26 @@ def _graph(arguments: argparse.Namespace) -> None:
     with _registry(_url(arguments, config), config) as registry:
         tasks = registry.get_taskset(arguments.spec).tasks
     print_text(render_graph(TaskGraph.of(arguments.spec, tasks), arguments.format).rstrip("\n"))
+
+
+def _budget(arguments: argparse.Namespace) -> None:
+    config = _config()
+    with _registry(_url(arguments, config), config) as registry:
+        usage = registry.reset_budget(arguments.spec) if arguments.reset else registry.budget_usage(arguments.spec)
+    print_text(usage.model_dump_json(indent=2) if arguments.json else "\n".join(map(shown, _spent(usage))))
+
+
+def _spent(usage: BudgetUsage) -> Iterator[str]:
+    since = "never" if usage.since is None else f"{usage.since:%Y-%m-%dT%H:%M:%SZ}, {usage.seconds:.0f} s ago"
+    yield f"spec       {usage.spec_name}"
+    yield f"since      {since}"
+    for name, part in (("spent", usage.spent), ("reserved", usage.reserved), ("unsettled", usage.unsettled)):
+        notes = [f"{part.unpriced_calls} without a price"] if part.unpriced_calls else []
+        notes += [f"{part.estimated_calls} estimated"] if part.estimated_calls else []
+        about = f" ({', '.join(notes)})" if notes else ""
+        told = f"{part.calls} calls{about}"
+        tokens = f"{part.prompt_tokens} + {part.completion_tokens} tokens"
+        yield f"{name:<10} {told}, {tokens}, {part.cost_micro_usd / 1_000_000:.6f} USD"
 
 
 def _backup(arguments: argparse.Namespace) -> None:

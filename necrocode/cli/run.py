@@ -190,6 +190,8 @@ def _summary(result: RunnerResult) -> Iterator[str]:
     if result.impl_result is not None:
         yield f"commit     {result.impl_result.commit}"
         yield f"files      {', '.join(result.impl_result.files)}"
+    for number, one in enumerate(result.rounds if len(result.rounds) > 1 else (), 1):
+        yield f"answer {number:<3} {one.outcome}{f': {one.message}' if one.message else ''}"
     for artifact in result.artifacts:
         yield f"{artifact.type:<10} {artifact.uri}"
     for warning in result.warnings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Annotated, Any
 
 from fastapi import Header, Path, Query
@@ -10,9 +11,11 @@ from pydantic import AfterValidator, BaseModel, Field
 from necrocode.agent_runner import _names
 from necrocode.agent_runner._strict import JsonObject
 from necrocode.agent_runner.records import TaskDefinition, TaskSet
+from necrocode.agent_runner.spending import MICRO, MOST_SPENT, Spending, SpendingLimits
 
 _LONGEST_TEXT = 200_000
 _LONGEST_LEASE_SECONDS = 7 * 86_400
+_LONGEST_RESERVATION_SECONDS = 8 * 86_400
 _MOST_BYTES = 2**62
 
 TaskId = Annotated[
@@ -35,6 +38,11 @@ OptionalSpec = Annotated[
 Limit = Annotated[int, Query(ge=1, le=1000, description="The most items of a page.")]
 Cursor = Annotated[str | None, Query(max_length=2000, description="The next_cursor of the page before.")]
 LeaseToken = Annotated[str, Header(alias="X-Lease-Token", min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
+ReservationId = Annotated[
+    str,
+    Path(description="The runner's own name for it.", min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._-]+$"),
+]
+Count = Annotated[int, Field(ge=0, le=MOST_SPENT)]
 LeaseSeconds = Annotated[float, Field(gt=0, le=_LONGEST_LEASE_SECONDS, allow_inf_nan=False)]
 Skill = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -119,3 +127,43 @@ class RenewBody(BaseModel):
 
     lease_token: str = Field(min_length=1, max_length=200)
     lease_seconds: LeaseSeconds = 300.0
+
+
+class SpendingBody(BaseModel):
+    """What one question to a model uses; money in micro-dollars, a millionth of a US dollar."""
+
+    calls: Count = 1
+    prompt_tokens: Count = 0
+    cached_prompt_tokens: Count = 0
+    completion_tokens: Count = 0
+    cost_micro_usd: Count = 0
+    unpriced_calls: Count = Field(default=0, description="1: its price is not known, so it costs 0 here.")
+    estimated_calls: Count = Field(default=0, description="1: its tokens are not as the endpoint counted them.")
+
+    def spending(self) -> Spending:
+        """The same as the registry takes it."""
+        return Spending.model_validate(self.model_dump())
+
+
+class LimitsBody(BaseModel):
+    """What the runs of the spec may spend together, as the asking runner is configured. Left out or null: no limit."""
+
+    max_tokens: Count | None = None
+    max_calls: Count | None = None
+    max_cost_micro_usd: Annotated[int, Field(ge=0, le=MICRO * MICRO)] | None = None
+    max_seconds: Annotated[float, Field(ge=0, le=315_360_000, allow_inf_nan=False)] | None = None
+
+    def limits(self) -> SpendingLimits:
+        """The same as the registry takes them."""
+        cost = None if self.max_cost_micro_usd is None else Decimal(self.max_cost_micro_usd) / MICRO
+        return SpendingLimits(**self.model_dump(exclude={"max_cost_micro_usd"}), max_cost_usd=cost)
+
+
+class ReserveBody(BaseModel):
+    """A question that is about to be asked."""
+
+    reservation_id: str = Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._-]+$")
+    run_id: str = Field(max_length=200)
+    need: SpendingBody = Field(description="The most that it may come to.")
+    limits: LimitsBody = Field(default_factory=LimitsBody)
+    ttl_seconds: Annotated[float, Field(gt=0, le=_LONGEST_RESERVATION_SECONDS, allow_inf_nan=False)] = 3600.0

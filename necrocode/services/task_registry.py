@@ -11,6 +11,7 @@ from fastapi.responses import Response, StreamingResponse
 from prometheus_client import CollectorRegistry, Counter
 from pydantic import BaseModel
 
+from necrocode.agent_runner.clients._registry_budget import Reserve
 from necrocode.agent_runner.clients._registry_calls import OnceOnly
 from necrocode.agent_runner.records import (
     ArtifactRecord,
@@ -24,6 +25,7 @@ from necrocode.agent_runner.records import (
     TaskRecord,
     TaskSetRecord,
 )
+from necrocode.agent_runner.spending import BudgetReservation, BudgetUsage
 from necrocode.agent_runner.task_graph import GRAPH_MEDIA_TYPES, GraphFormat, TaskGraph, render_graph
 from necrocode.services._app import Service
 from necrocode.services._headers import IdempotencyKey, LeaseEpoch
@@ -39,7 +41,10 @@ from necrocode.services._registry_bodies import (
     OptionalSpec,
     RenewBody,
     RequiredSpec,
+    ReservationId,
+    ReserveBody,
     SpecInPath,
+    SpendingBody,
     StatusBody,
     TaskBody,
     TaskId,
@@ -51,7 +56,17 @@ if TYPE_CHECKING:
     from necrocode.agent_runner import LocalTaskRegistry
     from necrocode.agent_runner.clients._registry_calls import Call
 
-CAPABILITIES = ("register-task", "task-sets", "claims", "leases", "search", "events", "event-stream", "graph")
+CAPABILITIES = (
+    "register-task",
+    "task-sets",
+    "claims",
+    "leases",
+    "search",
+    "events",
+    "event-stream",
+    "graph",
+    "budgets",
+)
 _MAX_BODY_BYTES = 64_000_000  # a task set of 100 000 tasks
 _LAST_ID_PATTERN = r"^[0-9]{1,18}$"
 _T = TypeVar("_T")
@@ -76,7 +91,7 @@ def task_registry_service(registry: LocalTaskRegistry) -> Service:
         await asyncio.to_thread(registry.close)
 
     router = APIRouter(tags=["tasks"], responses=problems(507))
-    for add_routes in (_runner_routes, _task_routes, _lease_routes, _taskset_routes, _event_routes):
+    for add_routes in (_runner_routes, _task_routes, _lease_routes, _taskset_routes, _budget_routes, _event_routes):
         add_routes(router, desk)
     return Service(
         name="task-registry",
@@ -98,6 +113,7 @@ class _Desk:
     def __init__(self, registry: LocalTaskRegistry, feed: EventFeed, metrics: CollectorRegistry) -> None:
         self.registry = registry
         self.calls = registry.calls
+        self.budget_calls = registry.budget_calls
         self.feed = feed
         name = "necrocode_registry"
         self.moves = Counter(f"{name}_status_updates", "States reported.", ["status"], registry=metrics)
@@ -280,6 +296,39 @@ def _taskset_routes(router: APIRouter, desk: _Desk) -> None:
         spec = await desk.done(desk.calls.get_taskset(spec_name))
         text = render_graph(TaskGraph.of(spec_name, spec.tasks), format)
         return Response(text, media_type=GRAPH_MEDIA_TYPES[format])
+
+
+def _budget_routes(router: APIRouter, desk: _Desk) -> None:
+    """What specs spend on the model."""
+
+    @router.get("/specs/{spec_name}/budget", response_model=BudgetUsage, tags=["budgets"])
+    async def usage(spec_name: SpecInPath) -> Response:
+        """What the runs of the spec have spent and reserved; nothing for a spec that is not known."""
+        return _json(await desk.done(desk.budget_calls.usage(spec_name)))
+
+    @router.delete("/specs/{spec_name}/budget", response_model=BudgetUsage, tags=["budgets"])
+    async def reset(spec_name: SpecInPath, only: Only) -> Response:
+        """Forget what was spent; questions under way still count."""
+        return _json(await desk.once(desk.budget_calls.reset(spec_name), BudgetUsage, only))
+
+    @router.post("/specs/{spec_name}/budget/reservations", response_model=BudgetReservation, tags=["budgets"])
+    async def reserve(spec_name: SpecInPath, body: ReserveBody, only: Only) -> Response:
+        """Set aside what a question may come to; `granted` is false, and nothing is done, where it passes a limit."""
+        asked = Reserve(
+            spec_name,
+            body.reservation_id,
+            body.run_id,
+            body.need.spending(),
+            body.limits.limits(),
+            body.ttl_seconds,
+        )
+        return _json(await desk.once(desk.budget_calls.reserve(asked), BudgetReservation, only))
+
+    @router.put("/specs/{spec_name}/budget/reservations/{reservation_id}", response_model=BudgetUsage, tags=["budgets"])
+    async def settle(spec_name: SpecInPath, reservation_id: ReservationId, body: SpendingBody, only: Only) -> Response:
+        """Tell what a question came to, all fields 0 where it was not asked; what was told first stays."""
+        call = desk.budget_calls.settle(spec_name, reservation_id, body.spending())
+        return _json(await desk.once(call, BudgetUsage, only))
 
 
 def _event_routes(router: APIRouter, desk: _Desk) -> None:

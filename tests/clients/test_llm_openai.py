@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 import os
@@ -9,6 +10,7 @@ import socket
 import threading
 import time
 import traceback
+import weakref
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,29 +43,17 @@ from necrocode.agent_runner import (
 )
 from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner.clients import llm_openai
-from necrocode.agent_runner.generation.prompt import system_prompt
+from necrocode.agent_runner.generation.answer_forms import system_prompt
 from tests.support.clocks import FakeClock
 from tests.support.http_server import Answer, Request, ScriptedServer, serving
+from tests.support.model_server import completion as whole_completion
 
 KEY = "sk-test-0123456789abcdef"
 MESSAGES = (Message(role="system", content=system_prompt("json")), Message(role="user", content="Do it."))
 
 
 def completion(content: Any = "hello", finish_reason: Any = "stop", **message: Any) -> dict[str, Any]:
-    return {
-        "id": "chatcmpl-1",
-        "object": "chat.completion",
-        "created": 1,
-        "model": "served-model",
-        "choices": [
-            {
-                "index": 0,
-                "finish_reason": finish_reason,
-                "message": {"role": "assistant", "content": content, **message},
-            }
-        ],
-        "usage": {"prompt_tokens": 11, "completion_tokens": 4, "total_tokens": 15},
-    }
+    return whole_completion(content, finish_reason, **message)
 
 
 def refusal(status: int, message: str = "no", code: Any = None, **headers: str) -> Answer:
@@ -107,22 +97,93 @@ def test_a_question_is_asked_as_configured_and_the_answer_read_whole() -> None:
         "messages": [{"role": message.role, "content": message.content} for message in MESSAGES],
         "max_tokens": 99,
         "temperature": 0.5,
+        "stream": True,
+        "stream_options": {"include_usage": True},
     }
-    assert (answer.text, answer.model, answer.prompt_tokens, answer.completion_tokens) == (
-        "hello",
-        "served-model",
-        11,
-        4,
-    )
-    assert (answer.request_id, answer.asked_format) == ("req-7", "text")
+    assert answer.model_dump() == {
+        "text": "hello",
+        "model": "scripted",
+        "prompt_tokens": 10,
+        "completion_tokens": 5,
+        "cached_prompt_tokens": 0,
+        "reasoning_tokens": 0,
+        "usage_is_estimated": False,
+        "request_id": "req-7",
+        "attempts": 1,
+        "latency_seconds": 0.0,
+        "finish_reason": "stop",
+        "asked_format": "text",
+        "is_streamed": False,
+    }
 
 
-@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": "many"}, [], {"prompt_tokens": -1}])
-def test_usage_that_is_missing_or_odd_counts_as_nothing(usage: Any) -> None:
-    with serving([Answer(200, {**completion(), "usage": usage, "id": None, "model": None})]) as server:
-        answer = client(server).complete(MESSAGES)
-    assert (answer.prompt_tokens, answer.completion_tokens) == (0, 0)
+@pytest.mark.parametrize(
+    "usage",
+    [None, {}, {"prompt_tokens": "many"}, [], {"prompt_tokens": -1}, {"prompt_tokens": 0, "completion_tokens": 0},
+     {"prompt_tokens": True, "completion_tokens": 1e3}, {"prompt_tokens": 10**12}],
+)  # fmt: skip
+def test_usage_that_is_missing_or_odd_is_estimated(usage: Any) -> None:
+    with serving([Answer(200, {**completion("hello"), "usage": usage, "id": None, "model": None})]) as server:
+        answer = client(server).complete([Message(role="user", content="x" * 400)])
+    assert (answer.prompt_tokens, answer.completion_tokens, answer.usage_is_estimated) == (104, 2, True)
     assert (answer.model, answer.request_id) == ("m", None)
+
+
+def test_half_of_a_usage_is_estimated() -> None:
+    with serving([Answer(200, {**completion("hello"), "usage": {"prompt_tokens": 7}})]) as server:
+        answer = client(server).complete(MESSAGES)
+    assert (answer.prompt_tokens, answer.completion_tokens, answer.usage_is_estimated) == (7, 2, True)
+
+
+@pytest.mark.parametrize(
+    ("told", "cached", "reasoning"),
+    [
+        (
+            {"prompt_tokens_details": {"cached_tokens": 90}, "completion_tokens_details": {"reasoning_tokens": 30}},
+            90,
+            30,
+        ),
+        ({"prompt_tokens_details": None, "completion_tokens_details": None}, 0, 0),
+        (
+            {"prompt_tokens_details": {"cached_tokens": 900}, "completion_tokens_details": {"reasoning_tokens": 99}},
+            100,
+            50,
+        ),
+        ({"prompt_cache_hit_tokens": 64, "prompt_cache_miss_tokens": 36}, 64, 0),
+        ({"cache_read_input_tokens": 12}, 12, 0),
+    ],
+)
+def test_cached_and_reasoning_tokens_are_told_where_the_endpoint_tells_them(
+    told: dict[str, Any], cached: int, reasoning: int
+) -> None:
+    usage = {"prompt_tokens": 100, "completion_tokens": 50, **told}
+    with serving([Answer(200, {**completion(), "usage": usage})]) as server:
+        answer = client(server).complete(MESSAGES)
+    assert (answer.cached_prompt_tokens, answer.reasoning_tokens, answer.usage_is_estimated) == (
+        cached,
+        reasoning,
+        False,
+    )
+
+
+def test_tries_and_forms_that_were_refused_are_counted(clock: FakeClock) -> None:
+    def script(request: Request) -> Answer:
+        if "response_format" in request.json:
+            return refusal(400, "response_format is not supported")
+        return refusal(503) if len(server.requests) == 3 else Answer(200, completion())
+
+    with serving(script) as server:
+        answer = client(server, clock).complete(MESSAGES, answer_format="json")
+        assert len(server.requests) == answer.attempts == 4
+
+
+def test_a_question_may_have_a_temperature_of_its_own() -> None:
+    with serving([Answer(200, completion())]) as server:
+        asking = client(server, temperature=0.2)
+        for temperature in (None, 0.0, 1.1):
+            asking.complete(MESSAGES, temperature=temperature)
+        client(server).complete(MESSAGES, temperature=0.7)
+        assert [body["temperature"] for body in bodies(server)] == [0.2, 0.0, 1.1, 0.7]
 
 
 def test_the_id_of_the_completion_stands_in_for_the_request_id() -> None:
@@ -226,7 +287,7 @@ def test_an_endpoint_without_structured_output_is_asked_for_less_and_remembered(
         client(server, clock).complete(MESSAGES, answer_format="json")
         assert formats(server) == ["json_schema", "json_object", "text", "text"]
         systems = [body["messages"][0]["content"] for body in bodies(server)]
-    assert systems == [system_prompt("json"), system_prompt("json"), system_prompt("text"), system_prompt("text")]
+    assert systems == [system_prompt("json"), system_prompt("json"), system_prompt("files"), system_prompt("files")]
     assert answer.asked_format == "text"
     assert clock.sleeps == []
 
@@ -715,11 +776,30 @@ def test_nothing_shows_a_key_that_the_endpoint_repeats(echo: Answer) -> None:
     assert KEY[:8] not in "".join(traceback.format_exception(caught.value))
 
 
-def test_a_forked_process_does_not_share_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forked_process_does_not_share_connections() -> None:
     asking = client("http://127.0.0.1:9/v1")
     parents = asking._client()
-    monkeypatch.setattr(os, "getpid", lambda: -1)
-    assert asking._client() is not parents
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if asking._client() is not parents else 1)
+    assert os.waitpid(child, 0) == (child, 0)
+    assert asking._client() is parents
+
+
+def test_threads_that_ask_first_at_once_share_one_client() -> None:
+    asking = client("http://127.0.0.1:9/fresh")
+    clients: list[object] = []
+    run_all([lambda: clients.append(asking._client())] * 16)
+    assert len(clients) == 16
+    assert len(set(map(id, clients))) == 1
+
+
+def test_clients_of_endpoints_that_were_not_asked_for_long_are_let_go() -> None:
+    first = weakref.ref(client("http://127.0.0.1:9/0")._client())
+    for number in range(1, 33):
+        client(f"http://127.0.0.1:9/{number}")._client()
+    gc.collect()
+    assert first() is None
 
 
 def test_clients_of_one_endpoint_and_key_share_their_connections() -> None:
@@ -727,6 +807,73 @@ def test_clients_of_one_endpoint_and_key_share_their_connections() -> None:
         one, other = client(server), client(server, timeout_seconds=5)
         assert one._client() is other._client()
         assert one._client() is not client(server, api_key="another-key-123")._client()
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_does_not_carry_key_and_question_away(status: int, clock: FakeClock) -> None:
+    with serving([Answer(200, completion())]) as other:
+        with serving([Answer(status, headers={"Location": f"{other.url}/v1/chat/completions"})]) as server:
+            with pytest.raises(ServiceError, match=r"set llm\.endpoint to the final URL"):
+                client(server, clock).complete(MESSAGES)
+            assert len(server.requests) == 1
+        assert other.requests == []
+
+
+AZURE = "/openai/deployments/gpt-4o"
+
+
+@pytest.mark.parametrize("path", [AZURE, f"{AZURE}/", f"{AZURE}/chat/completions"])
+def test_an_azure_deployment_is_asked_at_its_path_with_its_version_and_its_header(path: str) -> None:
+    with serving([Answer(200, completion())]) as server:
+        client(f"{server.url}{path}?api-version=2024-10-21").complete(MESSAGES)
+        (request,) = server.requests
+    assert request.path == f"{AZURE}/chat/completions?api-version=2024-10-21"
+    assert request.headers["api-key"] == KEY
+    assert "authorization" not in request.headers
+
+
+def test_the_query_of_an_endpoint_is_sent_and_not_shown(clock: FakeClock) -> None:
+    with serving([refusal(400, "no")]) as server:
+        with pytest.raises(ServiceError) as caught:
+            client(f"{server.url}/v1?tenant=a%20b&empty=", clock).complete(MESSAGES)
+        assert server.requests[0].path == "/v1/chat/completions?tenant=a+b&empty="
+    assert "tenant" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sent"),
+    [
+        ({"api_key_header": "X-Key"}, {"x-key": KEY, "authorization": None}),
+        ({"api_key_header": "authorization"}, {"authorization": f"Bearer {KEY}"}),
+        ({"headers": {"X-Title": "me"}}, {"authorization": f"Bearer {KEY}", "x-title": "me"}),
+        ({"headers": {"Authorization": "Bearer other-token"}}, {"authorization": "Bearer other-token"}),
+        (
+            {"headers": {"Authorization": "Bearer other-token"}, "api_key": None},
+            {"authorization": "Bearer other-token"},
+        ),
+        ({"headers": {"X-Title": "me"}, "api_key": None}, {"authorization": None, "x-title": "me"}),
+    ],
+)
+def test_key_and_headers_are_sent_as_configured(settings: dict[str, Any], sent: dict[str, str | None]) -> None:
+    with serving([Answer(200, completion())]) as server:
+        client(server, **settings).complete(MESSAGES)
+        headers = server.requests[0].headers
+    assert {name: headers.get(name) for name in sent} == sent
+
+
+def test_a_secret_header_that_the_endpoint_repeats_is_masked(clock: FakeClock) -> None:
+    headers = {"X-Gateway-Token": "gateway-secret-1", "X-Title": "my-title"}
+    echo = refusal(400, "gateway-secret-1 of my-title is no good")
+    with serving([echo]) as server, pytest.raises(ServiceError, match="of my-title is no good") as caught:
+        client(server, clock, headers=headers).complete(MESSAGES)
+    assert "gateway-secret-1" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("header", ["x-request-id", "apim-request-id", "request-id"])
+def test_the_request_id_of_a_refusal_is_told(header: str, clock: FakeClock) -> None:
+    answer = refusal(400, "no", **{header: "req-9"})
+    with serving([answer]) as server, pytest.raises(ServiceError, match=r"answered 400: x: no \(request req-9\)"):
+        client(server, clock).complete(MESSAGES)
 
 
 # --- generate_code
@@ -750,7 +897,7 @@ def test_generate_code_reads_the_change_set(tmp_path: Path, edit_format: Any, co
         )
         (body,) = bodies(server)
     assert [(change.file_path, change.content) for change in response.code_changes] == [("a.py", "x\n")]
-    assert (response.tokens_used, response.model) == (15, "served-model")
+    assert (response.tokens_used, response.model) == (15, "scripted")
     assert body["max_tokens"] == 4000
     assert body["messages"][1]["content"] == "Create a User model\n\n# Files of the workspace\n\npkg/mod.py"
     assert ("response_format" in body) is (edit_format == "auto")

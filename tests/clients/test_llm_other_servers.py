@@ -20,7 +20,9 @@ from necrocode.agent_runner import (
     LLMClient,
     LLMConfig,
     MalformedAnswerError,
+    Message,
     RateLimitError,
+    ServiceConnectionError,
     ServiceError,
     TruncatedAnswerError,
 )
@@ -129,6 +131,11 @@ def test_aimock_refusals_are_typed(aimock: str, case: str, error: type[Exception
         aimock_client(aimock).generate_code(case)
 
 
+def test_aimock_streams_that_are_cut_are_never_applied(aimock: str) -> None:
+    with pytest.raises(ServiceConnectionError, match="broke off its answer"):
+        aimock_client(aimock, retry_count=1).generate_code("CASE-TRUNC")
+
+
 def test_aimock_slow_answers_are_waited_for(aimock: str) -> None:
     with pytest.raises(MalformedAnswerError, match="slow answer in several chunks"):
         aimock_client(aimock).generate_code("CASE-SLOW")
@@ -203,3 +210,38 @@ def test_a_wait_that_is_too_long_is_told_instead_of_sat_out(llmock: Any) -> None
     with pytest.raises(RateLimitError):
         llmock_client(llmock).generate_code("P")
     assert len(llmock.requests) == 1
+
+
+# --- llmock's streams
+
+
+@pytest.mark.parametrize("after_chunks", [0, 1, 2])
+@pytest.mark.parametrize("fault", ["disconnect", "truncate", "corrupt"])
+def test_llmock_has_nothing_to_say_of_one_whose_stream_is_broken(llmock: Any, fault: str, after_chunks: int) -> None:
+    llmock.reply(ANSWER, times=None)
+    getattr(llmock, fault)(after_chunks=after_chunks, times=1)
+    assert llmock_client(llmock).generate_code("P").code_changes[0].file_path == "a.py"
+    assert len(llmock.requests) == 2
+    llmock.assert_resilient(strict=True)
+
+
+def test_llmock_has_nothing_to_say_of_one_whose_stream_stalls(llmock: Any) -> None:
+    llmock.reply(ANSWER, times=None)
+    llmock.stall(after_chunks=2, seconds=20, times=1)
+    assert llmock_client(llmock, idle_timeout_seconds=0.5).generate_code("P").code_changes
+    assert len(llmock.requests) == 2
+    llmock.assert_resilient(strict=True)
+
+
+def test_llmock_has_nothing_to_say_of_one_whose_stream_is_slow(llmock: Any) -> None:
+    llmock.reply(ANSWER).slow_first_token(0.5)
+    llmock.pace(5)
+    answer = llmock_client(llmock, idle_timeout_seconds=5).complete([Message(role="user", content="P")])
+    assert (answer.text, answer.is_streamed) == (ANSWER, True)
+    llmock.assert_resilient(strict=True)
+
+
+def test_llmock_tool_calls_in_streams_are_no_answer(llmock: Any) -> None:
+    llmock.call_tool("apply_changes", {"changes": []})
+    with pytest.raises(MalformedAnswerError, match="tool call"):
+        llmock_client(llmock).generate_code("P")

@@ -17,7 +17,14 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from necrocode.agent_runner import ConfigurationError, LocalTaskRegistry, ServiceError, StaleLeaseError
+from necrocode.agent_runner import (
+    ConfigurationError,
+    LocalTaskRegistry,
+    ServiceError,
+    Spending,
+    SpendingLimits,
+    StaleLeaseError,
+)
 from necrocode.agent_runner.clients import registry_backup
 from necrocode.agent_runner.clients import registry_schema as schema
 from necrocode.agent_runner.clients._registry_engine import database_transaction
@@ -34,7 +41,7 @@ from tests.support.postgres import empty_database
 
 NOW = datetime(2026, 5, 4, 3, 2, 1, 123456, tzinfo=UTC)
 DIALECTS = ("sqlite", "postgresql")
-KEPT = ("specs", "tasks", "dependencies", "events", "artifacts")
+KEPT = ("specs", "tasks", "dependencies", "events", "artifacts", "budgets", "budget_reservations")
 
 
 @pytest.fixture
@@ -72,6 +79,12 @@ def fill(url: str) -> None:
         registry.add_event("1", "seen", {"text": '日本語 \\ " \n'})
         registry.add_event("2", "seen")
         registry.add_artifact("1", "diff", "file:///a", 12, {"m": 1})
+        question = Spending(calls=1, prompt_tokens=900, completion_tokens=100, cost_micro_usd=7)
+        for name in ("told", "open"):
+            registry.reserve_budget(
+                "チャット", name, run_id="r", need=question, limits=SpendingLimits(), ttl_seconds=60
+            )
+        registry.settle_budget("チャット", "told", question)
 
 
 def content(url: str) -> dict[str, list[dict[str, Any]]]:
@@ -114,7 +127,7 @@ def test_everything_but_leases_and_keys_comes_back(
     assert verify_backup(backup) == summary
     assert restore_backup(new, backup) == summary
     after = content(new)
-    for name in ("specs", "dependencies", "events", "artifacts"):
+    for name in sorted({*KEPT} - {"tasks"}):
         assert sorted_rows(after[name]) == sorted_rows(before[name])
     assert after["idempotency_keys"] == []
     settled = {"lease_token": None, "lease_holder": None, "lease_expires_at": None, "cancel_requested": False}
@@ -209,7 +222,7 @@ def test_a_backup_holds_one_moment_while_others_write(
         monkeypatch.setattr(registry_backup, "_columns", write_in_between)
         summary = write_backup(url, backup, now=NOW)
         assert summary.rows["events"] == summary.rows["artifacts"] == 1
-        assert len(registry.list_artifacts("1")) == 6
+        assert len(registry.list_artifacts("1")) == 1 + len(KEPT)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

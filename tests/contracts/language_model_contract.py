@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -14,6 +15,7 @@ from necrocode.agent_runner import (
     EmptyAnswerError,
     LanguageModel,
     Message,
+    ModelAnswer,
     ModelRefusalError,
     RunnerError,
     RunnerTimeoutError,
@@ -60,8 +62,20 @@ class LanguageModelContract:
         answer = model_saying([text]).complete(QUESTION)
         assert answer.text == text
         assert answer.model
-        assert answer.prompt_tokens >= 0
-        assert answer.completion_tokens >= 0
+        assert answer.prompt_tokens > 0
+        assert answer.completion_tokens > 0
+
+    def test_an_answer_tells_of_its_call_what_a_transcript_keeps(self, model_saying: ModelSaying) -> None:
+        answer = model_saying(["yes"]).complete(QUESTION)
+        assert answer.attempts == 1
+        assert answer.latency_seconds >= 0
+        assert answer.finish_reason == "stop"
+        assert ModelAnswer(**json.loads(json.dumps(answer.model_dump()))) == answer
+
+    def test_a_question_may_have_its_own_temperature(self, model_saying: ModelSaying) -> None:
+        model = model_saying(["one", "two", "three"])
+        texts = [model.complete(QUESTION, temperature=temperature).text for temperature in (None, 0.0, 1.5)]
+        assert texts == ["one", "two", "three"]
 
     def test_the_whole_conversation_reaches_the_model(self, model_saying: ModelSaying) -> None:
         conversation = (

@@ -231,6 +231,78 @@ class SandboxContract:
             assert outputs(result) == ["mark\n"]
         assert not (home / "mark").exists()
 
+    # --- what comes back
+
+    def test_reports_come_back_with_their_command_alone(self, sandbox: Sandbox, repository: Path) -> None:
+        leave = 'mkdir -p "$NECROCODE_REPORTS/d" && echo {} > "$NECROCODE_REPORTS/d/{}.xml"; ls -A "$NECROCODE_REPORTS"'
+        result = run(sandbox, repository, leave.format("1", "a"), leave.format("2", "b"), "true")
+        assert [command.collected for command in result.commands] == [
+            {"reports/d/a.xml": b"1\n"},
+            {"reports/d/b.xml": b"2\n"},
+            {},
+        ]
+        assert outputs(result)[:2] == ["d\n", "d\n"], "each command has a fresh folder"
+        assert "reports" not in result.model_dump_json(exclude={"commands": {"__all__": {"command"}}})
+
+    def test_files_of_the_copy_come_back_by_pattern_where_the_command_wrote_them(
+        self, sandbox: Sandbox, repository: Path
+    ) -> None:
+        (repository / "m/target").mkdir(parents=True)
+        (repository / "m/target/TEST-old.xml").write_text("old")
+        write = "mkdir -p {0}/target && echo {0} > {0}/target/TEST-{0}.xml && echo x > {0}/target/notes.xml"
+        patterns = ("*/target/TEST-*.xml",)
+        result = run(sandbox, repository, write.format("m"), write.format("日本"), collect=patterns)
+        assert [command.collected for command in result.commands] == [
+            {"m/target/TEST-m.xml": b"m\n"},
+            {"日本/target/TEST-日本.xml": "日本\n".encode()},
+        ]
+
+    def test_a_stopped_command_leaves_what_it_had_written(self, sandbox: Sandbox, repository: Path) -> None:
+        result = run(sandbox, repository, 'echo half > "$NECROCODE_REPORTS/a.xml"; sleep 600', seconds=1)
+        assert result.commands[0].timed_out
+        assert result.commands[0].collected == {"reports/a.xml": b"half\n"}
+
+    @pytest.mark.parametrize(
+        "command",
+        [
+            'ln -s {secret} "$NECROCODE_REPORTS/a.xml"',
+            'ln -s {folder} "$NECROCODE_REPORTS/d"',
+            'rmdir "$NECROCODE_REPORTS" && ln -s {folder} "$NECROCODE_REPORTS"',
+            'rmdir "$NECROCODE_REPORTS" && echo x > "$NECROCODE_REPORTS"',
+            'rmdir "$NECROCODE_REPORTS"',
+            'mkfifo "$NECROCODE_REPORTS/a.xml"',
+            'echo x > a.xml && ln a.xml "$NECROCODE_REPORTS/a.xml"; ln -s {folder} target',
+            'mkdir "$NECROCODE_REPORTS/a.xml"; rm -rf target; ln -s {folder} target',
+        ],
+    )
+    def test_no_link_is_followed_and_only_files_are_read(
+        self, sandbox: Sandbox, repository: Path, tmp_path: Path, command: str
+    ) -> None:
+        folder = tmp_path / "outside"
+        folder.mkdir()
+        (folder / "TEST-a.xml").write_text("secret")
+        command = command.format(secret=folder / "TEST-a.xml", folder=folder)
+        result = run(sandbox, repository, command, "true", collect=("*.xml",), fail_fast=False)
+        assert not any(b"secret" in content for one in result.commands for content in one.collected.values())
+        assert codes(result)[1] == 0
+
+    def test_what_comes_back_is_bounded(self, sandbox: Sandbox, repository: Path) -> None:
+        result = run(
+            sandbox,
+            repository,
+            'truncate -s 50G "$NECROCODE_REPORTS/big"',
+            'cd "$NECROCODE_REPORTS" && seq 1 5000 | xargs touch',
+            'cd "$NECROCODE_REPORTS" && for i in $(seq 1 60); do mkdir d; cd d; done; touch deep',
+        )
+        assert sum(map(len, result.commands[0].collected.values())) <= 64 * 1024 * 1024
+        assert len(result.commands[1].collected) <= 2000
+        assert "deep" not in str(list(result.commands[2].collected))
+
+    def test_names_that_are_no_utf_8_do_no_harm(self, sandbox: Sandbox, repository: Path) -> None:
+        result = run(sandbox, repository, r"""echo x > "$NECROCODE_REPORTS/$(printf 'a\377')" """)
+        assert list(result.commands[0].collected.values()) == [b"x\n"]
+        result.commands[0].collected.popitem()[0].encode()
+
     # --- the checkout
 
     def test_the_checkout_is_never_written_to(self, sandbox: Sandbox, repository: Path) -> None:

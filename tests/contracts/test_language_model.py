@@ -9,9 +9,11 @@ import pytest
 
 from necrocode.agent_runner import (
     AuthenticationError,
+    BudgetConfig,
     ContentFilterError,
     ContextOverflowError,
     EmptyAnswerError,
+    LanguageModel,
     LLMClient,
     LLMConfig,
     Message,
@@ -20,9 +22,12 @@ from necrocode.agent_runner import (
     ScriptedLLM,
     ServiceConnectionError,
     ServiceError,
+    SpendingLimits,
     TruncatedAnswerError,
 )
 from necrocode.agent_runner.clients import llm_openai
+from necrocode.agent_runner.generation.budget import ProcessBudget
+from necrocode.agent_runner.generation.budgeted_model import BudgetedModel
 from tests.contracts.language_model_contract import (
     LanguageModelContract,
     ModelInTrouble,
@@ -32,7 +37,18 @@ from tests.contracts.language_model_contract import (
 )
 from tests.support.clocks import FakeClock
 from tests.support.http_server import Answer, Request, Script, serving
-from tests.support.model_server import completion
+from tests.support.model_server import as_asked, completion
+
+SCRIPTED_ERRORS: dict[Trouble, RunnerError] = {
+    "cut": TruncatedAnswerError("cut"),
+    "refused": ModelRefusalError("no"),
+    "filtered": ContentFilterError("no"),
+    "empty": EmptyAnswerError("nothing"),
+    "overflow": ContextOverflowError("too long"),
+    "wrong key": AuthenticationError("who?"),
+    "failing": ServiceError("500"),
+    "not there": ServiceConnectionError("nobody"),
+}
 
 
 class TestScriptedLLM(LanguageModelContract):
@@ -42,36 +58,38 @@ class TestScriptedLLM(LanguageModelContract):
 
     @pytest.fixture
     def model_in(self) -> ModelInTrouble:
-        errors: dict[Trouble, RunnerError] = {
-            "cut": TruncatedAnswerError("cut"),
-            "refused": ModelRefusalError("no"),
-            "filtered": ContentFilterError("no"),
-            "empty": EmptyAnswerError("nothing"),
-            "overflow": ContextOverflowError("too long"),
-            "wrong key": AuthenticationError("who?"),
-            "failing": ServiceError("500"),
-            "not there": ServiceConnectionError("nobody"),
-        }
-        return lambda trouble: ScriptedLLM([errors[trouble]] * 2)
+        return lambda trouble: ScriptedLLM([SCRIPTED_ERRORS[trouble]] * 2)
 
 
-def finished(reason: str, **message: Any) -> dict[str, Any]:
-    """A completion that ended for this reason."""
-    answer = completion("half an answ")
-    answer["choices"][0]["finish_reason"] = reason
-    answer["choices"][0]["message"] |= message
-    return answer
+class TestBudgetedModel(TestScriptedLLM):
+    """With more room than it needs."""
+
+    @pytest.fixture
+    def budgeted(self) -> Callable[[LanguageModel], LanguageModel]:
+        config = BudgetConfig(max_tokens=10**9, max_seconds=10**6, process=SpendingLimits(max_calls=10**6))
+        budget = ProcessBudget(config, FakeClock()).of_run(
+            spec_name="s", run_id="r", registry=None, llm=LLMConfig(), on_trouble=lambda _text: None
+        )
+        return lambda model: BudgetedModel(model, budget, max_tokens=1000)
+
+    @pytest.fixture
+    def model_saying(self, budgeted: Callable[[LanguageModel], LanguageModel]) -> ModelSaying:  # type: ignore[override]
+        return lambda answers: budgeted(ScriptedLLM(answers))
+
+    @pytest.fixture
+    def model_in(self, budgeted: Callable[[LanguageModel], LanguageModel]) -> ModelInTrouble:  # type: ignore[override]
+        return lambda trouble: budgeted(ScriptedLLM([SCRIPTED_ERRORS[trouble]] * 2))
 
 
 def refusal(status: int, text: str) -> Answer:
     return Answer(status, {"error": {"message": text, "type": "x", "code": None}})
 
 
-TROUBLES: dict[Trouble, Answer] = {
-    "cut": Answer(200, finished("length")),
-    "refused": Answer(200, finished("stop", refusal="I cannot help with that.")),
-    "filtered": Answer(200, finished("content_filter")),
-    "empty": Answer(200, completion("")),
+TROUBLES: dict[Trouble, Answer | dict[str, Any]] = {
+    "cut": completion("half an answ", "length"),
+    "refused": completion("half an answ", "stop", refusal="I cannot help with that."),
+    "filtered": completion("half an answ", "content_filter"),
+    "empty": completion(""),
     "overflow": refusal(400, "This model's maximum context length is 4096 tokens."),
     "wrong key": refusal(401, "Incorrect API key provided."),
     "failing": refusal(500, "out of order"),
@@ -79,6 +97,8 @@ TROUBLES: dict[Trouble, Answer] = {
 
 
 class TestLLMClient(LanguageModelContract):
+    stream = True
+
     @pytest.fixture(autouse=True)
     def _no_memory(self) -> Iterator[None]:
         llm_openai._manners.clear()
@@ -88,7 +108,7 @@ class TestLLMClient(LanguageModelContract):
     @pytest.fixture
     def client_of(self) -> Iterator[Callable[[Script], LLMClient]]:
         with ExitStack() as stack:
-            yield lambda script: client(stack.enter_context(serving(script)).url)
+            yield lambda script: client(stack.enter_context(serving(script)).url, stream=self.stream)
 
     @pytest.fixture
     def model_saying(self, client_of: Callable[[Script], LLMClient]) -> ModelSaying:
@@ -98,7 +118,7 @@ class TestLLMClient(LanguageModelContract):
             def script(request: Request) -> Answer:
                 says = next(waiting)
                 asked = [Message(**message) for message in request.json["messages"]]
-                return Answer(200, completion(says if isinstance(says, str) else says(asked)))
+                return as_asked(request, completion(says if isinstance(says, str) else says(asked)))
 
             return client_of(script)
 
@@ -109,8 +129,17 @@ class TestLLMClient(LanguageModelContract):
         with socket.socket() as unused:
             unused.bind(("127.0.0.1", 0))
             nobody = f"http://127.0.0.1:{unused.getsockname()[1]}"
-            yield lambda trouble: client(nobody) if trouble == "not there" else client_of(lambda _: TROUBLES[trouble])
+            yield lambda trouble: client(nobody) if trouble == "not there" else client_of(in_trouble(trouble))
 
 
-def client(url: str) -> LLMClient:
-    return LLMClient(LLMConfig(endpoint=f"{url}/v1", model="m", retry_count=1), clock=FakeClock())
+class TestLLMClientWithoutStreams(TestLLMClient):
+    stream = False
+
+
+def in_trouble(trouble: Trouble) -> Script:
+    answer = TROUBLES[trouble]
+    return lambda request: answer if isinstance(answer, Answer) else as_asked(request, answer)
+
+
+def client(url: str, **settings: Any) -> LLMClient:
+    return LLMClient(LLMConfig(endpoint=f"{url}/v1", model="m", retry_count=1, **settings), clock=FakeClock())

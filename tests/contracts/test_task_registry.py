@@ -15,6 +15,7 @@ from necrocode.agent_runner import (
 from necrocode.services._app import create_app
 from necrocode.services.task_registry import task_registry_service
 from tests.contracts.lost_answers import lose_answers
+from tests.contracts.spec_budgets_contract import ANSWER, SpecBudgetsContract, reserve
 from tests.contracts.task_queue_contract import TaskQueueContract
 from tests.contracts.task_registry_contract import TaskRegistryContract, task
 from tests.support.clocks import FakeClock
@@ -103,6 +104,15 @@ class _OverHttp:
         assert (claimed.task_id, claimed.attempt, claimed.lease.epoch) == ("1.1", 1, 1)
         assert registry.get_task("1.2").status == "ready"
 
+    def test_a_reservation_whose_answer_is_lost_is_the_same_reservation(
+        self, registry: TaskRegistryClient, embedded: LocalTaskRegistry
+    ) -> None:
+        lose_answers(registry, 2)
+        assert reserve(registry, "a", max_calls=1).granted
+        lose_answers(registry)
+        registry.settle_budget("chat", "a", ANSWER)
+        assert embedded.budget_usage("chat").spent == ANSWER
+
     def test_the_token_is_needed(self, service_url: str) -> None:
         with TaskRegistryClient(service_url, clock=FakeClock()) as stranger, pytest.raises(AuthenticationError):
             stranger.add_event("1.1", "e")
@@ -112,9 +122,11 @@ class _OverHttp:
         registry.register_task(task())
         with pytest.raises(ServiceError, match="cannot 'claims'"):
             registry.claim_task("r", lease_seconds=1)
+        with pytest.raises(ServiceError, match="cannot keep budgets"):
+            registry.budget_usage("chat")
 
 
-class TestSqliteRegistry(_OnSqlite, _Embedded, TaskRegistryContract, TaskQueueContract):
+class TestSqliteRegistry(_OnSqlite, _Embedded, TaskRegistryContract, TaskQueueContract, SpecBudgetsContract):
     @pytest.fixture
     def unreachable(self, tmp_path: Path) -> Iterator[LocalTaskRegistry]:
         (tmp_path / "file").write_text("")
@@ -122,18 +134,20 @@ class TestSqliteRegistry(_OnSqlite, _Embedded, TaskRegistryContract, TaskQueueCo
             yield registry
 
 
-class TestPostgresRegistry(_OnPostgres, _Embedded, TaskRegistryContract, TaskQueueContract):
+class TestPostgresRegistry(_OnPostgres, _Embedded, TaskRegistryContract, TaskQueueContract, SpecBudgetsContract):
     @pytest.fixture
     def unreachable(self, tmp_path: Path) -> Iterator[LocalTaskRegistry]:
         with LocalTaskRegistry(f"postgresql://nobody@/none?host={tmp_path}") as registry:
             yield registry
 
 
-class TestSqliteRegistryOverHttp(_OnSqlite, _OverHttp, TaskRegistryContract, TaskQueueContract):
+class TestSqliteRegistryOverHttp(_OnSqlite, _OverHttp, TaskRegistryContract, TaskQueueContract, SpecBudgetsContract):
     pass
 
 
-class TestPostgresRegistryOverHttp(_OnPostgres, _OverHttp, TaskRegistryContract, TaskQueueContract):
+class TestPostgresRegistryOverHttp(
+    _OnPostgres, _OverHttp, TaskRegistryContract, TaskQueueContract, SpecBudgetsContract
+):
     pass
 
 

@@ -282,8 +282,8 @@ def setting_of(variable: str) -> str | None:
 
 
 def check_variable(name: str) -> None:
-    """Fail unless the variable sets something: a setting, or what the tests, the example or a benchmark read."""
-    folders = ("necrocode/cli", "tests", "examples", "benchmarks")
+    """Fail unless the variable sets something: a setting, or what tests, example, benchmark or a test command read."""
+    folders = ("necrocode/cli", "necrocode/agent_runner/sandbox", "tests", "examples", "benchmarks")
     files = (path for folder in folders for path in (ROOT / folder).rglob("*.py"))
     readers = [path for path in files if path.parent != Path(__file__).parent]
     is_read = setting_of(name) is not None or any(f'"{name}"' in path.read_text(encoding="utf-8") for path in readers)

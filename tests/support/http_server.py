@@ -28,7 +28,11 @@ class Request:
 
 @dataclass
 class Answer:
-    """What the server says. ``cut`` ends the connection after that many bytes of the body; ``drop`` answers nothing."""
+    """What the server says. ``cut`` ends the connection after that many bytes of the body; ``drop`` answers nothing.
+
+    ``pieces`` are sent in the body's place, one by one, an event among them is waited for; without ``ends`` the
+    connection then breaks off.
+    """
 
     status: int = 200
     body: Any = b""
@@ -36,11 +40,34 @@ class Answer:
     cut: int | None = None
     drop: bool = False
     wait: threading.Event | None = None
+    pieces: Iterable[bytes | threading.Event] | None = None
+    ends: bool = True
 
     def content(self) -> bytes:
         if isinstance(self.body, bytes):
             return self.body
         return self.body.encode() if isinstance(self.body, str) else json.dumps(self.body).encode()
+
+
+def send_body(handler: BaseHTTPRequestHandler, answer: Answer) -> None:
+    """Write the rest of an answer, after its headers."""
+    if answer.pieces is None:
+        content = answer.content()
+        handler.send_header("Content-Length", str(len(content)))
+        handler.end_headers()
+        if answer.cut is not None:
+            content, handler.close_connection = content[: answer.cut], True
+        handler.wfile.write(content)
+        return
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    for piece in answer.pieces:
+        if isinstance(piece, threading.Event):
+            piece.wait(30)
+        elif piece:
+            handler.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+    handler.wfile.write(b"0\r\n\r\n" if answer.ends else b"")
+    handler.close_connection = not answer.ends
 
 
 Script = Callable[[Request], Answer]
@@ -69,15 +96,10 @@ class ScriptedServer:
                 if answer.drop:
                     self.close_connection = True
                     return
-                content = answer.content()
                 self.send_response(answer.status)
                 for name, value in {"Content-Type": "application/json", **answer.headers}.items():
                     self.send_header(name, value)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                if answer.cut is not None:
-                    content, self.close_connection = content[: answer.cut], True
-                self.wfile.write(content)
+                send_body(self, answer)
 
             do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = handle_any  # noqa: N815
 

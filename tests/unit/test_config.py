@@ -146,6 +146,8 @@ def test_every_setting_can_be_given_in_a_file(settings: Settings) -> None:
         "lease_seconds": 3, "push": False, "commit_author_name": "山田", "commit_author_email": "a@b",
         "commit_message": "{title}", "max_changed_files": 1, "max_file_bytes": 1, "max_total_bytes": 1,
         "max_output_bytes": 1000, "max_repair_rounds": 0, "test_environment": {"A": "1"},
+        "detect_tests": False, "test_base": False, "pass_rule": "no-new-failures", "tamper": "refuse",
+        "budget": {"max_cost_usd": 0.1, "process": {"max_calls": 0}, "spec": {}},
     }  # fmt: skip
     assert set(values) == set(RunnerConfig.model_fields) - {"llm_config"} | {"llm"}
     config = settings.read(yaml.safe_dump(values, allow_unicode=True))
@@ -366,3 +368,26 @@ def test_a_long_file_without_aliases_is_no_bomb(tmp_path: Path) -> None:
     file = tmp_path / "long.yaml"
     file.write_text("".join(f"k{number}: [" + "0," * 1000 + "0]\n" for number in range(110)))
     assert len(read_yaml_mapping(file, what="file", error_type=ConfigurationError)) == 110
+
+
+@pytest.mark.parametrize("name", ["", "two words", "colon:", "line\nbreak", "ä"])
+def test_names_of_headers_are_checked(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="api_key_header"):
+        LLMConfig(api_key_header=name)
+    with pytest.raises(ConfigurationError, match="headers: must be names"):
+        LLMConfig(headers={name: "x"})
+
+
+@pytest.mark.parametrize("value", ["line\nbreak", "schlüssel", "\0"])
+def test_values_of_headers_are_checked_and_never_shown(value: str) -> None:
+    with pytest.raises(ConfigurationError, match="headers: must be names of HTTP headers and values") as caught:
+        LLMConfig(headers={"X-Token": f"{SECRET}{value}"})
+    assert SECRET not in str(caught.value)
+
+
+def test_secrets_are_the_key_and_the_headers_that_are_named_like_one() -> None:
+    headers = {"Authorization": "Bearer abc-def", "X-Api-Key": "k1", "Cookie": "c=1", "X-Title": "my app"}
+    llm = LLMConfig(api_key=SECRET, headers=headers)
+    assert llm.secrets() == (SECRET, "abc-def", "k1", "c=1")
+    assert LLMConfig().secrets() == ()
+    assert not any(secret in repr(llm) for secret in llm.secrets())

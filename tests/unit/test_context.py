@@ -6,8 +6,9 @@ import pytest
 
 from necrocode.agent_runner import TaskContext
 from necrocode.agent_runner.generation import context as context_module
+from necrocode.agent_runner.generation.answer_forms import as_text_request, system_prompt
 from necrocode.agent_runner.generation.context import Context, estimate_tokens, select_context
-from necrocode.agent_runner.generation.prompt import as_text_request, fenced, system_prompt, task_messages
+from necrocode.agent_runner.generation.prompt import fenced, task_messages
 
 
 def task(description: str = "", **fields: object) -> TaskContext:
@@ -106,10 +107,10 @@ def test_the_prompt_holds_task_criteria_instructions_commands_and_files() -> Non
     asked = task("Do it.", acceptance_criteria=["It works."])
     context = select({"a.py": "x = 1"})
     system, user = task_messages(
-        asked, context, instructions="Use tabs.", test_commands=["pytest -q"], answer_format="text"
+        asked, context, instructions="Use tabs.", test_commands=["pytest -q"], edit_format="files"
     )
     assert system.role == "system"
-    assert system.content == system_prompt("text")
+    assert system.content == system_prompt("files")
     for part in ("# Task 1: T", "Do it.", "- It works.", "Use tabs.", "- pytest -q", "File: a.py\n```\nx = 1\n```"):
         assert part in user.content
 
@@ -117,16 +118,18 @@ def test_the_prompt_holds_task_criteria_instructions_commands_and_files() -> Non
 @pytest.mark.parametrize(
     "words", ["Delete a.py.", "Rename a.py to b.py.", "a.py を削除してください。", "Clean up a.py."]
 )
-@pytest.mark.parametrize("form", ["json", "text"])
-def test_how_to_delete_and_rename_is_said_where_the_task_may_need_it(words: str, form: Literal["json", "text"]) -> None:
-    system, _ = task_messages(task(words), select({"a.py": "x = 1"}), answer_format=form)
+@pytest.mark.parametrize("form", ["json", "files"])
+def test_how_to_delete_and_rename_is_said_where_the_task_may_need_it(
+    words: str, form: Literal["json", "files"]
+) -> None:
+    system, _ = task_messages(task(words), select({"a.py": "x = 1"}), edit_format=form)
     assert system.content == system_prompt(form, with_removals=True)
     assert ("delete" if form == "json" else "DELETE src/old.py") in system.content
-    assert as_text_request([system])[0].content == system_prompt("text", with_removals=True)
+    assert as_text_request([system])[0].content == system_prompt("files", with_removals=True)
 
 
 def test_words_in_the_files_do_not_count_as_the_tasks() -> None:
-    system, _ = task_messages(task("Do it."), select({"a.py": "# delete this"}), answer_format="text")
+    system, _ = task_messages(task("Do it."), select({"a.py": "# delete this"}), edit_format="files")
     assert "DELETE" not in system.content
 
 
@@ -135,9 +138,9 @@ def test_the_json_prompt_says_json_for_endpoints_that_insist_on_the_word() -> No
 
 
 def test_the_prompt_says_how_many_paths_it_leaves_out_and_that_a_repository_is_empty() -> None:
-    _, user = task_messages(task(), Context(("a",), 5, ()), answer_format="json")
+    _, user = task_messages(task(), Context(("a",), 5, ()), edit_format="json")
     assert "... and 5 more" in user.content
-    _, user = task_messages(task(), Context((), 0, ()), answer_format="json")
+    _, user = task_messages(task(), Context((), 0, ()), edit_format="json")
     assert "(the repository is empty)" in user.content
 
 

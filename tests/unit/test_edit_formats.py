@@ -341,10 +341,10 @@ def end_of_block(lines: list[str], start: int, marks: str) -> int | None:
     st.lists(st.sampled_from(["```", "```py", "````", "````x", "~~~", "~~~a", "~~~~~", "text", "``` `"]), max_size=25)
 )
 def test_blocks_end_where_a_reader_line_by_line_would_end_them(lines: list[str]) -> None:
-    fences = blocks._Fences(lines)
+    fences = blocks.Fences(lines)
     for start in range(len(lines) + 1):
         for marks in ("```", "````", "~~~", "~~~~~"):
-            assert fences.closing(start, blocks._Fence(marks, "")) == end_of_block(lines, start, marks)
+            assert fences.closing(start, blocks.Fence(marks, "")) == end_of_block(lines, start, marks)
 
 
 @pytest.mark.parametrize(

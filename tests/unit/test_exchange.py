@@ -129,6 +129,32 @@ def test_a_short_exchange_ends_before_a_long_one_that_began_earlier() -> None:
         assert not long.is_over
 
 
+def test_a_pause_ends_an_exchange_that_has_begun_to_beat() -> None:
+    with Exchange(600, idle_seconds=0.05) as exchange:
+        exchange.start()
+        exchange.beat()
+        wait_for_the_end_of(exchange)
+    assert (exchange.is_over, exchange.was_idle) == (True, True)
+
+
+def test_the_limit_on_all_of_it_is_no_pause_and_beats_do_not_move_it() -> None:
+    with Exchange(0.1, idle_seconds=600) as exchange:
+        exchange.start()
+        exchange.beat()
+        wait_for_the_end_of(exchange)
+    assert (exchange.is_over, exchange.was_idle) == (True, False)
+
+
+def test_an_exchange_may_pause_before_its_first_beat_and_without_a_limit_for_ever() -> None:
+    with Exchange(600, idle_seconds=0.01) as quiet, Exchange(600) as unlimited, Exchange(0.1) as later:
+        for exchange in (quiet, unlimited, later):
+            exchange.start()
+        unlimited.beat()
+        wait_for_the_end_of(later)
+        assert not quiet.is_over
+        assert not unlimited.is_over
+
+
 def test_many_exchanges_share_one_thread() -> None:
     with Exchange(600) as first:
         first.start()

@@ -10,8 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from necrocode.agent_runner import LocalTaskRegistry, RunnerConfig, RunnerOrchestrator, ScriptedLLM, TaskContext
+from necrocode.agent_runner import (
+    LLMConfig,
+    LocalTaskRegistry,
+    RunnerConfig,
+    RunnerOrchestrator,
+    ScriptedLLM,
+    TaskContext,
+)
 from necrocode.agent_runner._redact import MASK, Redactor
+from necrocode.agent_runner.wiring import build_services
+from tests.support.clocks import FakeClock
 
 SECRET = 'p4ss/w0rd+ü"&=%'
 KEYS = {
@@ -133,7 +142,8 @@ def test_masking_breaks_neither_a_runs_metadata_nor_its_transcript(repository: P
         metadata={"how": "Authorization: Bearer abc", "list": ["-----BEGIN PRIVATE KEY-----"], "number": 1},
     )  # fmt: skip
     answer = "-----END PRIVATE KEY----- Authorization: Bearer abc\nnew.py\n```python\nx = 1\n```\n"
-    result = RunnerOrchestrator(RunnerConfig(state_dir=state_dir), llm=ScriptedLLM([answer])).run(task)
+    config = RunnerConfig(state_dir=state_dir, detect_tests=False)
+    result = RunnerOrchestrator(config, llm=ScriptedLLM([answer])).run(task)
     assert (result.success, result.warnings) == (True, ())
     transcript = next(one for one in result.artifacts if one.type == "transcript")
     told = json.loads(Path(unquote(urlsplit(transcript.uri).path)).read_text(encoding="utf-8"))
@@ -193,3 +203,10 @@ def test_masking_takes_time_in_proportion_to_the_length(piece: str) -> None:
         started = time.process_time()
         redactor.text(text)
         assert time.process_time() - started < 5
+
+
+def test_what_a_run_masks_includes_the_secret_headers_of_its_model(tmp_path: Path) -> None:
+    llm = LLMConfig(api_key="model-key-1", headers={"X-Gateway-Token": "gateway-token-1", "X-Title": "my-title"})
+    services = build_services(RunnerConfig(state_dir=tmp_path, llm_config=llm), FakeClock())
+    assert services.redactor.text("model-key-1 gateway-token-1 my-title") == "*** *** my-title"
+    services.close()

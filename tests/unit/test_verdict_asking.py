@@ -25,7 +25,7 @@ def project(**files: str) -> Project:
         ("/o/python3.11 -m unittest discover -s 'my tests'", "/o/python3.11 -m unittest discover -s 'my tests' -v"),
         ("npx vitest run", f"npx vitest run {VITEST}"),
     ],
-)  # fmt: skip
+)
 def test_a_plain_command_is_asked_by_an_option(command: str, run: str) -> None:
     asked = project().asked(command)
     assert asked.run == run
@@ -33,17 +33,22 @@ def test_a_plain_command_is_asked_by_an_option(command: str, run: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["npx jest src", "jest", "./node_modules/.bin/jest --ci", "yarn jest", "pnpm exec jest", "npm ci && npx jest"]
-)  # fmt: skip
+    "command",
+    ["npx jest src", "jest", "./node_modules/.bin/jest --ci", "yarn jest", "pnpm exec jest", "npm ci && npx jest"],
+)
 def test_jest_is_asked_for_its_file_however_it_is_called(command: str) -> None:
     assert project().asked(command).run.endswith(f"{command} {JEST}")
 
 
 @pytest.mark.parametrize(
     ("command", "added"),
-    [("npm test", f" -- {JEST}"), ("npm run test -- --ci", f" {JEST}"), ("yarn test", f" {JEST}"),
-     ("pnpm test", f" {JEST}")],
-)  # fmt: skip
+    [
+        ("npm test", f" -- {JEST}"),
+        ("npm run test -- --ci", f" {JEST}"),
+        ("yarn test", f" {JEST}"),
+        ("pnpm test", f" {JEST}"),
+    ],
+)
 def test_a_script_of_package_json_is_looked_into(command: str, added: str) -> None:
     asked = project(package__json='{"scripts": {"test": "jest --ci"}}').asked(command)
     assert asked.run.endswith(command + added)
@@ -65,14 +70,35 @@ def test_a_package_json_that_cannot_be_read_is_none(content: str) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        "make test", "./run_tests.sh", "go test ./... | tee log", "go test ./... > log", "go test $PKG", "go test `x`",
+        "make test",
+        "./run_tests.sh",
+        "go test ./... | tee log",
+        "go test ./... > log",
+        "go test $PKG",
+        "go test `x`",
         "(go test ./...)",
-        "go test ./a && go test ./b", "go test ./... || true", "go test ./...; true", "go vet ./...",
-        "go test -json ./...", "go test -c ./x", "jest --outputFile=x.json", "vitest run --reporter=dot",
-        "vitest --watch",        "echo 'go test", "python -m unittest\nls", "go test ./... # all", "A=1", "", "   ", "go test ./... &",
-        "node --test --test-reporter=tap", "node run.js", "npx", "x" * 20_000,
+        "go test ./a && go test ./b",
+        "go test ./... || true",
+        "go test ./...; true",
+        "go vet ./...",
+        "go test -json ./...",
+        "go test -c ./x",
+        "jest --outputFile=x.json",
+        "vitest run --reporter=dot",
+        "vitest --watch",
+        "echo 'go test",
+        "python -m unittest\nls",
+        "go test ./... # all",
+        "A=1",
+        "",
+        "   ",
+        "go test ./... &",
+        "node --test --test-reporter=tap",
+        "node run.js",
+        "npx",
+        "x" * 20_000,
     ],
-)  # fmt: skip
+)
 def test_any_other_command_runs_as_it_is(command: str) -> None:
     assert project().asked(command).run == command
 
@@ -94,16 +120,24 @@ def test_node_is_asked_only_where_it_knows_the_option() -> None:
 @pytest.mark.parametrize(
     ("command", "kind"),
     [
-        ("pytest -q", "pytest"), ("python -m pytest", "pytest"), (".venv/bin/pytest tests", "pytest"),
-        ("cargo test", "cargo"),        ("cargo +nightly test --all", "cargo"), ("mvn -B test", "junit"), ("./gradlew check", "junit"),
-        ("cargo nextest run", "junit"), ("pytest a; pytest b", "pytest"), ("uv run pytest", ""), ("cargo build", ""),
+        ("pytest -q", "pytest"),
+        ("python -m pytest", "pytest"),
+        (".venv/bin/pytest tests", "pytest"),
+        ("cargo test", "cargo"),
+        ("cargo +nightly test --all", "cargo"),
+        ("mvn -B test", "junit"),
+        ("./gradlew check", "junit"),
+        ("cargo nextest run", "junit"),
+        ("pytest a; pytest b", "pytest"),
+        ("uv run pytest", ""),
+        ("cargo build", ""),
     ],
-)  # fmt: skip
+)
 def test_a_tool_that_reports_by_itself_is_known(command: str, kind: str) -> None:
     assert (project().asked(command).run, project().asked(command).kind) == (command, kind)
 
 
-OPTIONS = "--junitxml=$NECROCODE_REPORTS/pytest.xml -o junit_family=xunit2"
+OPTIONS = "--junitxml=$NECROCODE_REPORTS/pytest.xml -o junit_family=xunit1"
 
 
 def test_pytest_is_asked_by_its_variable_whatever_starts_it() -> None:

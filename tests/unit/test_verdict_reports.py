@@ -306,11 +306,19 @@ def test_names_are_the_same_in_every_run() -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        b"", b"[]", b"null", b"{}", b"[" * 100_000, b'{"testResults": 1}', b'{"testResults": [1]}',
-        b'{"testResults": [{"assertionResults": [1]}]}', b'{"testResults": [{"assertionResults": [{"status": []}]}]}',
-        b'{"testResults": [{"assertionResults": [{"status": "no such"}]}]}', b"\xff\xff",
+        b"",
+        b"[]",
+        b"null",
+        b"{}",
+        b"[" * 100_000,
+        b'{"testResults": 1}',
+        b'{"testResults": [1]}',
+        b'{"testResults": [{"assertionResults": [1]}]}',
+        b'{"testResults": [{"assertionResults": [{"status": []}]}]}',
+        b'{"testResults": [{"assertionResults": [{"status": "no such"}]}]}',
+        b"\xff\xff",
     ],
-)  # fmt: skip
+)
 def test_what_is_no_file_of_jest_is_said_to_be_none(content: bytes) -> None:
     with pytest.raises(UnreadableReport):
         parse_jest(content, "/top")
@@ -401,10 +409,14 @@ def test_any_junit_file_in_the_reports_folder_is_read() -> None:
         ("cargo", {"exit_code": 101, "output": "error: could not compile"}, "names no test case"),
         ("unittest", {"output": recorded("unittest.txt").decode(), "truncated_bytes": 7}, "too long"),
         ("pytest", {"exit_code": None, "timed_out": True, "collected": PYTEST_XML}, "time limit"),
-        ("pytest", {"exit_code": 1, "output": f"1 passed in 0.1s\n{SUMMARY}", "collected": PYTEST_XML}, "last of several"),
+        (
+            "pytest",
+            {"exit_code": 1, "output": f"1 passed in 0.1s\n{SUMMARY}", "collected": PYTEST_XML},
+            "last of several",
+        ),
         ("pytest", {"exit_code": 0, "output": "= 4 passed in 1.08s =", "collected": PYTEST_XML}, "totals differ"),
     ],
-)  # fmt: skip
+)
 def test_without_a_report_to_rely_on_the_exit_code_stands_alone(
     kind: str, options: dict[str, object], note: str
 ) -> None:
@@ -445,11 +457,21 @@ def test_of_go_people_see_what_they_would_have_seen() -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "test " + "a ... " * 300, "Running " + "a-" * 900, "     Running " + "(" * 1900, "x" * 1900 + " ... skipped '",
-        "test_a (" + "a." * 900 + ")", "skipped '" * 200, "\x1b[" * 900, "\x1b]" * 900, "1 passed, " * 180, "=" * 1900,
-        "- generated xml file: " + "/reports-a" * 180, "FAIL: a (" + "a." * 900, "failures=1, " * 150,
+        "test " + "a ... " * 300,
+        "Running " + "a-" * 900,
+        "     Running " + "(" * 1900,
+        "x" * 1900 + " ... skipped '",
+        "test_a (" + "a." * 900 + ")",
+        "skipped '" * 200,
+        "\x1b[" * 900,
+        "\x1b]" * 900,
+        "1 passed, " * 180,
+        "=" * 1900,
+        "- generated xml file: " + "/reports-a" * 180,
+        "FAIL: a (" + "a." * 900,
+        "failures=1, " * 150,
     ],
-)  # fmt: skip
+)
 @pytest.mark.timeout(20)
 def test_a_megabyte_of_lines_is_read_in_time(line: str) -> None:
     text = f"{line}\n" * (1_000_000 // len(line))

@@ -38,16 +38,21 @@ class UnreadableBodyError(Exception):
 class Exchange:
     """A time limit on everything that this thread does with the sockets it holds: when it is over, they are hung up on.
 
-    Sockets know real time only, hence no passed-in clock here. The limit counts from :meth:`start`.
+    Sockets know real time only, hence no passed-in clock here. The limit counts from :meth:`start`. Those who call
+    :meth:`beat` may pause for no longer than ``idle_seconds`` from then on; None: as long as they like.
     """
 
-    def __init__(self, limit_seconds: float) -> None:
+    def __init__(self, limit_seconds: float, *, idle_seconds: float | None = None) -> None:
         self._limit_seconds = limit_seconds
+        self._idle_seconds = idle_seconds
+        self._ends_at = 0.0
         self._lock = threading.Lock()
         self._held: list[int] = []
         self._token: Token[Exchange | None] | None = None
         self._is_started = self._is_left = False
         self.is_over = False
+        self.was_idle = False
+        """Whether a pause ended it, and not the limit on all of it."""
 
     def __enter__(self) -> Self:
         self._token = _current.set(self)
@@ -68,7 +73,13 @@ class Exchange:
         """Let the time run; nothing where it runs already."""
         if not self._is_started:
             self._is_started = True
-            _watch.enter(self, time.monotonic() + self._limit_seconds)
+            self._ends_at = time.monotonic() + self._limit_seconds
+            _watch.enter(self, self._ends_at)
+
+    def beat(self) -> None:
+        """Something came: the time of a pause counts anew."""
+        if self._idle_seconds is not None:
+            _watch.enter(self, min(self._ends_at, time.monotonic() + self._idle_seconds))
 
     def hold(self, connection: socket.socket) -> None:
         """Hang up on this connection too when the time is over."""
@@ -84,6 +95,7 @@ class Exchange:
         """The time is over, which means nothing any more to an exchange that has been left."""
         with self._lock:
             self.is_over = not self._is_left
+            self.was_idle = self.is_over and time.monotonic() < self._ends_at
             for handle in self._held:
                 _hang_up(handle)
 
@@ -105,7 +117,7 @@ class _Watch:
         self._is_awake = False
 
     def enter(self, exchange: Exchange, ends_at: float) -> None:
-        """End the exchange at this time."""
+        """End the exchange at this time, and not at one that was said before."""
         with self._changed:
             self._ends[exchange] = ends_at
             if not self._is_awake:
@@ -165,16 +177,17 @@ def inflated(chunks: Iterable[bytes], encoding: str, *, limit_bytes: int) -> Ite
     and :class:`UnreadableBodyError` for one that cannot be inflated.
     """
     named = encoding.strip().lower()
-    limited = _limited(chunks, limit_bytes)
+    within = limited(chunks, limit_bytes)
     if named in {"", "identity"}:
-        yield from limited
+        yield from within
     elif named in {"gzip", "x-gzip", "deflate"}:
-        yield from _limited(_inflate(limited), limit_bytes)
+        yield from limited(_inflate(within), limit_bytes)
     else:
         raise UnreadableBodyError(f"the encoding {named[:40]!r} was not asked for")
 
 
-def _limited(chunks: Iterable[bytes], limit_bytes: int) -> Iterator[bytes]:
+def limited(chunks: Iterable[bytes], limit_bytes: int) -> Iterator[bytes]:
+    """The pieces as they come; :class:`AnswerTooLargeError` as soon as they are more than ``limit_bytes`` together."""
     total = 0
     for chunk in chunks:
         total += len(chunk)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from necrocode.agent_runner.clients._token_usage import token_usage
 from necrocode.agent_runner.errors import EmptyAnswerError, MalformedAnswerError
 from necrocode.agent_runner.generation.edit_formats import read_answer
 from necrocode.agent_runner.generation.prompt import free_messages
@@ -45,7 +46,7 @@ class ScriptedLLM:
         deadline: Deadline | None = None,
         temperature: float | None = None,  # noqa: ARG002
     ) -> ModelAnswer:
-        """The next answer of the script; ``EmptyAnswerError`` for a text of nothing."""
+        """The next answer of the script, its tokens estimated; ``EmptyAnswerError`` for a text of nothing."""
         if deadline is not None:
             deadline.check("ask the model")
         with self._lock:
@@ -60,11 +61,12 @@ class ScriptedLLM:
         text = answer if isinstance(answer, str) else answer(messages)
         if not text.strip():
             raise EmptyAnswerError("The script's answer is empty.")
-        return ModelAnswer(text=text, model=self._model)
+        usage = token_usage(None, prompt=(message.content for message in messages), answer=text)
+        return ModelAnswer(text=text, model=self._model, finish_reason="stop", **usage)
 
     def generate_code(
         self, prompt: str, workspace_path: Path | None = None, max_tokens: int | None = None
     ) -> LLMResponse:
         """The change set in the next answer of the script."""
-        messages = free_messages(prompt, workspace_path, answer_format="text")
+        messages = free_messages(prompt, workspace_path, edit_format="files")
         return read_answer(self.complete(messages, max_tokens=max_tokens))

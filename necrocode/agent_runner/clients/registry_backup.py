@@ -1,8 +1,8 @@
 """Backup and restore of a registry's database, from SQLite or PostgreSQL into either.
 
-A backup holds specs, tasks, dependencies, events and artifact records, as they were at one moment. It holds no leases
-(their tokens are secrets, and their holders worked for the database of that moment) and no idempotency keys (their
-answers may hold tokens).
+A backup holds specs, tasks, dependencies, events, artifact records and budgets, as they were at one moment. It holds no
+leases (their tokens are secrets, and their holders worked for the database of that moment) and no idempotency keys
+(their answers may hold tokens).
 """
 
 from __future__ import annotations
@@ -36,7 +36,15 @@ if TYPE_CHECKING:
 EPOCHS_SKIPPED = 1_000
 """By how much a restore raises every task's epoch, so that it is above any that was given out after the backup."""
 
-_TABLES = (schema.specs, schema.tasks, schema.dependencies, schema.events, schema.artifacts)  # parents first
+_TABLES = (  # parents first
+    schema.specs,
+    schema.tasks,
+    schema.dependencies,
+    schema.events,
+    schema.artifacts,
+    schema.budgets,
+    schema.budget_reservations,
+)
 _COUNTED = (schema.events, schema.artifacts)
 _NOT_KEPT = {"tasks": {"lease_token", "lease_holder", "lease_expires_at"}}
 _BATCH = 1_000

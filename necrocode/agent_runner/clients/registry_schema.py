@@ -10,8 +10,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-HEAD_REVISION = "0002"
-KNOWN_REVISIONS = ("0001", HEAD_REVISION)
+from necrocode.agent_runner.spending import Spending
+
+HEAD_REVISION = "0003"
+KNOWN_REVISIONS = ("0001", "0002", HEAD_REVISION)
 """Every schema that this code can bring up to date; another one is of a newer release."""
 
 
@@ -135,6 +137,36 @@ idempotency_keys = sa.Table(
     sa.Index("idempotency_keys_by_time", "created_at"),
 )
 """The first answer to each write that came with a key, made in the same transaction as the write's effect."""
+
+
+def _spending_columns() -> list[sa.Column[Any]]:
+    return [sa.Column(name, sa.BigInteger, nullable=False) for name in Spending.model_fields]
+
+
+budgets = sa.Table(
+    "budgets",
+    metadata,
+    sa.Column("spec_name", sa.Text, primary_key=True),
+    sa.Column("began_at", UtcDateTime, nullable=False),
+    *_spending_columns(),
+)
+"""What each spec has spent: the sum of all reservations that were settled since ``began_at``."""
+
+budget_reservations = sa.Table(
+    "budget_reservations",
+    metadata,
+    sa.Column("spec_name", sa.Text, primary_key=True),
+    sa.Column("reservation_id", sa.Text, primary_key=True),
+    sa.Column("run_id", sa.Text, nullable=False),
+    *_spending_columns(),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("expires_at", UtcDateTime, nullable=False),
+    sa.Column("settled_at", UtcDateTime),
+    sa.Index("budget_reservations_by_spec", "spec_name", "settled_at"),
+    sa.Index("budget_reservations_by_time", "settled_at"),
+)
+"""``settled_at`` is null while nobody has told what the question came to. A settled one stays for a day, so that it is
+known when it is told again."""
 
 alembic_version = sa.Table(
     "alembic_version",

@@ -12,9 +12,9 @@ from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock
 from necrocode.agent_runner.clients._http import (
     DEFAULT_RETRY_COUNT,
     DEFAULT_TIMEOUT_SECONDS,
-    ServiceClient,
     ServiceHttp,
 )
+from necrocode.agent_runner.clients._registry_budget_http import SpecBudgetsClient
 from necrocode.agent_runner.errors import ServiceError, TaskNotFoundError
 from necrocode.agent_runner.records import (
     ArtifactRecord,
@@ -41,7 +41,7 @@ _DATA = "data: "
 _Record = TypeVar("_Record", bound=BaseModel)
 
 
-class TaskRegistryClient(ServiceClient):
+class TaskRegistryClient(SpecBudgetsClient):
     """Task states, events and artifact records; the Protocol is ``TaskRegistry``. Safe for several threads.
 
     The methods are those of :class:`~necrocode.agent_runner.LocalTaskRegistry`. One that needs an ability which the

@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock
+from necrocode.agent_runner.clients._registry_budget import BudgetCalls, Reserve
 from necrocode.agent_runner.clients._registry_calls import DEFAULT_PAGE, Call, OnceOnly, RegistryCalls
 from necrocode.agent_runner.clients._registry_store import RegistryStore, open_store
 from necrocode.agent_runner.records import (
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.clients._registry_history import TaskOrder
     from necrocode.agent_runner.models import TaskContext
     from necrocode.agent_runner.records import TaskDefinition, TaskSet
+    from necrocode.agent_runner.spending import BudgetReservation, BudgetUsage, Spending, SpendingLimits
     from necrocode.agent_runner.task_graph import TaskGraph
 
 _LARGEST_PAGE = 1000
@@ -48,6 +50,7 @@ class LocalTaskRegistry:
     def __init__(self, url: str, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self.store: RegistryStore = open_store(url)
         self.calls = RegistryCalls(clock)
+        self.budget_calls = BudgetCalls(clock)
         self._clock = clock
 
     def __enter__(self) -> Self:
@@ -298,6 +301,32 @@ class LocalTaskRegistry:
         """Put a failed or cancelled task back; any other is ``IllegalTransitionError``."""
         only = _only(idempotency_key, "retry", task_id, spec_name)
         return self._done(self.calls.once(self.calls.retry(task_id, spec_name=spec_name), TaskRecord, only))
+
+    def reserve_budget(
+        self,
+        spec_name: str,
+        reservation_id: str,
+        *,
+        run_id: str,
+        need: Spending,
+        limits: SpendingLimits,
+        ttl_seconds: float,
+    ) -> BudgetReservation:
+        """Set ``need`` aside for a question of the spec, where that stays within ``limits``; see ``SpecBudgets``."""
+        asked = Reserve(spec_name, reservation_id, run_id, need, limits, ttl_seconds)
+        return self._done(self.budget_calls.reserve(asked))
+
+    def settle_budget(self, spec_name: str, reservation_id: str, spent: Spending) -> BudgetUsage:
+        """Tell what a question came to; what was told first stays."""
+        return self._done(self.budget_calls.settle(spec_name, reservation_id, spent))
+
+    def budget_usage(self, spec_name: str) -> BudgetUsage:
+        """What the spec has spent and reserved."""
+        return self._done(self.budget_calls.usage(spec_name))
+
+    def reset_budget(self, spec_name: str) -> BudgetUsage:
+        """Forget what the spec has spent; questions under way still count."""
+        return self._done(self.budget_calls.reset(spec_name))
 
 
 def _only(key: str | None, *asked: object) -> OnceOnly | None:

@@ -1,4 +1,4 @@
-"""Fenced blocks in an answer, by CommonMark's rules (section 4.5), and the prose around them.
+"""Fenced blocks in an answer, by CommonMark's rules (section 4.5).
 
 Every line is read once, and where a block ends is looked up and not searched for: an answer is somebody else's text,
 and one of many half-open fences would else take minutes.
@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from necrocode.agent_runner.errors import MalformedAnswerError
-from necrocode.agent_runner.generation.told_paths import looks_like_path, path_before_block
+from necrocode.agent_runner.generation.told_paths import looks_like_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,53 +27,14 @@ class Block(NamedTuple):
     content: str
 
 
-@dataclass(frozen=True)
-class Layout:
-    """An answer, taken apart."""
-
-    blocks: tuple[Block, ...]
-    prose: tuple[str, ...]
-    """The lines outside of all blocks, without their ends."""
-
-
-def read_layout(body: str) -> Layout:
-    """The blocks of an answer and the lines around them; :class:`MalformedAnswerError` for one that is never closed."""
-    lines = re.findall(r"[^\n]*\n|[^\n]+", body)  # str.splitlines would also split at form feeds inside a line
-    fences = _Fences(lines)
-    blocks: list[Block] = []
-    prose: list[str] = []
-    position, before = 0, ""
-    while position < len(lines):
-        line = lines[position].rstrip("\r\n")
-        opening = fences.opening(position)
-        position += 1
-        if opening is None:
-            prose.append(line)
-            before = line if line.strip() else before
-            continue
-        end = fences.closing(position, opening)
-        if end is None:
-            raise MalformedAnswerError("A fenced block in the model's answer is never closed: the answer looks cut.")
-        language, path = _info(opening.info)
-        path = path or path_before_block(before, language)
-        first = lines[position].rstrip("\r\n")
-        if not path and looks_like_path(first.strip()) and position + 1 < end and fences.opening(position + 1):
-            before = first  # the fence was opened too early: around the path
-            position += 1
-            continue
-        blocks.append(Block(language, path, "".join(lines[position:end])))
-        position, before = end + 1, ""
-    return Layout(tuple(blocks), tuple(prose))
-
-
-class _Fence(NamedTuple):
+class Fence(NamedTuple):
     """A line that may open or close a block."""
 
     marks: str
     info: str
 
 
-class _Fences:
+class Fences:
     """The fences of an answer, by line."""
 
     def __init__(self, lines: Sequence[str]) -> None:
@@ -83,11 +42,11 @@ class _Fences:
         self._longest_first = sorted((-len(fence.marks), number) for number, fence in self._by_line.items())
         self._ends: dict[str, _Ends] = {}
 
-    def opening(self, number: int) -> _Fence | None:
+    def opening(self, number: int) -> Fence | None:
         """The fence that a line opens a block with."""
         return self._by_line.get(number)
 
-    def closing(self, start: int, opening: _Fence) -> int | None:
+    def closing(self, start: int, opening: Fence) -> int | None:
         """The line at or after ``start`` that closes a block opened before it."""
         marks = opening.marks
         if marks not in self._ends:  # all fences together are looked at no more often than they have marks
@@ -124,14 +83,14 @@ class _Ends:
         return self._ends[index] if index < len(self._ends) else None
 
 
-def _fence(line: str) -> _Fence | None:
+def _fence(line: str) -> Fence | None:
     found = _FENCE.match(line)
     if found is None or (found[1][0] == "`" and "`" in found[2]):
         return None
-    return _Fence(found[1], found[2].strip(" \t\r"))
+    return Fence(found[1], found[2].strip(" \t\r"))
 
 
-def _info(info: str) -> tuple[str, str]:
+def path_in_info(info: str) -> tuple[str, str]:
     """(language, path) of an info string: ``python``, ``python src/a.py``, ``python:src/a.py``, ``src/a.py``."""
     language, _, rest = info.partition(" ")
     rest = re.sub(r"^(?:title|file|filename|path)\s*=\s*", "", rest.strip().strip("{}")).strip("\"'")

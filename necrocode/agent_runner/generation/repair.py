@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Literal
 from necrocode.agent_runner.errors import (
     ChangeRejectedError,
     EmptyAnswerError,
-    ImplementationError,
     MalformedAnswerError,
+    TamperedTestsError,
     TruncatedAnswerError,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_MENDABLE = (ChangeRejectedError, EmptyAnswerError, MalformedAnswerError, TruncatedAnswerError)
+    from necrocode.agent_runner.errors import RunnerError
+
+_MENDABLE = (ChangeRejectedError, EmptyAnswerError, MalformedAnswerError, TamperedTestsError, TruncatedAnswerError)
 _AGAIN = "Nothing of your answer was applied: the files are as they were. Send your whole answer again, corrected."
 _TURN = (
     "You have been here before: this is the same {what} as earlier, so the idea behind it does not work. First say in"
@@ -25,15 +27,17 @@ _TURN = (
 )
 
 
-def is_mendable(error: ImplementationError) -> bool:
+def is_mendable(error: RunnerError) -> bool:
     """Whether another answer may do better: a refusal, a filter or a full window will stay what they are."""
     return isinstance(error, _MENDABLE)
 
 
-def refused_answer_reply(error: ImplementationError, form: str) -> str:
+def refused_answer_reply(error: RunnerError, form: str) -> str:
     """What to say of an answer that could not be read or applied; ``form`` tells how to answer."""
     if isinstance(error, ChangeRejectedError):
         return f"Your answer was refused.\n{error.feedback or error}\n\n{_AGAIN}"
+    if isinstance(error, TamperedTestsError):
+        return f"Your answer was refused: {error} Leave tests and their configuration as they are.\n\n{_AGAIN}"
     if isinstance(error, TruncatedAnswerError):
         return (
             "Your answer was too long and was cut, so nothing of it was applied. Answer again, shorter: only the files"

@@ -31,6 +31,7 @@ class StandIns:
         self._prefix = "REDACTED_SECRET_"
         while any(self._prefix in piece.text for piece in pieces):
             self._prefix = f"X{self._prefix}"
+        self._replaced = replaced
         self._secret_of: dict[str, str] = {}
         self._files_with: dict[str, set[str]] = {}
         self.pieces = tuple(piece.renewed(self._hide(piece, replaced)) for piece in pieces)
@@ -52,10 +53,16 @@ class StandIns:
 
         return replaced(piece.text, name_of)
 
+    def hidden(self, text: str) -> str:
+        """A text about these files, such as what is told of a refused edit, with the same names for the same secrets.
+
+        A secret that none of the pieces had becomes ``***``.
+        """
+        names = {secret: name for name, secret in self._secret_of.items()}
+        return self._replaced(text, lambda secret: secret if secret in self._secret_of else names.get(secret, "***"))
+
     def restored(self, change: CodeChange) -> CodeChange:
         """The change with the secrets in place; ``ChangeRejectedError`` for one that was not in that file."""
-        if change.content is None or self._prefix not in change.content:
-            return change
 
         def secret(found: re.Match[str]) -> str:
             name = found[0]
@@ -65,5 +72,19 @@ class StandIns:
                 )
             return self._secret_of[name]
 
-        content = re.sub(rf"{self._prefix}[0-9]+", secret, change.content)
-        return change.model_copy(update={"content": content})
+        def restore(text: str) -> str:
+            return re.sub(rf"{self._prefix}[0-9]+", secret, text) if self._prefix in text else text
+
+        edits = tuple(
+            edit.model_copy(
+                update={
+                    "search": restore(edit.search),
+                    "replace": restore(edit.replace),
+                    "anchors": tuple(map(restore, edit.anchors)),
+                    "heading": restore(edit.heading),
+                }
+            )
+            for edit in change.edits
+        )
+        content = None if change.content is None else restore(change.content)
+        return change.model_copy(update={"content": content, "edits": edits})

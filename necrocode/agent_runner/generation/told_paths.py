@@ -12,6 +12,7 @@ _LABEL = re.compile(
 )
 _TOLD = re.compile(r"(?i)^(?:file|path|ファイル)(?:\*\*)?\s*[:：]\s*(.+)$")
 _PATH_WITH_SPACES = re.compile(r"^[^\s`*<>|\"'()（）]+(?: [^\s`*<>|\"'()（）]+)+\.\w{1,12}$")
+_TAG = re.compile(r"^<[\w-]+ +(?:file_path|path|filename|file|name)=[\"']([^\"'<>]+)[\"'] */?>$")
 _PATH_SHAPE = re.compile(r"^[^\s`*<>|\"'()（）]+$")
 _BARE_NAMES = {
     "Makefile",
@@ -36,6 +37,8 @@ def path_before_block(line: str, language: str) -> str:
 
 def path_on_line(line: str) -> str | None:
     """The path that a line names, such as ``src/a.py``, ``**src/a.py**`` or ``### File: `src/a.py`:`` does."""
+    if tag := _TAG.match(line.strip()):
+        return tag[1]
     text = line.strip().lstrip("#>-*").strip()
     told = _TOLD.match(text.strip("*_ "))
     if told and may_be_path(named := told[1].strip("*`\"' ").rstrip(":：")):
@@ -47,6 +50,16 @@ def path_on_line(line: str) -> str | None:
     text = re.sub(r"^(?:\d+[.)]|//|#|--)\s+", "", text)
     text = _LABEL.sub("", text).strip("*`\"' ").rstrip(":：")
     return text if looks_like_path(text) else None
+
+
+def path_alone_on_line(line: str) -> str | None:
+    """The path that a line names, or is: where a path belongs, it may have blanks in it behind its first folder."""
+    if (path := path_on_line(line)) is not None:
+        return path
+    text = line.strip().strip("*`\"'").rstrip(":：").strip("*`\"'")
+    first, *rest = text.split(" ")
+    is_one_path = "/" in first and bool(rest) and "." not in first.rsplit("/", 1)[-1]
+    return text if is_one_path and may_be_path(text) else None
 
 
 def looks_like_path(text: str) -> bool:

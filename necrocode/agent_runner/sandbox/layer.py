@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -51,6 +51,8 @@ class Layer:
     kind: LayerKind
     folder: Path
     checkout: Path
+    brought_back: dict[str, tuple[int, int, int]] = field(default_factory=dict, compare=False)
+    """What an earlier command's reports were, by their paths: see ``reports.Collection``."""
 
     @property
     def home(self) -> Path:

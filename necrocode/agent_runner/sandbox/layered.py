@@ -83,7 +83,7 @@ class LayeredSandbox(ABC):
     ) -> CommandResult:
         reports = layer.new_reports_folder()
         begun_ns = reports.stat().st_mtime_ns  # by the file system's own clock, which files are compared with
-        given = {"NECROCODE_REPORTS": str(reports)} | dict(environment)
+        given = dict(environment) | {"NECROCODE_REPORTS": str(reports)}
         done = self._execute(command, layer, reports, given, deadline.remaining_seconds())
         return CommandResult(
             command=command,
@@ -99,7 +99,7 @@ class LayeredSandbox(ABC):
 
 def _collected(layer: Layer, reports: str, patterns: Sequence[str], begun_ns: int) -> dict[str, bytes]:
     """What the command that has just ended left in its folder for reports, and what it wrote that is asked for."""
-    collection = Collection()
+    collection = Collection(layer.brought_back)
     collection.add(layer.folder, [reports], prefix="reports/")
     if patterns:
         written = "upper" if layer.kind == "overlay" else "top"

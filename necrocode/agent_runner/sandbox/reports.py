@@ -34,6 +34,8 @@ _READ_SIZE = 1 << 20
 class Collection:
     """Files brought back so far, by their paths with slashes; what is over the limits, or no file, is left out."""
 
+    known: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    """What was brought back before, by inode, time and size: a file that is still the same is left out."""
     files: dict[str, bytes] = field(default_factory=dict)
     _bytes_left: int = MAX_REPORT_BYTES
     _entries_left: int = MAX_ENTRIES_SEEN
@@ -94,6 +96,10 @@ class Collection:
             found = os.fstat(handle)
             if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_mtime_ns < since_ns:
                 return
+            mark = (found.st_ino, found.st_mtime_ns, found.st_size)
+            if self.known.get(prefix + path) == mark:  # times alone are as coarse as the kernel's ticks
+                return
+            self.known[prefix + path] = mark
             content = bytearray()
             while self._bytes_left > 0 and (chunk := os.read(handle, min(_READ_SIZE, self._bytes_left))):
                 content += chunk

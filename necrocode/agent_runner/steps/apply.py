@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from necrocode.agent_runner._git import MODE_FILE, MODE_SUBMODULE, MODE_SYMLINK, MODE_TREE, FileChange
+from necrocode.agent_runner._git import MODE_EXECUTABLE, MODE_FILE, MODE_TREE, FileChange
 from necrocode.agent_runner._names import check_change_path, fold_name
-from necrocode.agent_runner.errors import ChangeRejectedError
+from necrocode.agent_runner.errors import ChangeRejectedError, EditRejectedError
+from necrocode.agent_runner.generation.edited_bytes import edited_bytes
+from necrocode.agent_runner.generation.file_lines import Effort
+from necrocode.agent_runner.generation.planned_tree import BaseTree, PlannedTree, kind_of
+from necrocode.agent_runner.generation.refusals import RefusedFile, feedback_of, message_of
 from necrocode.agent_runner.models import ImplementationResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from necrocode.agent_runner._clock import Deadline
-    from necrocode.agent_runner._git import Author, ObjectReader, TreeEntry
+    from necrocode.agent_runner._git import Author, ObjectReader
     from necrocode.agent_runner.config import RunnerConfig
     from necrocode.agent_runner.models import CodeChange, LLMResponse
     from necrocode.agent_runner.workspace import Workspace
 
 _BOM = b"\xef\xbb\xbf"
-_KIND_OF_MODE = {MODE_SYMLINK: "a symbolic link", MODE_SUBMODULE: "a submodule", MODE_TREE: "a directory"}
 # Files that decide what runs elsewhere; a change to one of them is applied, and the result says so.
 _TELLING_PATHS = (
     ".gitmodules", ".gitattributes", ".github/*", ".gitlab-ci.yml", ".circleci/*", "jenkinsfile",
@@ -44,30 +48,41 @@ class Limits:
 
 
 def plan_changes(
-    changes: Sequence[CodeChange], objects: ObjectReader, base_tree: str, limits: Limits
+    changes: Sequence[CodeChange],
+    objects: ObjectReader,
+    base_tree: str,
+    limits: Limits,
+    *,
+    already: Mapping[str, FileChange] = MappingProxyType({}),
 ) -> tuple[FileChange, ...]:
     """What the change set does to the base tree, in exact bytes; nothing is written.
 
-    Every path and content rule is checked first: :class:`ChangeRejectedError` names the change and the rule. Files that
-    would come out as they are already are left out; a set that changes nothing at all is refused.
+    The changes are taken one after the other: an edit of a file that an earlier one made or moved finds it so.
+    ``already`` are the planned changes of earlier answers, by path: the files are then taken to be as those have made
+    them, and the result is what both together do to the base.
+
+    Every path and content rule is checked first: :class:`ChangeRejectedError` names the change and the rule, and
+    :class:`EditRejectedError`, with feedback for the model, every edit that has no one place in its file. Files that
+    would come out as in the base are left out; a set that changes nothing at all is refused.
     """
-    if len(changes) > limits.max_changed_files:
-        raise ChangeRejectedError(
-            f"The answer changes {len(changes)} files; at most {limits.max_changed_files} may be."
-        )
-    tree = _BaseTree(objects, base_tree)
-    planned: dict[str, FileChange] = {}
-    for change in changes:
-        for file_change in _resolve(change, tree):
-            if file_change.path in planned:
-                raise ChangeRejectedError(f"The answer changes {file_change.path!r} twice.")
-            planned[file_change.path] = file_change
-    _check_places(planned, tree)
-    _check_sizes(planned.values(), limits)
-    effective = tuple(change for change in planned.values() if not tree.has_already(change))
-    if not effective:
+    _check_count(len({change.file_path for change in changes}), limits)
+    tree = PlannedTree(BaseTree(objects, base_tree), already)
+    effort = Effort()
+    refused = [file for change in changes if (file := _resolve(change, tree, effort)) is not None]
+    if refused:
+        raise EditRejectedError(message_of(refused), feedback=feedback_of(refused))
+    _check_places(tree.changes, tree.base)
+    _check_sizes(tree.changes.values(), limits)
+    effective = tree.effective()
+    if not effective or tree.is_as_before(effective):
         raise ChangeRejectedError("The answer changes nothing: every file would come out as it is already.")
+    _check_count(len(effective) - tree.rename_count, limits)
     return effective
+
+
+def _check_count(count: int, limits: Limits) -> None:
+    if count > limits.max_changed_files:
+        raise ChangeRejectedError(f"The answer changes {count} files; at most {limits.max_changed_files} may be.")
 
 
 def refuse_secrets(changes: Iterable[FileChange], holds_secret: Callable[[str], bool]) -> None:
@@ -112,63 +127,85 @@ def commit_changes(
     )
 
 
-class _BaseTree:
-    """Look-ups in the base commit's tree that read only the directories on the way."""
-
-    def __init__(self, objects: ObjectReader, tree: str) -> None:
-        self._objects = objects
-        self._tree = tree
-
-    def siblings(self, folder: str) -> Mapping[str, TreeEntry]:
-        """The entries of a folder of the base; empty where there is no such folder."""
-        tree = self._tree
-        for name in filter(None, folder.split("/")):
-            entry = self._objects.entries(tree).get(name)
-            if entry is None or entry.mode != MODE_TREE:
-                return {}
-            tree = entry.oid
-        return self._objects.entries(tree)
-
-    def entry(self, path: str) -> TreeEntry | None:
-        """What the base has under a path."""
-        folder, _, name = path.rpartition("/")
-        return self.siblings(folder).get(name)
-
-    def file(self, path: str) -> TreeEntry | None:
-        """The base's file under a path; ``ChangeRejectedError`` when something else than a file is there."""
-        entry = self.entry(path)
-        if entry is not None and not entry.is_file:
-            raise ChangeRejectedError(f"{path!r} is {_KIND_OF_MODE.get(entry.mode, 'no file')} in the repository.")
-        return entry
-
-    def content(self, entry: TreeEntry) -> bytes:
-        """A file's bytes."""
-        return self._objects.blob(entry.oid)
-
-    def has_already(self, change: FileChange) -> bool:
-        """Whether the change leaves the base as it is."""
-        entry = self.entry(change.path)
-        if entry is None or change.removes or entry.mode != change.mode:
-            return False
-        return entry.oid == change.oid or (change.content is not None and self.content(entry) == change.content)
-
-
-def _resolve(change: CodeChange, tree: _BaseTree) -> tuple[FileChange, ...]:
-    path = _checked_path(change.file_path)
-    old = tree.file(path)
+def _resolve(change: CodeChange, tree: PlannedTree, effort: Effort) -> RefusedFile | None:
+    """Plan one change on top of those before it; what is wrong with its edits, where they are refused."""
+    path = tree.present_name(_checked_path(change.file_path)) if change.edits else _checked_path(change.file_path)
     if change.operation == "delete":
-        _must_exist(path, old, "delete")
-        return (FileChange(path),)
-    if change.operation == "rename":
-        source = _must_exist(path, old, "rename")
-        target = _checked_path(change.new_path or "")
-        if tree.file(target) is not None:
-            raise ChangeRejectedError(f"Cannot rename {path!r} to {target!r}: that file exists already.")
-        if change.content is None:
-            return FileChange(path), FileChange(target, source.mode, oid=source.oid)
-        return FileChange(path), FileChange(target, source.mode, content=_bytes(change, tree.content(source)))
-    content = _bytes(change, None if old is None else tree.content(old))
-    return (FileChange(path, MODE_FILE if old is None else old.mode, content=content),)
+        tree.existing(path, "delete")
+        _refuse_twice(path, tree)
+        tree.plan(FileChange(path))
+    elif change.operation == "rename":
+        return _rename(change, path, tree, effort)
+    elif change.operation == "edit":
+        return _edit(change, path, tree, effort)
+    else:
+        old = tree.file(path)
+        if old is not None and change.must_be_new:
+            raise ChangeRejectedError(
+                f"Cannot create {path!r}: the file exists already.", hint="Write a diff of the file as it is."
+            )
+        if old is not None:
+            _refuse_twice(path, tree)
+        content = _bytes(change, None if old is None else tree.content(old))
+        tree.plan(FileChange(path, _mode(change, None if old is None else old.mode), content=content))
+    return None
+
+
+def _refuse_twice(path: str, tree: PlannedTree) -> None:
+    if tree.is_touched(path):
+        raise ChangeRejectedError(f"The answer changes {path!r} twice.")
+
+
+def _rename(change: CodeChange, path: str, tree: PlannedTree, effort: Effort) -> RefusedFile | None:
+    source = tree.existing(path, "rename")
+    target = _checked_path(change.new_path or "")
+    if tree.file(target) is not None:
+        raise ChangeRejectedError(f"Cannot rename {path!r} to {target!r}: that file exists already.")
+    moved = FileChange(target, _mode(change, source.mode), content=source.content, oid=source.oid)
+    if change.content is not None:
+        moved = replace(moved, content=_bytes(change, tree.content(source)), oid=None)
+    elif change.edits:
+        content, refused = _edited(change, path, tree.content(source), effort)
+        if refused is not None:
+            return refused
+        moved = replace(moved, content=content, oid=None)
+    tree.plan(FileChange(path), renamed_to=target)
+    tree.plan(moved)
+    return None
+
+
+def _edit(change: CodeChange, path: str, tree: PlannedTree, effort: Effort) -> RefusedFile | None:
+    new_text = _text_of_new_file(change)
+    old = tree.file(path) if new_text is not None else tree.existing(path, "edit")
+    if old is None:
+        tree.plan(FileChange(path, _mode(change, None), content=_encoded(new_text or "", path)))
+        return None
+    if not change.edits:
+        tree.plan(FileChange(path, _mode(change, old.mode), content=old.content, oid=old.oid))
+        return None
+    content, refused = _edited(change, path, tree.content(old), effort)
+    if refused is None:
+        tree.plan(FileChange(path, _mode(change, old.mode), content=content))
+    return refused
+
+
+def _text_of_new_file(change: CodeChange) -> str | None:
+    """The whole text that an edit without a search gives a file that is not there; None for any other edit."""
+    first, *others = change.edits or (None,)
+    if first is None or others or first.search or first.at_end or first.anchors or first.line is not None:
+        return None
+    return first.replace
+
+
+def _edited(change: CodeChange, path: str, old: bytes, effort: Effort) -> tuple[bytes, RefusedFile | None]:
+    new, refusals = edited_bytes(old, change.edits, in_order=change.in_order, effort=effort, path=path)
+    return new, RefusedFile(path, len(change.edits), refusals) if refusals else None
+
+
+def _mode(change: CodeChange, old: str | None) -> str:
+    if change.executable is None:
+        return old or MODE_FILE
+    return MODE_EXECUTABLE if change.executable else MODE_FILE
 
 
 def _checked_path(path: str) -> str:
@@ -178,19 +215,16 @@ def _checked_path(path: str) -> str:
         raise ChangeRejectedError(f"The path is refused: {error}.") from error
 
 
-def _must_exist(path: str, entry: TreeEntry | None, verb: str) -> TreeEntry:
-    if entry is None:
-        raise ChangeRejectedError(f"Cannot {verb} {path!r}: the repository has no such file.")
-    return entry
+def _encoded(text: str, path: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise ChangeRejectedError(f"The text for {path!r} holds half of a surrogate pair.") from error
 
 
 def _bytes(change: CodeChange, old: bytes | None) -> bytes:
     """The new text in the old file's manner: its byte order mark, its CRLF line ends, its missing final newline."""
-    text = change.content or ""
-    try:
-        new = text.encode()
-    except UnicodeEncodeError as error:
-        raise ChangeRejectedError(f"The text for {change.file_path!r} holds half of a surrogate pair.") from error
+    new = _encoded(change.content or "", change.file_path)
     if not old:
         return new
     try:
@@ -208,7 +242,7 @@ def _bytes(change: CodeChange, old: bytes | None) -> bytes:
     return new
 
 
-def _check_places(planned: Mapping[str, FileChange], tree: _BaseTree) -> None:
+def _check_places(planned: Mapping[str, FileChange], tree: BaseTree) -> None:
     """No path may go through a file or link, stand where a directory is, or differ from another by case alone."""
     removed = {path for path, change in planned.items() if change.removes}
     written = [path for path in planned if path not in removed]
@@ -226,14 +260,13 @@ def _check_places(planned: Mapping[str, FileChange], tree: _BaseTree) -> None:
             _check_against_base(prefix, path, tree, removed)
 
 
-def _check_against_base(prefix: str, path: str, tree: _BaseTree, removed: set[str]) -> None:
+def _check_against_base(prefix: str, path: str, tree: BaseTree, removed: set[str]) -> None:
     folder, _, name = prefix.rpartition("/")
     siblings = tree.siblings(folder)
     entry = siblings.get(name)
     if entry is not None:
         if prefix != path and entry.mode != MODE_TREE and prefix not in removed:
-            kind = _KIND_OF_MODE.get(entry.mode, "a file")
-            raise ChangeRejectedError(f"{path!r} goes through {prefix!r}, which is {kind}.")
+            raise ChangeRejectedError(f"{path!r} goes through {prefix!r}, which is {kind_of(entry)}.")
         return
     folded = fold_name(name)
     for other in siblings:

@@ -7,13 +7,21 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from necrocode.agent_runner.generation.context import Context, select_context
+from necrocode.agent_runner.generation.answer_forms import (
+    ShownFile,
+    answer_format_of,
+    choose_format,
+    system_prompt,
+)
+from necrocode.agent_runner.generation.context import Context, estimate_tokens, select_context
 from necrocode.agent_runner.generation.conversation import Conversation
 from necrocode.agent_runner.generation.edit_formats import read_answer
-from necrocode.agent_runner.generation.prompt import system_prompt, task_messages
+from necrocode.agent_runner.generation.prompt import task_messages
 from necrocode.agent_runner.generation.stand_ins import StandIns
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner._git import ObjectReader, Repository
     from necrocode.agent_runner._redact import Redactor
@@ -100,10 +108,23 @@ class Question:
         )
 
 
-def compose(task: TaskContext, context: Context, *, llm: LLMConfig, instructions: str, redactor: Redactor) -> Question:
-    """The question for a task. Nothing in it holds a secret: those of the files have names instead."""
-    # "auto" is text: the same model lands about twice as many tasks so as in JSON (docs/edit-formats.md).
-    answer_format: Literal["json", "text"] = "json" if llm.edit_format == "json" else "text"
+def compose(
+    task: TaskContext,
+    context: Context,
+    *,
+    llm: LLMConfig,
+    instructions: str,
+    test_commands: Sequence[str],
+    failing: str,
+    redactor: Redactor,
+) -> Question:
+    """The question for a task; ``failing`` says how the tests fail before the change.
+
+    Nothing in it holds a secret: those of the files have names instead.
+    """
+    files = [ShownFile(piece.path, estimate_tokens(piece.text), is_whole=True) for piece in context.pieces]
+    max_tokens = task.max_tokens or llm.max_tokens
+    edit_format = choose_format(llm.edit_format, shown=files, max_tokens=max_tokens)
     nameable = (piece for piece in context.pieces if redactor.text(piece.path) == piece.path)
     stand_ins = StandIns(nameable, redactor.replaced)
     shown = replace(context, paths=tuple(map(redactor.text, context.paths)), pieces=stand_ins.pieces)
@@ -111,10 +132,12 @@ def compose(task: TaskContext, context: Context, *, llm: LLMConfig, instructions
         task,
         shown,
         instructions="\n\n".join(filter(None, [redactor.text(instructions).strip(), stand_ins.note])),
-        test_commands=tuple(map(redactor.text, task.test_commands)),
-        answer_format=answer_format,
+        test_commands=tuple(map(redactor.text, test_commands)),
+        failing=redactor.text(failing),
+        edit_format=edit_format,
     )
-    return Question(Conversation(messages), system_prompt(answer_format), answer_format, stand_ins, redactor)
+    form = system_prompt(edit_format)
+    return Question(Conversation(messages), form, answer_format_of(edit_format), stand_ins, redactor)
 
 
 @dataclass

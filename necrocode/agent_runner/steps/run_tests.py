@@ -67,8 +67,8 @@ def plan_tests(
         commands, detected = found.commands, found.why
     if not commands or not config.test_base:
         return TestPlan(tuple(commands), config.pass_rule)
-    if workspace.is_brought:
-        _place(workspace, workspace.base_commit, "It was to be tested before the change", deadline)
+    if workspace.is_brought and workspace.objects.resolve("HEAD") != workspace.base_commit:
+        _place(workspace, workspace.base_commit, "it was to be tested before the change", deadline)
     runner = TestRunner(sandbox, workspace.objects, config.test_environment, redact, deadline)
     runs = BaseRuns(config.state_dir / "base-tests", deadline.clock)
     base = runs.result(workspace, commands, runner, on_note=on_note)
@@ -142,9 +142,6 @@ def refuse_tampering(result: TestResult) -> None:
 def test_warnings(result: TestResult) -> tuple[str, ...]:
     """What is to be told of tests besides whether they passed; secrets are masked in ``result`` already."""
     verdict, tamper, warnings = result.verdict, result.tamper, []
-    if result.detected:
-        commands = "`, `".join(command.command for command in result.commands)
-        warnings.append(f"The task names no tests: `{commands}` was run, for {result.detected}.")
     warnings += [f"`{one.command}`: {one.report_note}." for one in result.commands if one.report_note]
     if verdict is not None:
         if verdict.flaky.count:

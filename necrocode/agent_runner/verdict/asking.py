@@ -27,7 +27,8 @@ COLLECTED = (
     "*/target/nextest/*/junit.xml",
 )  # fmt: skip
 """Where Maven, Gradle and nextest leave their reports, as patterns for ``Sandbox.run_tests``."""
-_PYTEST_OPTIONS = "--junitxml=$NECROCODE_REPORTS/pytest.xml -o junit_family=xunit2"  # pytest itself fills in the folder
+# Not xunit2: under that family pytest warns of tests that use record_property, and warnings may be errors.
+_PYTEST_OPTIONS = "--junitxml=$NECROCODE_REPORTS/pytest.xml -o junit_family=xunit1"  # pytest itself fills in the folder
 _PYTEST_SETTINGS = ("pyproject.toml", "pytest.ini", ".pytest.ini", "tox.ini", "setup.cfg", "pytest.toml")
 _BUILD_FILES = {"pom.xml", "build.gradle", "build.gradle.kts", "settings.gradle", "settings.gradle.kts", "Cargo.toml"}
 _JEST_OPTIONS = '--json --outputFile="$NECROCODE_REPORTS/jest.json"'
@@ -41,6 +42,12 @@ export NODE_OPTIONS="${NODE_OPTIONS:-} --test-reporter=spec --test-reporter-dest
 --test-reporter=junit --test-reporter-destination=\\"$NECROCODE_REPORTS/node.xml\\""; fi
 """
 _JEST_PRELUDE = 'pwd -P >"$NECROCODE_REPORTS/top"\n'  # jest names its files by their whole paths
+_ADDED: dict[ReportKind, tuple[str, str]] = {  # what comes before a command of that kind, and what is put to its end
+    "unittest": ("", "-v"),
+    "node": (_NODE_PRELUDE, ""),
+    "jest": (_JEST_PRELUDE, _JEST_OPTIONS),
+    "vitest": ("", _VITEST_OPTIONS),
+}
 _PYTHON = re.compile(r"^(?:.*/)?python(?:\d(?:\.\d+)?)?$")
 _ASSIGNMENT = re.compile(r"^[A-Za-z_]\w*=")
 _OPERATORS = frozenset("();<>|&")
@@ -88,22 +95,11 @@ class Project:
         script = self._script(words)
         kind = _kind(script or words)
         if kind == "go":
-            before, operator, last = command.rpartition("&&")
-            found = _GO_TEST.match(last)
-            if found is None:
-                return AskedCommand(command)
-            run = f'{before}{operator}{found[0]} -json{last[found.end() :]} >"$NECROCODE_REPORTS/go.json"'
-            return AskedCommand(run, kind, is_verbose="-v" in words)
-        if kind == "unittest":
-            return AskedCommand(f"{command} -v", kind)
-        if kind == "node":
-            return AskedCommand(_NODE_PRELUDE + command, kind)
-        if kind in {"jest", "vitest"}:
-            options = _JEST_OPTIONS if kind == "jest" else _VITEST_OPTIONS
-            separator = " -- " if script and words[0] == "npm" and "--" not in words else " "
-            prelude = _JEST_PRELUDE if kind == "jest" else ""
-            return AskedCommand(f"{prelude}{command}{separator}{options}", kind)
-        return AskedCommand(command, kind)
+            return _asked_go(command, is_verbose="-v" in words)
+        passes_on = bool(script) and words[0] == "npm" and "--" not in words
+        before, options = _ADDED.get(kind, ("", ""))
+        separator = "" if not options else " -- " if passes_on else " "
+        return AskedCommand(f"{before}{command}{separator}{options}", kind)
 
     def _script(self, words: Sequence[str]) -> list[str]:
         """The words of the script in package.json that ``npm test`` runs; none when it is not as simple as that."""
@@ -112,6 +108,15 @@ class Project:
             return []
         text = package_scripts(self.read("package.json")).get("test", "")
         return _last_words(text) if "&&" not in text else []
+
+
+def _asked_go(command: str, *, is_verbose: bool) -> AskedCommand:
+    before, operator, last = command.rpartition("&&")
+    found = _GO_TEST.match(last)
+    if found is None:
+        return AskedCommand(command)
+    run = f'{before}{operator}{found[0]} -json{last[found.end() :]} >"$NECROCODE_REPORTS/go.json"'
+    return AskedCommand(run, "go", is_verbose)
 
 
 def package_scripts(content: bytes | None) -> dict[str, str]:

@@ -1,8 +1,9 @@
 """JUnit XML, as pytest, vitest, surefire, gradle, nextest and node write it.
 
-Sources: the schemas of pytest (``xunit2``) and of Maven Surefire (``surefire-test-report.xsd``). What both have: a
-``testcase`` with ``classname``, ``name`` and ``time``; inside of it ``failure``, ``error`` or ``skipped``, with the
-reason in ``message`` and as text. Surefire's ``flakyFailure`` and ``flakyError`` tell of a case that passed in the end.
+Sources: the schemas of pytest (``xunit1``, ``xunit2``) and of Maven Surefire (``surefire-test-report.xsd``). What all
+have: a ``testcase`` with ``classname``, ``name`` and ``time``; inside of it ``failure``, ``error`` or ``skipped``, with
+the reason in ``message`` and as text. Surefire's ``flakyFailure`` and ``flakyError`` tell of a case that passed in the
+end.
 """
 
 from __future__ import annotations

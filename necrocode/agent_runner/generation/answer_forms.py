@@ -1,0 +1,146 @@
+"""The forms in which a model can be asked to answer: what it is told of each, and which one suits a task.
+
+Whatever is asked for, :mod:`~necrocode.agent_runner.generation.edit_formats` understands all of them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from necrocode.agent_runner.models import Message
+
+EditFormat = Literal["json", "files", "search_replace", "unified_diff", "patch"]
+EDIT_FORMATS: tuple[EditFormat, ...] = ("json", "files", "search_replace", "unified_diff", "patch")
+
+_ROLE = (
+    "You are a careful software engineer. You get files of a git repository and a task. Do the whole task, and nothing"
+    " besides: keep all text that the task does not ask to change. Write complete, working code."
+)
+_JSON = """Answer with one JSON object and nothing else:
+{"explanation": "what you did, in one sentence",
+ "changes": [{"operation": "modify", "file_path": "src/hello.py", "content": "the whole new text of the file"}]}
+operation is create or modify. content is the whole text of the file from its first line to its last: no parts, no
+diffs, no fences around it. Leave out files that do not change.
+To change a few lines of a long file, operation is edit, content is null, and edits lists the changes:
+"edits": [{"search": "lines of the file, copied exactly", "replace": "the lines that take their place"}]
+Each search must be in the file exactly once."""
+_JSON_REMOVALS = """
+If the task asks to delete a file, operation is delete, with content null. If it asks to rename or move a file,
+operation is rename, new_path is the new path, and content is null unless the text changes too."""
+_FILES = """Write every file that must change in full, each with its path on the line before, like this:
+
+File: src/hello.py
+```python
+def hello():
+    return "hello"
+```
+
+Write the file from its first line to its last: no parts, no diffs, no "...". A new file is written in the same way.
+Leave out files that do not change. If a file's text has three backticks in a row, fence it with four."""
+_LINE_REMOVALS = """
+To delete a file, write only the line: DELETE src/old.py
+To rename or move a file, write only the line: RENAME src/old.py -> src/new.py"""
+_SEARCH_REPLACE = """Write every change as a block like this, with the file's path on the line before it:
+
+File: src/hello.py
+<<<<<<< SEARCH
+def hello():
+    return "hello"
+=======
+def hello(name):
+    return f"hello {name}"
+>>>>>>> REPLACE
+
+Between SEARCH and ======= stand lines of the file, copied exactly, with their indentation. They must be in the file
+just once: add the lines around them until they are. Between ======= and REPLACE stand the lines that take their place.
+Keep blocks short, write one for each place, and never leave lines out with "...".
+For a new file, leave the SEARCH part empty and write the whole text in the REPLACE part."""
+_UNIFIED_DIFF = """Write the changes as one unified diff in a fence, like this:
+
+```diff
+--- a/src/hello.py
++++ b/src/hello.py
+@@ -1,4 +1,4 @@
+ import os
+ import sys
+-def hello():
+-    return "hello"
++def hello(name):
++    return f"hello {name}"
+```
+
+Every line begins with a blank (it stays), - (it goes) or + (it is new). Copy the lines that stay or go exactly from the
+file. Show three lines that stay before and after each change, so that its place is clear. A new file has the header
+--- /dev/null, and all its lines begin with +."""
+_PATCH = """Write the changes as one patch, like this:
+
+*** Begin Patch
+*** Update File: src/hello.py
+@@ class Greeter:
+     name = "greeter"
+-    def hello(self):
+-        return "hello"
++    def hello(self, name):
++        return f"hello {name}"
+*** Add File: src/new.py
++print("new")
+*** End Patch
+
+Every line of an update begins with a blank (it stays), - (it goes) or + (it is new). Copy the lines that stay or go
+exactly from the file. Show three lines that stay before and after each change. Where that is not clear enough, write
+the line of the class or function after @@. A file that is added has a + before every line."""
+_PATCH_REMOVALS = """
+To delete a file, write in the patch only the line: *** Delete File: src/old.py
+To rename or move a file, write the line *** Move to: src/new.py right after its *** Update File line."""
+_TEXTS: dict[EditFormat, tuple[str, str]] = {
+    "json": (_JSON, _JSON_REMOVALS),
+    "files": (_FILES, _LINE_REMOVALS),
+    "search_replace": (_SEARCH_REPLACE, _LINE_REMOVALS),
+    "unified_diff": (_UNIFIED_DIFF, _LINE_REMOVALS),
+    "patch": (_PATCH, _PATCH_REMOVALS),
+}
+
+
+class ShownFile(NamedTuple):
+    """A file that the model is shown."""
+
+    path: str
+    tokens: int
+    """About how many tokens its whole text has."""
+    is_whole: bool
+    """Whether it is shown from its first line to its last."""
+
+
+def choose_format(wanted: Literal["auto"] | EditFormat, *, shown: Sequence[ShownFile], max_tokens: int) -> EditFormat:
+    """The format to ask for: the one that is wanted, or for ``auto`` the one that suits the files that are shown.
+
+    ``files`` where all of them are shown whole and together have at most half of ``max_tokens``, the most tokens that
+    the answer may have: every one of them could then be written anew. Else ``search_replace``.
+    """
+    if wanted != "auto":
+        return wanted
+    is_small = sum(file.tokens for file in shown) <= max_tokens // 2
+    return "files" if is_small and all(file.is_whole for file in shown) else "search_replace"
+
+
+def answer_format_of(edit_format: EditFormat) -> Literal["json", "text"]:
+    """What to ask the endpoint for: structured output for ``json``, plain text for all others."""
+    return "json" if edit_format == "json" else "text"
+
+
+def system_prompt(edit_format: EditFormat, *, with_removals: bool = False) -> str:
+    """The standing instruction: the role, and the form of the answer; how to delete and rename only where asked for."""
+    wanted, removals = _TEXTS[edit_format]
+    return f"{_ROLE}\n\n{wanted}{removals if with_removals else ''}"
+
+
+def as_text_request(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The same conversation for an endpoint without structured output: it asks for fenced files instead of JSON."""
+    text_for = {system_prompt("json", with_removals=w): system_prompt("files", with_removals=w) for w in (False, True)}
+    return tuple(
+        message.model_copy(update={"content": text_for[message.content]}) if message.content in text_for else message
+        for message in messages
+    )

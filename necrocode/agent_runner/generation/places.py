@@ -1,0 +1,379 @@
+"""Where in a file an edit may be meant: a ladder of ever more forgiving comparisons, ended by the first that finds.
+
+1. the text as it is;
+2. other line ends, a byte order mark, a missing final newline;
+3. other blanks at the ends of lines;
+4. another indentation, by one rule for all lines;
+5. other quotes, dashes and spaces (Unicode punctuation folded), with 4;
+6. lines left out: ``...`` in the search, paired with ``...`` in the replacement;
+7. other blank lines, with 5;
+8. nearly the same: see :func:`_nearly`.
+
+How many places there are is not judged here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from difflib import SequenceMatcher
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+from necrocode.agent_runner.generation.file_lines import (
+    BOM,
+    FileLines,
+    body_of,
+    plain,
+    punctuation_folded,
+    split_lines,
+    without_indentation,
+    without_trailing_blanks,
+)
+from necrocode.agent_runner.generation.rewriting import Said, is_torn, reindenter, rewritten
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from necrocode.agent_runner.models import TextEdit
+
+LEAST_SIMILARITY = 0.9
+"""How alike, by characters, a place must be that is only nearly what an edit searches for."""
+CLEAR_LEAD = 0.1
+"""How much less alike every other place must be."""
+_LEAST_NEAR_LINES = 3
+_LEAST_WORD_SIMILARITY = 0.75
+_MOST_VOTES_OF_A_LINE = 16
+_MOST_WINDOWS = 8
+_LONGEST_COMPARED = 400
+_LEAST_PROSE_WORDS = 6
+
+_ELISION = re.compile(r"^\s*(?:#|//|--|;|%|/\*|<!--|\{/\*)?\s*(?:\.{3,}|…)(?:\s*(?:\*/|-->|\*/\}))?\s*$")
+_COMMENT = re.compile(r"^(?:# |// |-- |;|/\*|<!--)")
+_CODE = re.compile(r"[=;{}()<>\[\]]")
+
+
+class Place(NamedTuple):
+    """Where an edit may be meant: a part of the text, by offsets, and what would stand there."""
+
+    start: int
+    end: int
+    write: Callable[[], str]
+    is_exact: bool
+    """Whether the file has the very text there, line ends and blanks at the ends of lines aside."""
+
+
+def places(edit: TextEdit, file: FileLines) -> list[Place]:
+    """The places that the first successful comparison finds, in the file's order; empty when none does."""
+    if not edit.whole_lines:
+        if found := _parts(edit, file):
+            return found
+        edit = _as_lines(edit)
+    if "\r" not in file.text and (found := _as_it_is(edit, file)):
+        return found
+    search = edit.search.removeprefix(BOM)
+    if not search.strip():
+        return _blank(edit, file)
+    said = Said.of(edit.search, edit.replace)
+    for fold, is_exact in (
+        (plain, True), (without_trailing_blanks, True), (without_indentation, False), (punctuation_folded, False),
+    ):  # fmt: skip
+        if found := _by_lines(edit, said, file, fold, is_exact=is_exact):
+            return found
+    return _elided(edit, file) or _without_blank_lines(edit, said, file) or _nearly(edit, said, file)
+
+
+def _parts(edit: TextEdit, file: FileLines) -> list[Place]:
+    """Every occurrence of the text; a line break that it writes becomes one of the file's where it names none."""
+    found = []
+    for start in file.occurrences(file.text, edit.search):
+        new = edit.replace
+        if "\n" not in edit.search and "\r" not in new and "\n" in new and file.common_end != "\n":
+            new = new.replace("\n", file.common_end)
+        found.append(Place(start, start + len(edit.search), partial(str, new), is_exact=True))
+    return found
+
+
+def _as_lines(edit: TextEdit) -> TextEdit:
+    search, replace = (text if text.endswith("\n") else f"{text}\n" for text in (edit.search, edit.replace))
+    return edit.model_copy(update={"search": search, "replace": replace, "whole_lines": True})
+
+
+def _as_it_is(edit: TextEdit, file: FileLines) -> list[Place]:
+    """The text itself, from the beginning of a line to the end of one."""
+    text, search = file.text, edit.search
+    starts = [0] if text.startswith(search) else []
+    starts += [at + 1 for at in file.occurrences(text, f"\n{search}")]
+    if not search.endswith("\n"):  # the edit says that its last line is the file's last, without a line break
+        starts = [start for start in starts if start + len(search) == len(text)]
+    return [Place(start, start + len(search), partial(str, edit.replace), is_exact=True) for start in starts]
+
+
+def _blank(edit: TextEdit, file: FileLines) -> list[Place]:
+    """Blank lines alone: found by their number; at the end of the file when it has no such run of them."""
+    said = Said.of(edit.search, edit.replace)
+    found = _by_lines(edit, said, file, without_trailing_blanks, is_exact=True)
+    if found or not edit.at_end:
+        return found
+    return [end_place(edit.model_copy(update={"replace": "".join(_new_lines(edit, said))}), file)]
+
+
+def _new_lines(edit: TextEdit, said: Said) -> Iterator[str]:
+    lines = split_lines(edit.replace)
+    return (lines[new] for old, new in said.kept if old < 0)
+
+
+def end_place(edit: TextEdit, file: FileLines) -> Place:
+    """After the file's last line."""
+    said = Said.of("", edit.replace)
+    lines = range(len(file.lines), len(file.lines))
+    last = file.text[-1:]
+    bridge = file.common_end if last and not file.ends_in_newline else ""
+
+    def write() -> str:
+        return bridge + rewritten(file, said, (), lines, edit=edit, reindent=None)
+
+    return Place(len(file.text), len(file.text), write, is_exact=True)
+
+
+def line_place(edit: TextEdit, file: FileLines, number: int) -> Place:
+    """Before the line of this number, counted from 0."""
+    said = Said.of("", edit.replace)
+    at = file.starts[number]
+    write = partial(rewritten, file, said, (), range(number, number), edit=edit, reindent=None)
+    return Place(at, at, write, is_exact=True)
+
+
+def _by_lines(
+    edit: TextEdit, said: Said, file: FileLines, fold: Callable[[str], str], *, is_exact: bool
+) -> list[Place]:
+    found = []
+    for start in file.find(fold, said.search):
+        lines = range(start, start + len(said.search))
+        if not edit.search.endswith("\n") and lines.stop < len(file.lines):
+            continue
+        if (place := _place(edit, said, file, lines, lines, is_exact=is_exact)) is not None:
+            found.append(place)
+    return found
+
+
+def _place(
+    edit: TextEdit, said: Said, file: FileLines, aligned: Sequence[int | None], lines: range, *, is_exact: bool
+) -> Place | None:
+    """A place of these lines; None when they are indented by no one rule."""
+    start, end = file.starts[lines.start], file.starts[lines.stop]
+    if is_exact:
+        if (new := _stated(edit, file.text, start, end)) is not None:
+            return Place(start, end, partial(str, new), is_exact=True)
+        return Place(start, end, partial(rewritten, file, said, aligned, lines, edit=edit, reindent=None), is_exact)
+    pairs = [(said.search[number], file.bodies[at]) for number, at in enumerate(aligned) if at is not None]
+    ours, theirs = [one for one, _ in pairs], [other for _, other in pairs]
+    reindent = reindenter(ours, theirs, said.replace, file.indent_unit)
+    if reindent is None and not said.only_removes:
+        return None
+    return Place(start, end, partial(rewritten, file, said, aligned, lines, edit=edit, reindent=reindent), is_exact)
+
+
+def _stated(edit: TextEdit, text: str, start: int, end: int) -> str | None:
+    """What stands there afterwards when the edit has the very text, line ends included; None when it has not.
+
+    A last line of the file without an end counts as the same where a line end before it shows that ends are stated.
+    """
+    if end - start == len(edit.search) and text.startswith(edit.search, start):
+        return edit.replace
+    is_open_end = end == len(text) and end - start == len(edit.search) - 1 and edit.search.endswith("\n")
+    if (
+        is_open_end
+        and edit.final_newline == "kept"
+        and "\n" in edit.search[:-1]
+        and edit.search.startswith(text[start:])
+    ):
+        return edit.replace.removesuffix("\n").removesuffix("\r")
+    return None
+
+
+# --- lines left out --------------------------------------------------------------------------------------------------
+
+
+def _elided(edit: TextEdit, file: FileLines) -> list[Place]:
+    """The places of an edit whose search leaves lines out where its replacement does; what is left out stays."""
+    searches, replaces = _segments(edit.search), _segments(edit.replace)
+    if len(searches) < 2 or len(searches) != len(replaces):  # noqa: PLR2004  one segment: nothing is left out
+        return []
+    steps: list[list[Place]] = []
+    for search, replace in zip(searches, replaces, strict=True):
+        if not search.strip() or (found := _segment_places(edit, search, replace, file)) == []:
+            if search.strip() or replace.strip():
+                return []
+            continue
+        steps.append(found)
+    return [_joined(chain, file) for chain in _chains(steps)]
+
+
+def _segments(text: str) -> list[str]:
+    segments = [""]
+    for line in split_lines(text):
+        if _ELISION.match(body_of(line)):
+            segments.append("")
+        else:
+            segments[-1] += line
+    return segments
+
+
+def _segment_places(edit: TextEdit, search: str, replace: str, file: FileLines) -> list[Place]:
+    part = edit.model_copy(update={"search": search, "replace": replace, "every": False})
+    if "\r" not in file.text and (found := _as_it_is(part, file)):
+        return found
+    said = Said.of(search, replace)
+    for fold in (without_trailing_blanks, without_indentation, punctuation_folded):
+        if found := _by_lines(part, said, file, fold, is_exact=fold is without_trailing_blanks):
+            return found
+    return []
+
+
+def _chains(steps: Sequence[Sequence[Place]]) -> list[tuple[Place, ...]]:
+    """The ways to take one place of each step, each after the one before it: none, the only one, or two of several."""
+    first, last = earliest(steps), latest(steps)
+    if not steps or first is None or last is None:
+        return []
+    return [first] if first == last else [first, last]
+
+
+def earliest(steps: Iterable[Sequence[Place]]) -> tuple[Place, ...] | None:
+    """The first place of each step that is after the one before it; None when some step has none."""
+    chain: list[Place] = []
+    for found in steps:
+        after = chain[-1].end if chain else 0
+        place = next((one for one in found if one.start >= after), None)
+        if place is None:
+            return None
+        chain.append(place)
+    return tuple(chain)
+
+
+def latest(steps: Sequence[Sequence[Place]]) -> tuple[Place, ...] | None:
+    """The last place of each step that is before the one after it; None when some step has none."""
+    chain: list[Place] = []
+    for found in reversed(steps):
+        place = next((one for one in reversed(found) if not chain or one.end <= chain[-1].start), None)
+        if place is None:
+            return None
+        chain.append(place)
+    return tuple(reversed(chain))
+
+
+def _joined(chain: Sequence[Place], file: FileLines) -> Place:
+    def write() -> str:
+        between = [file.text[one.end : other.start] for one, other in pairwise(chain)]
+        return "".join(new for one, left in zip(chain, [*between, ""], strict=True) for new in (one.write(), left))
+
+    return Place(chain[0].start, chain[-1].end, write, is_exact=False)
+
+
+# --- blank lines, and nearly -----------------------------------------------------------------------------------------
+
+
+def _without_blank_lines(edit: TextEdit, said: Said, file: FileLines) -> list[Place]:
+    """The places where the lines that are not blank follow each other, with however many blank ones between them."""
+    filled = [number for number, body in enumerate(said.search) if body.strip()]
+    wanted = [said.search[number] for number in filled]
+    found = []
+    for start in file.find(punctuation_folded, wanted, skip_blank=True):
+        at = file.filled[start : start + len(filled)]
+        aligned = _aligned_blanks(said, file, dict(zip(filled, at, strict=True)))
+        ends = [one for one in aligned if one is not None]
+        place = _place(edit, said, file, aligned, range(ends[0], ends[-1] + 1), is_exact=False)
+        if place is not None and not is_torn(said, aligned):
+            found.append(place)
+    return found
+
+
+def _aligned_blanks(said: Said, file: FileLines, at: dict[int, int]) -> list[int | None]:
+    """The file's line for each searched one; a blank one takes the file's next blank line, if one is there."""
+    aligned: list[int | None] = []
+    position = min(at.values()) - min(at)  # blank lines that come first
+    for number, body in enumerate(said.search):
+        if number in at:
+            position = at[number]
+        elif not (0 <= position < len(file.bodies)) or body.strip() or file.bodies[position].strip():
+            aligned.append(None)
+            position += position < min(at.values())
+            continue
+        aligned.append(position)
+        position += 1
+    return aligned
+
+
+def _nearly(edit: TextEdit, said: Said, file: FileLines) -> list[Place]:
+    """The places that have every line which the edit changes, and the others but for a slip of the pen.
+
+    A line that the edit only quotes may differ in punctuation and blanks or, in a comment or a sentence, in the letters
+    of one word, but in no digit. Another word in a line of code names another place. The whole must be alike by
+    :data:`LEAST_SIMILARITY`, and no other place nearly so (:data:`CLEAR_LEAD`).
+    """
+    filled = [number for number, body in enumerate(said.search) if body.strip()]
+    if len(filled) < _LEAST_NEAR_LINES or not edit.search.endswith("\n"):
+        return []
+    scored = []
+    for start in _windows(said, filled, file):
+        score, is_near = _likeness(said, file, start)
+        lines = range(start, start + len(said.search))
+        place = _place(edit, said, file, lines, lines, is_exact=False) if is_near else None
+        scored.append((score, place))
+    good = [place for score, place in scored if place is not None and score >= LEAST_SIMILARITY]
+    best = max((score for score, place in scored if place in good), default=0.0)
+    close = sum(score > best - CLEAR_LEAD for score, _ in scored)
+    return good if len(good) > 1 or close == 1 else []
+
+
+def _windows(said: Said, filled: Sequence[int], file: FileLines) -> list[int]:
+    """The starts of the runs of lines that share the most with the search, each line at its place."""
+    votes: Counter[int] = Counter()
+    for number in filled:
+        body = said.search[number]
+        holders = file.holders(punctuation_folded, body)
+        if len(holders) <= _MOST_VOTES_OF_A_LINE:
+            votes.update({at - number: len(body) for at in holders})
+    last = len(file.lines) - len(said.search)
+    return [start for start, _ in votes.most_common(_MOST_WINDOWS * 4) if 0 <= start <= last][:_MOST_WINDOWS]
+
+
+def _likeness(said: Said, file: FileLines, start: int) -> tuple[float, bool]:
+    """How alike a run of lines is to the search, from 0 to 1, and whether each line is near enough."""
+    total = alike = 0.0
+    is_near = True
+    for number in range(len(said.search)):
+        one, other = punctuation_folded(said.search[number]), punctuation_folded(file.bodies[start + number])
+        similarity = 1.0
+        if one != other:
+            file.effort.spend(_LONGEST_COMPARED * 100)
+            similarity = _similarity(one, other)
+            is_near = is_near and number in said.staying and _is_near(one, other)
+        total += len(one)
+        alike += similarity * len(one)
+    return (alike / total if total else 0.0), is_near
+
+
+def _similarity(one: str, other: str) -> float:
+    return SequenceMatcher(None, one[:_LONGEST_COMPARED], other[:_LONGEST_COMPARED], autojunk=False).ratio()
+
+
+def _is_near(one: str, other: str) -> bool:
+    if max(len(one), len(other)) > _LONGEST_COMPARED:
+        return False
+    if (letters := _letters(one)) and letters == _letters(other):
+        return True
+    marks = [_COMMENT.match(text) for text in (one, other)]
+    is_prose = not _CODE.search(one) and not _CODE.search(other)
+    if not (is_prose or all(marks)) or re.findall(r"\d+", one) != re.findall(r"\d+", other):
+        return False
+    words, others = one.split(), other.split()
+    if len(words) != len(others) or len(words) < _LEAST_PROSE_WORDS:
+        return False
+    slips = [(word, said) for word, said in zip(words, others, strict=True) if word != said]
+    return len(slips) == 1 and _similarity(*slips[0]) >= _LEAST_WORD_SIMILARITY
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"\W+", "", text)

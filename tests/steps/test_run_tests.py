@@ -1,0 +1,413 @@
+"""The test step over real repositories, real git and real tests: unittest, for it starts fast, and pytest."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from necrocode.agent_runner import ImplementationResult, RunnerConfig, TamperedTestsError, TaskContext, TestResult
+from necrocode.agent_runner._clock import Deadline
+from necrocode.agent_runner._git import Author, FileChange, Git, Repository
+from necrocode.agent_runner._redact import Redactor
+from necrocode.agent_runner.sandbox.plain import PlainSandbox
+from necrocode.agent_runner.steps.run_tests import (
+    TestPlan,
+    failure_text,
+    plan_tests,
+    refuse_tampering,
+    run_tests,
+    test_warnings,
+)
+from necrocode.agent_runner.workspace import Workspace
+from tests.support.repositories import BROKEN_CALC, FIXED_CALC, git, make_repository
+
+COMMAND = "python3 -m unittest"
+TESTS = """\
+import unittest
+from calc import add
+
+
+class CalcTest(unittest.TestCase):
+    def test_add(self):
+        self.assertEqual(add(1, 2), 3)
+
+    def test_zero(self):
+        self.assertEqual(add(1, 0), 1)
+"""
+WEAK_TESTS = TESTS.replace("add(1, 2), 3", "1, 1")
+FILES: dict[str, str | bytes] = {"calc.py": BROKEN_CALC, "test_calc.py": TESTS}
+FAILING, PASSING = "test_calc.CalcTest.test_add", "test_calc.CalcTest.test_zero"
+
+
+class Bench:
+    """A workspace at its base, and changes to it."""
+
+    def __init__(self, workspace: Workspace, state_dir: Path) -> None:
+        self.workspace = workspace
+        self.state_dir = state_dir
+        self.notes: list[str] = []
+        self.troubles: list[str] = []
+        self.seconds = 60.0
+        self.redact: Callable[[str], str] = Redactor(("s3cr3t-0123456789",)).text
+        self._rounds = 0
+
+    def task(self, *commands: str, **options: Any) -> TaskContext:
+        place = {"repo_url": str(self.workspace.path), "test_commands": commands}
+        return TaskContext(task_id="1", spec_name="s", title="t", description="d", **(place | options))
+
+    def sandbox(self) -> PlainSandbox:
+        return PlainSandbox(self.state_dir / "layers")
+
+    def plan(self, *commands: str, **settings: Any) -> TestPlan:
+        return plan_tests(
+            self.task(*commands),
+            self.workspace,
+            self.sandbox(),
+            config=RunnerConfig(state_dir=self.state_dir, **settings),
+            redact=self.redact,
+            deadline=Deadline(self.seconds),
+            on_note=self.notes.append,
+            on_trouble=self.troubles.append,
+        )
+
+    def change(self, **files: str | None) -> ImplementationResult:
+        """A commit with these files; ``tests__x__py`` is ``tests/x.py``. None removes one."""
+        changes = []
+        for name, text in files.items():
+            path = re.sub("__([a-z]+)$", r".\1", name).replace("__", "/")
+            changes.append(FileChange(path, content=None if text is None else text.encode()))
+        self._rounds += 1
+        ref = f"refs/necrocode/runs/r/{self._rounds}"
+        base, objects = self.workspace.base_commit, self.workspace.objects
+        commit = self.workspace.repository.write_commit(
+            base, changes, ref=ref, message="m", author=Author("a", "a@b", 0)
+        )
+        paths = tuple(sorted(change.path for change in changes))
+        return ImplementationResult(base_commit=base, commit=commit, ref=ref, tree=objects.tree_of(commit), files=paths)
+
+    def run(self, change: ImplementationResult, plan: TestPlan, **options: Any) -> TestResult:
+        return run_tests(
+            self.task(*plan.commands, **options),
+            self.workspace,
+            change,
+            self.sandbox(),
+            environment={},
+            redact=self.redact,
+            deadline=Deadline(self.seconds),
+            plan=plan,
+        )
+
+
+@contextmanager
+def opened(path: Path, tmp_path: Path, **options: Any) -> Iterator[Bench]:
+    home = Git(tmp_path / "git-home")
+    home.prepare()
+    repository = Repository(home, path)
+    with repository.objects() as objects:
+        workspace = Workspace(repository, objects, "slot", git(path, "rev-parse", "HEAD"), None, **options)
+        yield Bench(workspace, tmp_path / "state")
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    git(make_repository(tmp_path / "repo", FILES), "checkout", "--quiet", "--detach")
+    with opened(tmp_path / "repo", tmp_path) as bench:
+        yield bench
+
+
+def base_trees(bench: Bench) -> str:
+    return bench.workspace.objects.tree_of(bench.workspace.base_commit)
+
+
+# --- the verdict
+
+
+def test_a_fix_is_told_by_its_cases_and_bound_to_both_trees(bench: Bench) -> None:
+    change = bench.change(calc__py=FIXED_CALC)
+    result = bench.run(change, bench.plan(COMMAND))
+    verdict = result.verdict
+    assert result.success
+    assert verdict is not None
+    assert (verdict.basis, verdict.fixed.names, verdict.passed) == ("cases", (FAILING,), 2)
+    assert (verdict.base_tree, verdict.tree) == (base_trees(bench), change.tree)
+    assert verdict.base_tree != verdict.tree == result.tree
+    assert [command.command for command in result.commands] == [COMMAND]
+    assert test_warnings(result) == ()
+
+
+def test_what_breaks_anew_is_run_twice_and_told(bench: Bench) -> None:
+    result = bench.run(bench.change(calc__py="def add(a, b):\n    return a + b if b else 7\n"), bench.plan(COMMAND))
+    assert result.verdict is not None
+    assert not result.success
+    assert (result.verdict.newly_broken.names, result.verdict.fixed.names) == ((PASSING,), (FAILING,))
+    rerun = result.commands[0].rerun
+    assert rerun is not None
+    assert [case.name for case in rerun.failing] == [PASSING]
+    assert failure_text(result).startswith(f"The tests failed: `{COMMAND}` exited with 1")
+
+
+def test_what_failed_before_is_not_run_again(bench: Bench) -> None:
+    plan = bench.plan(COMMAND)
+    result = bench.run(bench.change(notes__md="x"), plan)
+    assert not result.success
+    assert result.commands[0].rerun is None
+    assert result.verdict is not None
+    assert result.verdict.pre_existing.names == (FAILING,)
+    accepted = bench.run(bench.change(notes__md="x"), replace(plan, pass_rule="no-new-failures"))
+    assert accepted.success
+    assert accepted.pass_rule == "no-new-failures"
+    assert test_warnings(accepted) == (f"Failing as before the change: {FAILING}.",)
+
+
+FLAKY = """\
+import pathlib, unittest
+
+MARK = pathlib.Path({mark!r})
+
+
+class FlakyTest(unittest.TestCase):
+    def test_sometimes(self):
+        MARK.write_text(MARK.read_text() + "x")
+        self.assertNotEqual(len(MARK.read_text()), {failing})
+"""
+
+
+def test_a_flaky_case_counts_as_passed_and_is_told(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    mark.write_text("")
+    files: dict[str, str | bytes] = {"a.py": "", "test_f.py": FLAKY.format(mark=str(mark), failing=2)}
+    with opened(make_repository(tmp_path / "repo", files), tmp_path) as bench:
+        plan = bench.plan(COMMAND, "echo after")
+        result = bench.run(bench.change(a__py="x = 1\n"), plan)
+    assert mark.read_text() == "xxx"
+    assert result.success
+    assert [command.exit_code for command in result.commands] == [1, 0]
+    assert result.commands[0].rerun is not None
+    assert result.commands[0].rerun.exit_code == 0
+    assert result.verdict is not None
+    assert result.verdict.flaky.names == ("test_f.FlakyTest.test_sometimes",)
+    assert test_warnings(result) == ("Flaky on the same files: test_f.FlakyTest.test_sometimes.",)
+
+
+def test_a_case_that_is_gone_is_told(bench: Bench) -> None:
+    without = TESTS.replace("test_zero", "zero")
+    result = bench.run(bench.change(calc__py=FIXED_CALC, test_calc__py=without), bench.plan(COMMAND))
+    assert result.success
+    assert result.verdict is not None
+    assert result.verdict.missing.names == (PASSING,)
+    assert f"Ran before the change and not after it: {PASSING}." in test_warnings(result)
+
+
+def test_pytest_is_heard_through_a_script(tmp_path: Path) -> None:
+    files = FILES | {"check.sh": f"exec {sys.executable} -m pytest -q -p no:cacheprovider\n"}
+    with opened(make_repository(tmp_path / "repo", files), tmp_path) as bench:
+        result = bench.run(bench.change(calc__py=FIXED_CALC), bench.plan("sh check.sh"))
+    assert result.verdict is not None
+    assert (result.commands[0].report, result.verdict.basis) == ("junit", "cases")
+    assert result.verdict.fixed.names == ("test_calc.CalcTest::test_add",)
+    assert "generated xml" not in result.commands[0].output
+    assert "reports-" not in result.commands[0].output
+
+
+def test_asking_for_a_report_changes_nothing_about_the_tests(tmp_path: Path) -> None:
+    tests = "def test_a(record_property):\n    record_property('a', 1)\n"
+    with opened(make_repository(tmp_path / "repo", {"test_a.py": tests}), tmp_path) as bench:
+        plan = bench.plan(f"{sys.executable} -m pytest -q -W error -p no:cacheprovider")
+    assert plan.base is not None
+    assert plan.base.success, plan.base.commands[0].output
+    assert len(plan.base.commands[0].cases) == 1
+
+
+def test_without_a_plan_the_exit_codes_of_the_tasks_commands_decide(bench: Bench) -> None:
+    result = run_tests(
+        bench.task(COMMAND), bench.workspace, bench.change(calc__py=FIXED_CALC), bench.sandbox(),
+        environment={}, redact=bench.redact, deadline=Deadline(60),
+    )  # fmt: skip
+    assert (result.success, result.verdict, len(result.commands[0].cases)) == (True, None, 2)
+
+
+def test_secrets_are_masked_in_every_text(bench: Bench) -> None:
+    tests = TESTS.replace("add(1, 2), 3", "'s3cr3t-0123456789', 3")
+    result = bench.run(bench.change(test_calc__py=tests, calc__py=FIXED_CALC), bench.plan(COMMAND))
+    assert not result.success
+    assert "s3cr3t" not in result.model_dump_json()
+    assert "***" in result.commands[0].cases[0].message
+
+
+def test_a_forged_report_does_not_outweigh_the_exit_code(tmp_path: Path) -> None:
+    forge = (
+        "import os, pathlib\n"
+        "pathlib.Path(os.environ['NECROCODE_REPORTS'], 'pytest.xml').write_text("
+        "'<testsuite><testcase name=\"all\"/></testsuite>')\nos._exit(1)\n"
+    )
+    with opened(make_repository(tmp_path / "repo", {"a.py": "", "t.py": forge}), tmp_path) as bench:
+        for rule in ("exit-code", "no-new-failures"):
+            result = bench.run(bench.change(a__py="x\n"), bench.plan("python3 t.py", pass_rule=rule))
+            assert not result.success
+            assert result.commands[0].report_note == "exited with 1, though its report names no failing case"
+
+
+# --- the base
+
+
+def test_the_base_is_tested_once_for_the_same_tree_and_commands(bench: Bench) -> None:
+    first = bench.plan(COMMAND)
+    assert bench.notes == []
+    again = bench.plan(COMMAND)
+    assert again.base == first.base
+    assert again.base is not None
+    assert bench.notes == [f"the tests on the base are known from an earlier run ({base_trees(bench)[:12]})"]
+    other = bench.plan(COMMAND, test_environment={"A": "1"})
+    assert len(bench.notes) == 1
+    assert other.base is not None
+
+
+def test_every_command_is_run_on_the_base(bench: Bench) -> None:
+    base = bench.plan("false", "true").base
+    assert base is not None
+    assert [command.exit_code for command in base.commands] == [1, 0]
+
+
+def test_a_base_that_takes_too_long_is_not_known(bench: Bench) -> None:
+    bench.seconds = 1.5
+    plan = bench.plan("sleep 60")
+    assert plan == TestPlan(("sleep 60",))
+    assert "did not end in" in bench.notes[0]
+    assert bench.plan("sleep 60").base is None
+    assert "the last time" in bench.notes[1], "what is known not to end in that time is not tried again"
+
+
+def test_the_base_is_left_alone_where_the_settings_say_so(bench: Bench) -> None:
+    plan = bench.plan(COMMAND, test_base=False)
+    assert plan == TestPlan((COMMAND,))
+    assert not (bench.state_dir / "base-tests").exists()
+
+
+# --- detection
+
+
+def test_tests_that_work_on_the_base_are_found_and_ask_for_nothing_new(bench: Bench) -> None:
+    plan = bench.plan()
+    assert plan.commands == ("python -m unittest",)
+    assert (plan.pass_rule, plan.detected) == ("no-new-failures", "test_calc.py is written for unittest")
+    result = bench.run(bench.change(notes__md="x"), plan)
+    assert result.success
+    assert result.detected == plan.detected
+    assert "test_calc.py" in result.detected
+    broken = bench.run(bench.change(calc__py="def add(a, b):\n    return 5\n"), plan)
+    assert not broken.success
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"go.mod": "module m\n", "a_test.go": "package m\n"},
+        {"package.json": '{"scripts": {"test": "no-such-runner"}}'},
+        {"Makefile": "test:\n\texit 3\n"},
+    ],
+)
+def test_what_does_not_work_on_the_base_is_not_used(tmp_path: Path, files: dict[str, str | bytes]) -> None:
+    with opened(make_repository(tmp_path / "repo", files), tmp_path) as bench:
+        plan = bench.plan()
+        assert plan == TestPlan(())
+    assert re.match(r"Nothing was tested: `.*` was found \(.*\), but does not work on the base\.", bench.troubles[0])
+
+
+@pytest.mark.parametrize("settings", [{"detect_tests": False}, {"test_base": False}])
+def test_nothing_is_looked_for_where_the_settings_say_so(bench: Bench, settings: dict[str, bool]) -> None:
+    assert bench.plan(**settings) == TestPlan(())
+    assert bench.troubles == []
+
+
+# --- tampering
+
+
+def test_the_bases_tests_are_run_on_a_change_that_touches_them(bench: Bench) -> None:
+    change = bench.change(test_calc__py=WEAK_TESTS)
+    result = bench.run(change, bench.plan(COMMAND))
+    assert result.success
+    assert result.tamper is not None
+    assert result.tamper.paths == ("test_calc.py",)
+    under_base = result.base_version
+    assert under_base is not None
+    assert not under_base.success
+    assert under_base.tree == base_trees(bench), "nothing but the test was changed"
+    assert git(bench.workspace.path, "rev-parse", "HEAD") == change.commit, "the slot holds the change again"
+    assert (bench.workspace.path / "test_calc.py").read_text() == WEAK_TESTS
+    assert "FAILS them as they were): test_calc.py." in test_warnings(result)[-1]
+    with pytest.raises(TamperedTestsError, match=r"touches test_calc\.py, and fails the tests as they were"):
+        refuse_tampering(result)
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_a_change_that_passes_the_bases_tests_too_is_only_told(bench: Bench, removed: bool) -> None:
+    tests = None if removed else f"{TESTS}\n    def test_more(self):\n        self.assertEqual(add(2, 2), 4)\n"
+    other = {"test_other__py": TESTS} if removed else {}
+    result = bench.run(bench.change(calc__py=FIXED_CALC, test_calc__py=tests, **other), bench.plan(COMMAND))
+    assert result.base_version is not None
+    assert result.base_version.success
+    assert "(which passes them as they were): test_calc.py." in test_warnings(result)[-1]
+    refuse_tampering(result)
+
+
+def test_new_tests_are_no_tampering(bench: Bench) -> None:
+    result = bench.run(bench.change(calc__py=FIXED_CALC, test_more__py=TESTS), bench.plan(COMMAND))
+    assert (result.success, result.tamper, result.base_version) == (True, None, None)
+    refuse_tampering(result)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_run"),
+    [("conftest__py", True), ("pytest__ini", True), (".github__workflows__ci__yml", False)],
+)
+def test_configuration_is_told_even_when_it_is_new(bench: Bench, name: str, is_run: bool) -> None:
+    result = bench.run(bench.change(**{"calc__py": FIXED_CALC, name: "x = 1\n"}), bench.plan(COMMAND))
+    assert result.tamper is not None
+    assert len(result.tamper.paths) == 1
+    assert (result.base_version is not None) is is_run
+    with pytest.raises(TamperedTestsError, match="which decides what is tested"):
+        refuse_tampering(result)
+
+
+def test_a_script_that_the_commands_name_is_configuration(tmp_path: Path) -> None:
+    files = FILES | {"ci/check.sh": f"{COMMAND}\n"}
+    with opened(make_repository(tmp_path / "repo", files), tmp_path) as bench:
+        result = bench.run(bench.change(ci__check__sh="true\n"), bench.plan("sh ci/check.sh"))
+    assert result.success
+    assert result.tamper is not None
+    assert result.tamper.configuration == ("ci/check.sh",)
+    assert result.base_version is not None
+    assert not result.base_version.success
+
+
+def test_of_tests_that_fail_anyhow_the_bases_are_not_run(bench: Bench) -> None:
+    result = bench.run(bench.change(test_calc__py=TESTS.replace("1)", "2)")), bench.plan(COMMAND))
+    assert not result.success
+    assert result.tamper is not None
+    assert result.base_version is None
+    refuse_tampering(result)
+
+
+# --- a brought checkout
+
+
+def test_a_brought_checkout_is_tested_at_its_base_each_time(tmp_path: Path) -> None:
+    path = make_repository(tmp_path / "repo", FILES)
+    with opened(path, tmp_path, is_brought=True) as bench:
+        for _ in range(2):
+            plan = bench.plan(COMMAND)
+            assert plan.base is not None
+        assert bench.notes == []
+        assert git(path, "rev-parse", "--abbrev-ref", "HEAD") == "main", "its HEAD was there already"
+        result = bench.run(bench.change(test_calc__py=WEAK_TESTS, calc__py=FIXED_CALC), plan)
+        assert result.base_version is not None
+        assert result.base_version.success
+        assert bench.plan(COMMAND).base is not None
+        assert git(path, "rev-parse", "HEAD") == bench.workspace.base_commit

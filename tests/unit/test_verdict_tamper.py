@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import pytest
+
+from necrocode.agent_runner.verdict.tamper import tamper_report, tampered_paths
+
+TESTS = [
+    "tests/test_a.py",
+    "test_a.py",
+    "pkg/a_test.py",
+    "tests/data/x.json",
+    "a_test.go",
+    "src/a.test.ts",
+    "src/a.spec.jsx",
+    "src/__tests__/a.js",
+    "src/test/java/A.java",
+    "ATest.java",
+    "spec/a_spec.rb",
+    "Tests/AppTests.swift",
+    "a.snap",
+    "crates/x/tests/it.rs",
+    "test/a_test.exs",
+    "src/AppTests.cs",
+    "e2e/login.ts",
+    "src/a.test.mts",
+]
+CONFIGURATION = [
+    "conftest.py",
+    "pkg/conftest.py",
+    "pytest.ini",
+    "tox.ini",
+    "jest.config.js",
+    "vitest.config.mts",
+    ".mocharc.json",
+    "phpunit.xml.dist",
+    ".config/nextest.toml",
+    ".coveragerc",
+    "playwright.config.ts",
+    "PyTest.ini",
+    "sitecustomize.py",
+]
+CI = [
+    ".github/workflows/ci.yml",
+    ".gitlab-ci.yml",
+    ".circleci/config.yml",
+    "Jenkinsfile",
+    "azure-pipelines.yml",
+    ".travis.yml",
+    ".ci/run",
+    ".pre-commit-config.yaml",
+    "sub/.github/workflows/x.yml",
+    "bitbucket-pipelines.yml",
+]
+OTHERS = [
+    "src/app.py",
+    "src/latest.java",
+    "Contest.java",
+    "attest.py",
+    "testing.md",
+    "pyproject.toml",
+    "package.json",
+    "README.md",
+    "src/protest/a.py",
+    "openapi.spec.yaml",
+    ".github/CODEOWNERS",
+    "src/conftest.md",
+    "src/tester.go",
+    "Makefile",
+]
+
+
+@pytest.mark.parametrize("path", [*TESTS, *CONFIGURATION, *CI])
+def test_paths_that_judge_are_known(path: str) -> None:
+    assert tampered_paths([path, "a.txt"]) == (path,)
+
+
+@pytest.mark.parametrize("path", OTHERS)
+def test_other_paths_are_none(path: str) -> None:
+    assert tampered_paths([path]) == ()
+
+
+def report(before: dict[str, str], after: dict[str, str], *commands: str) -> tuple[tuple[str, ...], ...] | None:
+    """Tests, configuration and CI that a change from one to the other touches."""
+    old, new = ({path: text.encode() for path, text in files.items()} for files in (before, after))
+    changed = [path for path in {*old, *new} if old.get(path) != new.get(path)]
+    found = tamper_report(changed, old.get, new.get, commands=commands)
+    return None if found is None else (found.tests, found.configuration, found.ci)
+
+
+def test_each_path_is_of_one_kind() -> None:
+    before = {path: "old" for path in [*TESTS, *CONFIGURATION, *CI, *OTHERS]}  # noqa: C420  a plain one
+    found = report(before, dict.fromkeys(before, "{}"))
+    assert found is not None
+    tests, configuration, ci = (set(kind) for kind in found)
+    assert tests == set(TESTS)
+    assert configuration == {*CONFIGURATION, "pyproject.toml", "package.json"}
+    assert ci == set(CI)
+
+
+@pytest.mark.parametrize("path", TESTS)
+def test_a_new_test_is_none(path: str) -> None:
+    assert report({}, {path: "x"}) is None
+
+
+@pytest.mark.parametrize("path", TESTS[:3])
+def test_a_test_that_is_removed_is_one(path: str) -> None:
+    assert report({path: "x"}, {}) == ((path,), (), ())
+
+
+@pytest.mark.parametrize(
+    ("path", "before", "after", "expected"),
+    [
+        ("pyproject.toml", "[project]\nversion='1'\n", "[project]\nversion='2'\n", False),
+        ("pyproject.toml", "[tool.pytest.ini_options]\na=1\n", "[tool.pytest.ini_options]\na=2\n", True),
+        ("pyproject.toml", "", "[tool.coverage.report]\nfail_under=0\n", True),
+        ("pyproject.toml", "", "= broken", True),
+        ("setup.cfg", "[metadata]\nname=a\n", "[metadata]\nname=b\n", False),
+        ("setup.cfg", "[tool:pytest]\naddopts=\n", "[tool:pytest]\naddopts=-k nothing\n", True),
+        ("setup.cfg", "", "no section", True),
+        ("package.json", '{"version": "1"}', '{"version": "2"}', False),
+        ("package.json", '{"scripts": {"test": "jest"}}', '{"scripts": {"test": "true"}}', True),
+        ("web/package.json", "{}", '{"jest": {"bail": true}}', True),
+        ("package.json", "{}", "[" * 9999, True),
+        ("package.json", "{}", "\udcff", True),
+        ("composer.json", '{"scripts": {"test": "x"}}', "{}", True),
+    ],
+)
+def test_a_file_of_mixed_content_counts_by_its_test_settings(
+    path: str, before: str, after: str, expected: bool
+) -> None:
+    old, new = before.encode(), after.encode(errors="surrogateescape")
+    found = tamper_report([path], {path: old}.get, {path: new}.get, commands=())
+    assert (found is not None and found.configuration == (path,)) is expected
+
+
+def test_what_the_commands_name_counts() -> None:
+    before = {"run.sh": "a", "Makefile": "a", "src/a.py": "a", "tools/check.py": "a"}
+    after = dict.fromkeys(before, "b")
+    assert report(before, after) is None
+    assert report(before, after, "sh ./run.sh --fast") == ((), ("run.sh",), ())
+    assert report(before, after, "make test") == ((), ("Makefile",), ())
+    assert report(before, after, "cd x && python 'tools/check.py'") == ((), ("tools/check.py",), ())
+    assert report({}, {"new.sh": "x"}, "sh new.sh") is None, "the base has no such script"
