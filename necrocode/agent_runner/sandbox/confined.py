@@ -150,7 +150,7 @@ def _overlay(layer: Layer) -> Overlay:
 def _replaced(layer: Layer, owner: tuple[int, int], *, has_network: bool) -> dict[str, str]:
     """Files under ``/etc`` that are the command's own, written into the layer's folder."""
     values = {"user": owner[0], "group": owner[1], "home": layer.home}
-    texts = {"passwd": visible.PASSWD.format(**values), "group": visible.GROUP.format(**values)}
+    texts = {"passwd": visible.USERS.format(**values), "group": visible.GROUP.format(**values)}
     if not has_network:
         texts["hosts"] = visible.HOSTS
     replaced = visible.network_files() if has_network else {}

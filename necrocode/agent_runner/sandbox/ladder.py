@@ -105,9 +105,7 @@ class LadderSandbox:
 def confinements(wall: Wall) -> list[Confinement]:
     """Ways to set it up, the best first."""
     ways = [Confinement(wall, "overlay", has_own_root=True), Confinement(wall, "copy", has_own_root=True)]
-    if (
-        wall == "bwrap" and os.getuid() == 0
-    ):  # where root may make no namespaces, the user that it becomes may not either
+    if wall == "bwrap" and os.getuid() == 0:  # where root may make no namespaces, the user that it becomes cannot
         return ways
     return [*ways, Confinement(wall, "copy", has_own_root=False)]
 

@@ -1,7 +1,7 @@
 """What a test command may use up, and how it is seen that it does: its process tree and its files are looked at.
 
-Control groups would bound memory and processes more sharply, but few machines let an ordinary user make any. Between two
-looks a command can go over: by what it can fill in a tenth of a second.
+Control groups would bound memory and processes more sharply, but few machines let an ordinary user make any. Between
+two looks a command can go over: by what it can fill in a tenth of a second.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What of the machine a confined command may read: the system's programs, and the tools that the runner itself finds."""
+"""What of the machine a confined command may read: the system's programs, and the tools that the runner finds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ETC = (
 )  # fmt: skip
 _MAX_LINKS = 40  # as the kernel follows
 _NETWORK_ETC = ("hosts", "resolv.conf")
-PASSWD = "root:x:0:0:root:/nonexistent:/usr/sbin/nologin\nrunner:x:{user}:{group}:runner:{home}:/bin/sh\n"
+USERS = "root:x:0:0:root:/nonexistent:/usr/sbin/nologin\nrunner:x:{user}:{group}:runner:{home}:/bin/sh\n"
 GROUP = "root:x:0:\nrunner:x:{group}:\n"
 HOSTS = "127.0.0.1 localhost sandbox\n::1 localhost sandbox\n"
 
@@ -101,7 +101,8 @@ def _shows(path: str, hidden: Sequence[Path]) -> str:
 def _in_order(paths: Iterable[str]) -> tuple[str, ...]:
     """Those that exist, with the symlinks on the way to them, and without those inside another one."""
     kept: dict[str, bool] = {}
-    for path in sorted({step for path in paths if os.path.lexists(path) for step in _steps(os.path.normpath(path))}):
+    existing = [os.path.normpath(path) for path in paths if os.path.lexists(path)]
+    for path in sorted({step for whole in existing for step in _steps(whole)}):
         if not any(path.startswith(f"{other}/") for other, is_link in kept.items() if not is_link):
             kept[path] = os.path.islink(path)
     return tuple(kept)

@@ -37,7 +37,8 @@ def run_supervised(request: Request) -> int:
         raise OSError(f"sandlock: {result.error}")
     if result.reason is ExitReason.KILLED:
         return -signal.SIGKILL
-    return -result.signal if result.reason is ExitReason.SIGNALED else result.exit_code
+    code: int = -result.signal if result.reason is ExitReason.SIGNALED else result.exit_code
+    return code
 
 
 def exec_landlocked(request: Request) -> NoReturn:
