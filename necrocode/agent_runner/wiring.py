@@ -185,6 +185,7 @@ def _folder(setting: str, url: str | None, default: Path, others: str = " or fil
 
 def _sandbox(config: RunnerConfig) -> Sandbox:
     from necrocode.agent_runner.sandbox.confined import Policy  # noqa: PLC0415
+    from necrocode.agent_runner.sandbox.docker import DockerSandbox  # noqa: PLC0415
     from necrocode.agent_runner.sandbox.ladder import LadderSandbox  # noqa: PLC0415
     from necrocode.agent_runner.sandbox.limits import Limits  # noqa: PLC0415
     from necrocode.agent_runner.sandbox.plain import PlainSandbox  # noqa: PLC0415
@@ -203,7 +204,12 @@ def _sandbox(config: RunnerConfig) -> Sandbox:
         return PlainSandbox(root, limits)
     policy = Policy(config.state_dir, limits, config.sandbox_read_paths, has_network=config.sandbox_network)
     walls: dict[str, tuple[Wall, ...]] = {"auto": ("sandlock", "bwrap"), "sandlock": ("sandlock",), "bwrap": ("bwrap",)}
-    return LadderSandbox(walls.get(config.sandbox, ()), root, policy)
+    docker = None
+    if config.sandbox == "docker" and config.sandbox_image is None:
+        raise ConfigurationError("sandbox: docker needs sandbox_image, the local image to run tests in.")
+    if config.sandbox in {"auto", "docker"} and config.sandbox_image is not None:
+        docker = DockerSandbox(root, config.sandbox_image, policy)
+    return LadderSandbox(walls.get(config.sandbox, ()), root, policy, last=docker)
 
 
 def _llm(config: LLMConfig, clock: Clock) -> LanguageModel:

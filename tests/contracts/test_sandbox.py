@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from necrocode.agent_runner.sandbox.confined import ConfinedSandbox, Confinement, Policy
+from necrocode.agent_runner.sandbox.docker import DockerSandbox
 from necrocode.agent_runner.sandbox.ladder import confinements, layers_root
 from necrocode.agent_runner.sandbox.limits import Limits
 from necrocode.agent_runner.sandbox.plain import PlainSandbox
@@ -65,6 +67,19 @@ class TestBwrap(ConfinedContract):
 
 class TestBwrapOnCopies(ConfinedContract):
     confinement = confinements("bwrap")[1]
+
+
+@pytest.mark.docker_engine
+class TestDocker(SandboxContract):
+    """On the engine of DOCKER_HOST, in the image of NECROCODE_TEST_IMAGE."""
+
+    @pytest.fixture
+    def open_sandbox(self, tmp_path: Path) -> Iterator[OpenSandbox]:
+        root = tmp_path / "layers"
+        policy = Policy(tmp_path / "state", Limits())
+        image = os.environ["NECROCODE_TEST_IMAGE"]
+        yield lambda limits: DockerSandbox(root, image, replace(policy, limits=limits))
+        assert list(root.glob("*")) == []
 
 
 class TestBwrapAlone(ConfinedContract):

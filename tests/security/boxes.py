@@ -16,12 +16,14 @@ import pytest
 from necrocode.agent_runner import CommandResult, Sandbox
 from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner.sandbox.confined import ConfinedSandbox, Confinement, Policy
+from necrocode.agent_runner.sandbox.docker import DockerSandbox
 from necrocode.agent_runner.sandbox.ladder import confinements, layers_root
 from necrocode.agent_runner.sandbox.limits import Limits
 from necrocode.agent_runner.sandbox.plain import PlainSandbox
 from tests.support.repositories import git
 from tests.support.sandboxes import reason_against
 
+IMAGE_VARIABLE = "NECROCODE_TEST_IMAGE"
 SECRET = "s3cr3t-that-no-test-may-see"
 LIMITS = Limits(
     kept_output_bytes=20_000,
@@ -42,17 +44,23 @@ class Tier:
 
     name: str
     confinement: Confinement | None
+    """None: a container of Docker, or nothing at all."""
 
     def why_not(self) -> str:
         """Why the machine does not have it; empty: it does."""
+        if self.name == "docker" and IMAGE_VARIABLE not in os.environ:
+            return f"{IMAGE_VARIABLE} names no image"
         return "" if self.confinement is None else reason_against(self.confinement)
 
     def open(self, state_dir: Path, limits: Limits) -> Sandbox:
         """A sandbox of this tier."""
         root = state_dir / "layers"
+        policy = Policy(state_dir, limits)
+        if self.name == "docker":
+            return DockerSandbox(root, os.environ[IMAGE_VARIABLE], policy)
         if self.confinement is None:
             return PlainSandbox(root, limits)
-        return ConfinedSandbox(layers_root(root, self.confinement), self.confinement, Policy(state_dir, limits))
+        return ConfinedSandbox(layers_root(root, self.confinement), self.confinement, policy)
 
 
 TIERS = (
@@ -60,6 +68,7 @@ TIERS = (
     Tier("sandlock, no namespaces", Confinement("sandlock", "copy", has_own_root=False)),
     Tier("bwrap", confinements("bwrap")[0]),
 )
+DOCKER = Tier("docker", None)
 NO_TIER = Tier("none", None)
 
 

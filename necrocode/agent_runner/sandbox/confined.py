@@ -72,7 +72,7 @@ class ConfinedSandbox(LayeredSandbox):
         kind = self._confinement.layer if can_be_named(checkout, self._root) else "copy"
         with open_layer(checkout, self._root, kind=kind) as layer:
             if os.getuid() == 0:
-                _give_away(layer, checkout)
+                give_away(layer, checkout)
             yield layer
 
     def _execute(
@@ -123,7 +123,7 @@ class ConfinedSandbox(LayeredSandbox):
         )
 
 
-def _give_away(layer: Layer, checkout: Path) -> None:
+def give_away(layer: Layer, checkout: Path) -> None:
     """As root: let another user own what commands write, one that owns nothing else on this machine."""
     user = _FIRST_USER + secrets.randbelow(_LAST_USER - _FIRST_USER + 1)
     layer.folder.chmod(0o711)

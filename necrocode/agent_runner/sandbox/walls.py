@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from necrocode.agent_runner.sandbox.request import Request
 
-_SHELL_SIGNAL = 128  # bwrap, as shells do, tells a signal as 128 and its number
+_SHELL_SIGNAL = 128
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/tty", "/dev/random", "/dev/urandom")
 _OWN_DEVICES = ("/dev/shm", "/dev/pts")  # noqa: S108  mounted for the command
 
@@ -66,9 +66,12 @@ def exec_bwrap(request: Request) -> NoReturn:
 def exit_code_of(status: int, request: Request) -> int:
     """From what the system says of the process that was made for a command; negative for a signal."""
     code = os.waitstatus_to_exitcode(status)
-    if request.wall == "bwrap" and _SHELL_SIGNAL < code <= _SHELL_SIGNAL + signal.SIGRTMAX:
-        return _SHELL_SIGNAL - code
-    return code
+    return code_without_shell(code) if request.wall == "bwrap" else code
+
+
+def code_without_shell(code: int) -> int:
+    """Negative for a signal that a shell, or who does as shells do, tells as 128 and its number."""
+    return _SHELL_SIGNAL - code if _SHELL_SIGNAL < code <= _SHELL_SIGNAL + signal.SIGRTMAX else code
 
 
 def _existing(paths: Iterable[str]) -> list[str]:
