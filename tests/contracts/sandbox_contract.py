@@ -290,7 +290,7 @@ class SandboxContract:
         result = run(
             sandbox,
             repository,
-            'truncate -s 50G "$NECROCODE_REPORTS/big"',
+            'truncate -s 1900M "$NECROCODE_REPORTS/big"',
             'cd "$NECROCODE_REPORTS" && seq 1 5000 | xargs touch',
             'cd "$NECROCODE_REPORTS" && for i in $(seq 1 60); do mkdir d; cd d; done; touch deep',
         )

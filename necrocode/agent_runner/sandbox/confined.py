@@ -8,6 +8,7 @@ import shutil
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,7 +66,11 @@ class ConfinedSandbox(LayeredSandbox):
 
     def ensure_available(self) -> None:
         """Return when the paths that commands are to see can be shown; else ``ConfigurationError``."""
-        self._policy.readable()
+        _ = self._readable
+
+    @cached_property
+    def _readable(self) -> tuple[str, ...]:
+        return self._policy.readable()
 
     @contextmanager
     def _open(self, checkout: Path) -> Iterator[Layer]:
@@ -108,9 +113,9 @@ class ConfinedSandbox(LayeredSandbox):
             environment=command_environment(layer, visible.tool_variables() | temporary | dict(environment)),
             wall=how.wall,
             folder=str(layer.start_folder),
-            readable=policy.readable(),
+            readable=self._readable,
             writable=tuple(map(str, folders)),
-            replaced=_replaced(layer, owner, has_network=policy.has_network),
+            replaced=own_files(layer, owner, has_network=policy.has_network),
             temporary=str(layer.temporary) if has_temporary else "",
             overlay=_overlay(layer) if layer.kind == "overlay" else None,
             has_own_root=how.has_own_root,
@@ -147,7 +152,7 @@ def _overlay(layer: Layer) -> Overlay:
     return Overlay((str(layer.checkout.resolve()),), upper, work, empty, (found.st_uid, found.st_gid))
 
 
-def _replaced(layer: Layer, owner: tuple[int, int], *, has_network: bool) -> dict[str, str]:
+def own_files(layer: Layer, owner: tuple[int, int], *, has_network: bool) -> dict[str, str]:
     """Files under ``/etc`` that are the command's own, written into the layer's folder."""
     values = {"user": owner[0], "group": owner[1], "home": layer.home}
     texts = {"passwd": visible.USERS.format(**values), "group": visible.GROUP.format(**values)}

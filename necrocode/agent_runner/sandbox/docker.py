@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 from necrocode.agent_runner._process import ProcessResult, supervise
 from necrocode.agent_runner.errors import ConfigurationError, TestExecutionError
-from necrocode.agent_runner.sandbox.confined import give_away
+from necrocode.agent_runner.sandbox.confined import give_away, own_files
 from necrocode.agent_runner.sandbox.layer import Layer, open_layer
 from necrocode.agent_runner.sandbox.layered import LayeredSandbox
 from necrocode.agent_runner.sandbox.limits import LimitWatch
@@ -117,6 +117,8 @@ class DockerSandbox(LayeredSandbox):
         writable = {str(path): str(path) for path in (layer.start_folder, layer.home, reports, pipe)}
         temporary = {"/tmp": str(layer.temporary), "/var/tmp": str(layer.temporary)}  # noqa: S108  the command's own
         binds = [f"{source}:{target}:rw" for target, source in (temporary | writable).items()]
+        users = own_files(layer, (owner.st_uid, owner.st_gid), has_network=True)
+        binds += [f"{users[path]}:{path}:ro" for path in ("/etc/passwd", "/etc/group")]
         binds += [f"{path}:{path}:ro" for path in self._policy.read_paths]
         return {
             "image": self._image,

@@ -85,6 +85,14 @@ def bwrap_options(request: Request) -> list[str]:
         *(() if request.has_network else ("--unshare-net",)),
         "--disable-userns", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--hostname", "sandbox",
     ]  # fmt: skip
+    # A room shows what it should already, and as it should; without one bwrap makes it.
+    options += ["--bind", "/", "/"] if request.has_own_root else _shown(request)
+    options += ["--proc", "/proc", "--dev", "/dev", "--size", str(request.shared_memory_bytes), "--tmpfs", "/dev/shm"]  # noqa: S108
+    return [*options, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", request.folder]
+
+
+def _shown(request: Request) -> list[str]:
+    options: list[str] = []
     for path in request.temporary and ("/tmp", "/var/tmp"):  # noqa: S108  they are the command's own
         options += ["--bind", request.temporary, path]
     for path in request.writable:
@@ -95,6 +103,5 @@ def bwrap_options(request: Request) -> list[str]:
         else:
             options += ["--ro-bind-try", path, path]
     for path, source in request.replaced.items():
-        options += ["--ro-bind", path if request.has_own_root else source, path]
-    options += ["--proc", "/proc", "--dev", "/dev", "--size", str(request.shared_memory_bytes), "--tmpfs", "/dev/shm"]  # noqa: S108
-    return [*options, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", request.folder]
+        options += ["--ro-bind", source, path]
+    return options
