@@ -72,12 +72,14 @@ def build_services(
         own.append(repo_pool := _repo_pool(config, clock, service_token, git))
     if artifact_store is None:
         own.append(artifact_store := _artifact_store(config, clock, service_token))
+    if sandbox is None:
+        own.append(sandbox := _sandbox(config))
     return Services(
         task_registry=task_registry,
         repo_pool=repo_pool,
         artifact_store=artifact_store,
         llm=llm or _llm(llm_config, clock),
-        sandbox=sandbox or _sandbox(config),
+        sandbox=sandbox,
         git=git,
         redactor=Redactor(tuple(filter(None, secrets))),
         own=tuple(own),

@@ -52,16 +52,26 @@ class DockerSandbox(LayeredSandbox):
             raise ConfigurationError("docker is not installed.", hint="pip install 'necrocode[docker]'") from error
         if self._engine is not None:
             return
+        engine = None
         try:
             engine = docker.from_env(timeout=_ENGINE_SECONDS)
             engine.images.get(self._image)
+            self._engine = engine
         except docker.errors.ImageNotFound as error:
             raise ConfigurationError(
                 f"The Docker Engine has no image {self._image!r}.", hint="Build, load or pull it beforehand."
             ) from error
         except (docker.errors.DockerException, OSError) as error:
             raise ConfigurationError(f"The Docker Engine does not answer: {error}.", hint="See DOCKER_HOST.") from error
-        self._engine = engine
+        finally:
+            if self._engine is None and engine is not None:
+                engine.close()
+
+    def close(self) -> None:
+        """Close the connections to the engine; a later use opens new ones."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
 
     @contextmanager
     def _open(self, checkout: Path) -> Iterator[Layer]:

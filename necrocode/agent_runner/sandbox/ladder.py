@@ -19,6 +19,7 @@ from necrocode.agent_runner.sandbox.limits import Limits
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from necrocode.agent_runner.sandbox.docker import DockerSandbox
     from necrocode.agent_runner.sandbox.layered import LayeredSandbox
     from necrocode.agent_runner.sandbox.request import Wall
     from necrocode.agent_runner.test_results import TestResult
@@ -39,9 +40,7 @@ class LadderSandbox:
     It is chosen at the first use and never exchanged: when it fails later on, that is an error.
     """
 
-    def __init__(
-        self, walls: Sequence[Wall], root: Path, policy: Policy, *, last: LayeredSandbox | None = None
-    ) -> None:
+    def __init__(self, walls: Sequence[Wall], root: Path, policy: Policy, *, last: DockerSandbox | None = None) -> None:
         self._walls = tuple(walls)
         self._root = root
         self._policy = policy
@@ -52,6 +51,11 @@ class LadderSandbox:
     def ensure_available(self) -> None:
         """Return when there is one; ``ConfigurationError`` says why none of them works, and what to install."""
         self._choice().ensure_available()
+
+    def close(self) -> None:
+        """Close connections to a Docker Engine, where there are any."""
+        if self._last is not None:
+            self._last.close()
 
     @property
     def identity(self) -> str:
