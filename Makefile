@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PYTEST_ARGS ?=
 
-.PHONY: demo test check format fuzz-api soak security-table local-llm clean
+.PHONY: demo test check format api-snapshot fuzz-api soak security-table local-llm clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,10 @@ check: $(VENV)/.installed
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# After a change of the public API: see docs/compatibility.md.
+api-snapshot: $(VENV)/.installed
+	$(BIN)/python -m tests.docs.public_api
 
 # What default CI does with few examples or small sizes.
 fuzz-api: $(VENV)/.installed

@@ -1,7 +1,7 @@
 """How many real tasks end as a delivered change, by edit format, repair rounds and candidates.
 
 ``python benchmarks/local_model.py ask --url URL --model NAME [--set humaneval|quixbugs] [--count N] [--format F]
-[--rounds N] [--candidates N]`` runs the tasks against a model and adds its raw answers to the recording.
+[--rounds N] [--candidates N]`` runs the tasks that are not recorded yet against a model, and adds its raw answers.
 ``python benchmarks/local_model.py table`` runs every recorded experiment again with the recorded answers: parsing,
 applying, testing and repairing are done anew, and only the model is not needed. The tasks are read from
 ``NECROCODE_SHARED`` (default ``../shared``) and are not part of the recording.
@@ -205,7 +205,10 @@ def ask(experiment: Experiment, url: str, model: str, recording: Path) -> None:
             edit_format=experiment.edit_format,
         )
     )
+    recorded = {row["task_id"] for row in read(recording) if row["experiment"] == asdict(experiment)}
     for item in load_tasks(experiment):
+        if item["id"] in recorded:  # an interrupted recording goes on
+            continue
         recorder = Recorder(client)
         started = time.monotonic()
         outcome = run(item, experiment, recorder)
@@ -215,13 +218,10 @@ def ask(experiment: Experiment, url: str, model: str, recording: Path) -> None:
 
 
 def append(recording: Path, row: dict[str, Any]) -> None:
-    """Add a row in the place of an older one for the same task and experiment."""
-    rows = [
-        one for one in read(recording) if (one["experiment"], one["task_id"]) != (row["experiment"], row["task_id"])
-    ]
+    rows = [*read(recording), row]
     recording.parent.mkdir(exist_ok=True)
     with gzip.GzipFile(recording, "wb", mtime=0) as file:
-        for one in [*rows, row]:
+        for one in rows:
             file.write(json.dumps(one, ensure_ascii=False, sort_keys=True).encode() + b"\n")
 
 

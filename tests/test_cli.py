@@ -92,7 +92,7 @@ def test_a_delivered_task_is_summed_up_and_exits_0(bench: Bench, good_model: Any
     assert lines[1] == f"branch     {BRANCH} in {bench.repository}"
     assert any(line.startswith("log        file:///") for line in lines)
     steps = [line.split()[1] for line in bench.err.splitlines()]
-    assert steps == ["prepare", "allocate", "generate", "apply", "test", "deliver", "upload", "report"]
+    assert steps == ["prepare", "allocate", "examine", "generate", "apply", "test", "deliver", "upload", "report"]
     assert len(good_model.requests) == 1
 
 

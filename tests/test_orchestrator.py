@@ -70,7 +70,7 @@ def test_a_task_becomes_a_tested_commit_on_a_branch(bench: Bench) -> None:
 
 
 def test_the_steps_are_timed_and_shown_in_order(bench: Bench) -> None:
-    result = bench.run(GOOD_ANSWER)
+    result = bench.run(GOOD_ANSWER, test_base=True)
     order = ["prepare", "allocate", "examine", "generate", "apply", "test", "deliver", "upload", "report"]
     assert list(result.timings) == order
     assert [progress.step for progress in bench.progress if progress.seconds is None] == order
@@ -162,7 +162,7 @@ def test_a_task_without_test_commands_is_delivered_untested(bench: Bench) -> Non
 
 
 def test_a_task_that_names_no_tests_gets_those_of_the_project(bench: Bench) -> None:
-    result = bench.run(GOOD_ANSWER, task=bench.task(test_commands=[]))
+    result = bench.run(GOOD_ANSWER, task=bench.task(test_commands=[]), test_base=True)
     assert (result.success, result.warnings) == (True, ())
     assert result.test_result is not None
     assert [command.command for command in result.test_result.commands] == ["python -m unittest"]
@@ -773,7 +773,7 @@ def test_ctrl_c_during_the_tests_kills_them(bench: Bench, tmp_path: Path) -> Non
     mark = tmp_path / "mark"
     command = f"kill -INT {os.getpid()}; sleep 2; touch {mark}"
     with pytest.raises(RunInterrupted) as caught:
-        bench.run(GOOD_ANSWER, task=bench.task(test_commands=[command]), test_base=False, sandbox="none")
+        bench.run(GOOD_ANSWER, task=bench.task(test_commands=[command]), sandbox="none")
     assert caught.value.result.impl_result is not None
     assert {artifact.type for artifact in caught.value.result.artifacts} >= {"diff", "log"}
     assert not mark.exists()
@@ -784,7 +784,7 @@ def test_ctrl_c_during_the_tests_of_the_base_kills_them(bench: Bench, tmp_path: 
     mark = tmp_path / "mark"
     command = f"kill -INT {os.getpid()}; sleep 2; touch {mark}"
     with pytest.raises(RunInterrupted) as caught:
-        bench.run(GOOD_ANSWER, task=bench.task(test_commands=[command]), sandbox="none")
+        bench.run(GOOD_ANSWER, task=bench.task(test_commands=[command]), test_base=True, sandbox="none")
     assert caught.value.result.status == "cancelled"
     assert not mark.exists()
     bench.assert_nothing_is_left()

@@ -10,8 +10,10 @@ from __future__ import annotations
 import configparser
 import os
 import secrets
+import selectors
 import stat
 import subprocess
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -244,6 +246,28 @@ class Repository:
         """Standard output of a git command in this repository."""
         return self.git.run([*self._where, *argv], stdin=stdin, network=network, deadline=deadline, pass_fds=pass_fds)
 
+    def first_output(self, *argv: str, limit_bytes: int, seconds: float) -> tuple[bytes, bool]:
+        """What a command prints at first, and whether it was stopped there: at the limit, or when its time was over.
+
+        Exit code 1 without a word is no error: so ``grep`` says that there is nothing.
+        """
+        process = self.git.start([*self._where, *argv])
+        output, is_cut = bytearray(), False
+        try:
+            is_cut = not _read_until(process, output, limit_bytes, time.monotonic() + seconds)
+            if not is_cut:
+                errors = process.stderr.read() if process.stderr is not None else b""
+                if process.wait() > 1 or errors:
+                    text = errors.decode(errors="replace").strip()
+                    raise GitError(f"git {argv[0]} failed: {_last_words(text)}", output=text)
+        finally:
+            if process.returncode is None:
+                kill_group(process)
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
+        return bytes(output), is_cut
+
     def objects(self) -> ObjectReader:
         """A reader of this repository's objects: one git process, started at the first read."""
         return ObjectReader(self)
@@ -453,6 +477,22 @@ def _parse_tree(content: bytes, oid_size: int) -> dict[str, TreeEntry]:
         )
         position = end + 1 + oid_size
     return entries
+
+
+def _read_until(process: subprocess.Popen[bytes], output: bytearray, limit_bytes: int, end: float) -> bool:
+    """Whether all that the process prints was read before the limit and the end, on the monotonic clock, came."""
+    assert process.stdout is not None  # noqa: S101  start() asks for pipes
+    descriptor = process.stdout.fileno()
+    with selectors.DefaultSelector() as selector:
+        selector.register(descriptor, selectors.EVENT_READ)
+        while len(output) < limit_bytes:
+            if not selector.select(max(0.0, end - time.monotonic())):
+                return False
+            piece = os.read(descriptor, min(1 << 20, limit_bytes - len(output)))
+            if not piece:
+                return True
+            output += piece
+    return False
 
 
 def _data(content: bytes) -> bytes:

@@ -2,49 +2,74 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
-from typing import TYPE_CHECKING, Any
+import shlex
+from functools import lru_cache
+from html import escape
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote, quote_plus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
 MASK = "***"
 _SHORTEST_SECRET = 6  # masking shorter ones would eat ordinary words
+_SHORTEST_ENCODED = 8  # likewise for what encodings make of them
+_CHUNK = 4096
 
-# Shapes of well-known keys, each from its issuer's documentation: OpenAI, GitHub, GitLab, AWS, Slack, a bearer header,
-# a private key block, a password inside a URL.
+# Shapes of well-known keys, each from its issuer's documentation: OpenAI and Anthropic, GitHub, GitLab, AWS, Slack,
+# Google, Stripe, npm, PyPI, Hugging Face, SendGrid, and a signed JSON web token (RFC 7519).
 _KEY_SHAPES = re.compile(
     r"\bsk-[A-Za-z0-9_-]{20,}"
     r"|\bgh[pousr]_[A-Za-z0-9]{36,}"
     r"|\bgithub_pat_[A-Za-z0-9_]{22,}"
     r"|\bglpat-[A-Za-z0-9_-]{20,}"
-    r"|\bAKIA[0-9A-Z]{16}\b"
+    r"|\bA[KS]IA[0-9A-Z]{16}\b"
     r"|\bxox[abprs]-[A-Za-z0-9-]{10,}"
+    r"|\bAIza[0-9A-Za-z_-]{35}"
+    r"|\b[rs]k_live_[0-9A-Za-z]{16,}"
+    r"|\bnpm_[A-Za-z0-9]{36}"
+    r"|\bpypi-[A-Za-z0-9_-]{50,}"
+    r"|\bhf_[A-Za-z0-9]{30,}"
+    r"|\bSG\.[A-Za-z0-9_-]{22}\.[A-Za-z0-9_-]{43}"
+    r"|\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{16,}"
+)
+# What each of them begins with, and the other rules' marks: one pass over a text says whether any rule can have a hit.
+_MARKS = (
+    r"sk-|gh[pousr]_|github_pat_|glpat-|AKIA|ASIA|xox[abprs]-|AIza|[rs]k_live_|npm_|pypi-|hf_|SG\.|\.eyJ"
+    r"|PRIVATE KEY-----|(?i:authorization)|://[^/\s\"]*@"
 )
 # One edge at a time: a pattern for the whole block would look for an end anew from each of a million beginnings. The
 # dashes behind are only looked at, for the next edge may share them.
 _KEY_BLOCK_EDGE = re.compile(r"-----(BEGIN|END) [A-Z ]*PRIVATE KEY(?=-----)")
 _DASHES = len("-----")
-# What each of them begins with: looking for these first is a hundred times faster than trying the patterns everywhere.
-_KEY_BEGINNINGS = (
-    "sk-", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "AKIA", "xox",
-)  # fmt: skip
 _URL_PASSWORD = re.compile(r'(?<=://)([^/\s:@"]{0,256}):([^/\s@"]{1,256})@')
-_BEARER = re.compile(r"""(?i)(authorization\\?["']?\s*:\s*\\?["']?(?:bearer|basic)\s+)([^\s"'\\]+)""")
+_BEARER = re.compile(r"""(?i)(authorization\\?["']?[ \t]*:[ \t]*\\?["']?(?:bearer|basic)[ \t]+)([^\s"'\\]+)""")
+
+
+class _Pattern(Protocol):
+    """A pattern of RE2's, over bytes: time is linear in the text, however many alternatives there are."""
+
+    def search(self, text: bytes) -> object | None:
+        """The first match."""
+
+    def finditer(self, text: bytes) -> Iterator[re.Match[bytes]]:
+        """All matches."""
 
 
 class Redactor:
-    """Masks the given secrets, in the forms in which they usually leak, and anything shaped like a well-known key."""
+    """Masks the given secrets, in the forms in which they usually leak, and anything shaped like a well-known key.
+
+    The forms: as it is; escaped for URLs, JSON, shells and XML; in hexadecimal; in base64, wherever in an encoded text
+    it stands. Secrets of fewer than 6 characters are not masked.
+    """
 
     def __init__(self, secrets: tuple[str, ...] = ()) -> None:
-        forms: set[str] = set()
-        for secret in secrets:
-            if len(secret) >= _SHORTEST_SECRET:
-                forms |= {secret, quote(secret, safe=""), quote_plus(secret), json.dumps(secret)[1:-1]}
-        longest_first = sorted(forms, key=len, reverse=True)
-        self._secrets = re.compile("|".join(map(re.escape, longest_first))) if forms else None
+        self.forms = tuple(sorted({form for one in secrets for form in _forms(one)}, key=len, reverse=True))
+        """Every form of every secret, the longest first."""
+        self._keeps_to_lines = not any("\n" in form for form in self.forms)
 
     def text(self, text: str) -> str:
         """The text with every secret replaced by ``***``."""
@@ -55,17 +80,24 @@ class Redactor:
 
         The rules look one after the other, so ``stand_in`` may be asked about what it has given itself.
         """
-        if self._secrets is not None:
-            text = self._secrets.sub(lambda found: stand_in(found[0]), text)
-        if any(beginning in text for beginning in _KEY_BEGINNINGS):
-            text = _KEY_SHAPES.sub(lambda found: stand_in(found[0]), text)
+        if not self._may_have_hit(text):
+            return text
+        if len(text) <= _CHUNK or not self._keeps_to_lines or "PRIVATE KEY-----" in text:
+            return self._masked(text, stand_in)
+        return "".join(self._masked(chunk, stand_in) if self._may_have_hit(chunk) else chunk for chunk in _chunks(text))
+
+    def _may_have_hit(self, text: str) -> bool:
+        return _pattern(self.forms, with_marks=True).search(text.encode(errors="surrogatepass")) is not None
+
+    def _masked(self, text: str, stand_in: Callable[[str], str]) -> str:
+        data = text.encode(errors="surrogatepass")
+        if self.forms and (pattern := _pattern(self.forms, with_marks=False)).search(data) is not None:
+            text = _substituted(pattern, data, stand_in)
+        text = _KEY_SHAPES.sub(lambda found: stand_in(found[0]), text)
         if "PRIVATE KEY-----" in text:
             text = _without_key_blocks(text, stand_in)
-        if "authorization" in text.lower():
-            text = _BEARER.sub(lambda found: found[1] + stand_in(found[2]), text)
-        if "://" in text and "@" in text:
-            text = _URL_PASSWORD.sub(lambda found: f"{found[1]}:{stand_in(found[2])}@", text)
-        return text
+        text = _BEARER.sub(lambda found: found[1] + stand_in(found[2]), text)
+        return _URL_PASSWORD.sub(lambda found: f"{found[1]}:{stand_in(found[2])}@", text)
 
     def data(self, value: Any) -> Any:  # noqa: ANN401  whatever JSON can hold
         """The same for every text inside lists and mappings, names included."""
@@ -79,7 +111,120 @@ class Redactor:
 
     def holds_secret(self, text: str) -> bool:
         """Whether the text holds one of the given secrets; key shapes do not count, for test data is full of them."""
-        return self._secrets is not None and self._secrets.search(text) is not None
+        data = text.encode(errors="surrogatepass")
+        return bool(self.forms) and _pattern(self.forms, with_marks=False).search(data) is not None
+
+
+class StreamRedactor:
+    """Masks secrets in output that comes in parts, wherever the parts are cut.
+
+    What could be the beginning of a secret is held back until more is there. Lines are kept whole for the key shapes,
+    up to a bound: a longer line is let go in pieces, in which the given secrets are still found.
+    """
+
+    def __init__(self, redactor: Redactor, *, longest_line_bytes: int = 65_536) -> None:
+        self._redactor = redactor
+        self._tail = max((len(form.encode(errors="surrogatepass")) for form in redactor.forms), default=1) - 1
+        self._longest_line = longest_line_bytes
+        self._held = b""
+
+    def feed(self, part: bytes) -> bytes:
+        """What can be let go by now."""
+        self._held += part
+        sure = max(0, len(self._held) - self._tail)
+        end = self._held.rfind(b"\n", 0, sure) + 1
+        return self._let_go(sure if sure - end > self._longest_line else end)
+
+    def close(self) -> bytes:
+        """The rest."""
+        return self._let_go(len(self._held))
+
+    def _let_go(self, end: int) -> bytes:
+        """What comes before ``end``; a secret across it is kept whole for the next time."""
+        if self._redactor.forms:
+            pattern = _pattern(self._redactor.forms, with_marks=False)
+            spans = (found.span() for found in pattern.finditer(self._held))
+            end = next((start for start, stop in spans if start < end < stop), end)
+        ready, self._held = self._held[:end], self._held[end:]
+        return self._redactor.text(ready.decode(errors="surrogateescape")).encode(errors="surrogateescape")
+
+
+def _forms(secret: str) -> set[str]:
+    """What to look for: the secret as it is, and as encodings would write it."""
+    if len(secret) < _SHORTEST_SECRET:
+        return set()
+    percent = quote(secret, safe="")
+    forms = {
+        secret,
+        percent,
+        percent.replace("%2F", "/"),
+        re.sub("%[0-9A-F]{2}", lambda found: found[0].lower(), percent),
+        quote_plus(secret),
+        json.dumps(secret)[1:-1],
+        json.dumps(secret, ensure_ascii=False)[1:-1],
+        json.dumps(secret)[1:-1].replace("/", "\\/"),
+        json.dumps(json.dumps(secret)[1:-1])[1:-1],
+        shlex.quote(secret).strip("'") if "'" in secret else secret,
+        re.sub(r"([^A-Za-z0-9_./-])", r"\\\1", secret),
+        escape(secret),
+        escape(secret, quote=False),
+        escape(secret).replace("&#x27;", "&apos;"),
+        escape(secret).replace("&#x27;", "&#39;"),
+    }
+    data = secret.encode(errors="surrogatepass")
+    return forms | {form for form in _encoded(data) if len(form) >= _SHORTEST_ENCODED}
+
+
+def _encoded(data: bytes) -> Iterator[str]:
+    """Hexadecimal; and of base64 (RFC 4648) the part that these bytes alone decide, at each of the three places."""
+    yield data.hex()
+    yield data.hex().upper()
+    for shift in range(3):
+        text = base64.b64encode(b"\0" * shift + data).decode()
+        sure = text[-(-8 * shift // 6) : 8 * (shift + len(data)) // 6]
+        yield sure
+        yield sure.replace("+", "-").replace("/", "_")
+
+
+@lru_cache(maxsize=64)
+def _pattern(forms: tuple[str, ...], *, with_marks: bool) -> _Pattern:
+    """The forms as one pattern, the longest first; with the marks of the other rules where they are wanted."""
+    import re2  # noqa: PLC0415  loaded when there is something to mask
+
+    options = re2.Options()
+    options.encoding = re2.Options.Encoding.LATIN1  # bytes are bytes: lone surrogates are text here
+    options.max_mem = 64 << 20
+    options.log_errors = False
+    parts: Iterable[bytes] = (_escaped(form) for form in forms)
+    marks = [_MARKS.encode()] if with_marks else []
+    pattern: _Pattern = re2.compile(b"|".join([*parts, *marks]), options)
+    return pattern
+
+
+def _escaped(form: str) -> bytes:
+    return b"".join(
+        bytes([byte]) if byte < 128 and chr(byte).isalnum() else b"\\x%02x" % byte  # noqa: PLR2004  ASCII
+        for byte in form.encode(errors="surrogatepass")
+    )
+
+
+def _chunks(text: str) -> Iterator[str]:
+    """The text in parts of whole lines: those without a hit, nearly all of them, need no more than one look."""
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start + _CHUNK) + 1 or len(text)
+        yield text[start:end]
+        start = end
+
+
+def _substituted(pattern: _Pattern, data: bytes, stand_in: Callable[[str], str]) -> str:
+    kept: list[str] = []
+    position = 0
+    for found in pattern.finditer(data):
+        kept.append(data[position : found.start()].decode(errors="surrogatepass"))
+        kept.append(stand_in(found[0].decode(errors="surrogatepass")))
+        position = found.end()
+    return "".join([*kept, data[position:].decode(errors="surrogatepass")])
 
 
 def _without_key_blocks(text: str, stand_in: Callable[[str], str]) -> str:

@@ -15,6 +15,7 @@ from pydantic import Field, SecretStr, field_validator
 from necrocode.agent_runner._names import expand_home
 from necrocode.agent_runner._strict import StrictModel, read_yaml_mapping
 from necrocode.agent_runner.errors import ConfigurationError
+from necrocode.agent_runner.removed import explain_setting, warn_of_variables
 from necrocode.agent_runner.spending import BudgetConfig, ModelPrice
 from necrocode.agent_runner.test_results import PassRule
 
@@ -308,7 +309,13 @@ class RunnerConfig(StrictModel):
         return cls._merged({}, os.environ if environ is None else environ, arguments)
 
     @classmethod
+    def _suggestion(cls, key: str) -> str:
+        removed = explain_setting(key)
+        return super()._suggestion(key) if removed is None else f" ({removed})"
+
+    @classmethod
     def _merged(cls, data: dict[str, Any], environ: Mapping[str, str], arguments: dict[str, Any]) -> Self:
+        warn_of_variables(environ, stacklevel=3)  # shown where from_yaml or from_env is called
         file_values, argument_values = _llm_by_field_name(data), _llm_by_field_name(arguments)
         environment = {field: environ[name] for name, field in _VARIABLES.items() if environ.get(name)}
         given = file_values | environment | argument_values
@@ -335,7 +342,7 @@ def _llm_by_field_name(values: dict[str, Any]) -> dict[str, Any]:
 def _mapping(llm: object) -> dict[str, Any]:
     if llm is None:
         return {}
-    if not isinstance(llm, Mapping):
+    if not isinstance(llm, Mapping) or not all(isinstance(key, str) for key in llm):
         raise ConfigurationError("Invalid configuration: llm must be a mapping of names to values.")
     return dict(llm)
 

@@ -137,8 +137,9 @@ class RunRecord:
 
     def warn(self, text: str) -> None:
         """Note trouble that does not make the run fail."""
-        self.warnings.append(self.shown(text))
-        self.log(f"warning: {text}")
+        if (told := self.shown(text)) not in self.warnings:
+            self.warnings.append(told)
+            self.log(f"warning: {text}")
 
     def shown(self, text: str) -> str:
         """Text that others may have had a hand in, as the log, the result and a terminal may have it."""

@@ -11,13 +11,21 @@ from necrocode.agent_runner.errors import (
     ContextOverflowError,
     ImplementationError,
     RunnerError,
-    RunnerTimeoutError,
     TamperedTestsError,
 )
-from necrocode.agent_runner.generation.repair import failed_tests_reply, is_mendable, refused_answer_reply
+from necrocode.agent_runner.generation.blind_rewrites import SMALL_FILE_LINES, refuse_blind_rewrites
+from necrocode.agent_runner.generation.placeholders import refuse_placeholders
+from necrocode.agent_runner.generation.repair import (
+    broken_code,
+    failed_tests_reply,
+    is_mendable,
+    refused_answer_reply,
+)
+from necrocode.agent_runner.generation.syntax import newly_broken
 from necrocode.agent_runner.models import ErrorDetails
 from necrocode.agent_runner.steps.apply import Limits, commit_changes, plan_changes, refuse_secrets, telling_paths
-from necrocode.agent_runner.steps.generate import Asker, Question, choose_context, compose
+from necrocode.agent_runner.steps.context import choose_context
+from necrocode.agent_runner.steps.generate import Asker, Question, compose
 from necrocode.agent_runner.steps.run_tests import (
     TestPlan,
     failure_text,
@@ -27,13 +35,14 @@ from necrocode.agent_runner.steps.run_tests import (
     test_warnings,
 )
 from necrocode.agent_runner.verdict.feedback import failure_feedback, failure_signature
+from necrocode.agent_runner.verdict.tamper import TreeFiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from concurrent.futures import Future
 
     from necrocode.agent_runner._clock import Deadline
-    from necrocode.agent_runner.attempts import Attempt, Attempts
+    from necrocode.agent_runner.attempts import Attempt, Attempts, Outcome
     from necrocode.agent_runner.config import RunnerConfig
     from necrocode.agent_runner.generation.conversation import Conversation
     from necrocode.agent_runner.models import ImplementationResult, ModelAnswer, TaskContext
@@ -105,12 +114,13 @@ class Solver:
             yield
         except RunnerError as error:
             attempt.error, attempt.message = error, str(error)
-            is_final = isinstance(error, RunnerTimeoutError) or not self.attempts.has_pending
+            is_final = self.deadline.remaining_seconds() <= 0 or not self.attempts.has_others
             if is_final and not isinstance(error, (ImplementationError, TamperedTestsError)):
                 raise
-            form = self._asked().form
-            reply = self.services.redactor.text(refused_answer_reply(error, form)) if is_mendable(error) else ""
-            self.attempts.reject(attempt, "unusable", str(error), reply, signature=str(error))
+            reply = self._told(refused_answer_reply(error, self._asked().form)) if is_mendable(error) else ""
+            outcome: Outcome = "unusable" if attempt.answer_text else "unanswered"
+            outcome = "unparsable" if attempt.is_broken else outcome
+            self.attempts.reject(attempt, outcome, str(error), reply, signature=str(error))
         finally:
             self.record.rounds = self.attempts.summaries(self.record.shown)
 
@@ -129,8 +139,14 @@ class Solver:
         assert attempt.response is not None  # noqa: S101  generate comes first
         with record.step("apply"):
             base_tree = workspace.objects.tree_of(workspace.base_commit)
+            base = TreeFiles(workspace.objects, base_tree)
+            self._refuse_losses(attempt, base)
             attempt.changes = plan_changes(
-                attempt.response.code_changes, workspace.objects, base_tree, Limits.of(self.config)
+                attempt.response.code_changes,
+                workspace.objects,
+                base_tree,
+                Limits.of(self.config),
+                already={change.path: change for change in attempt.before},
             )
             refuse_secrets(attempt.changes, self.services.redactor.holds_secret)
             attempt.implementation = record.implementation = commit_changes(
@@ -148,8 +164,11 @@ class Solver:
             )
             count = len(attempt.changes)
             record.detail = f"{count} file{'s' if count != 1 else ''} in {commit[:12]}"
-        files = list(record.implementation.files)
-        self.reporter.event("implementation_completed", {"commit": commit, "files": files, "round": attempt.round})
+            self.reporter.event(
+                "implementation_completed",
+                {"commit": commit, "files": list(record.implementation.files), "round": attempt.round},
+            )
+            self._check_syntax(attempt, base)
 
     def test(self) -> None:
         """What the tests say of it; a task without test commands is taken at the model's word."""
@@ -179,7 +198,7 @@ class Solver:
         if tests.success:
             attempt.outcome = "accepted"
             return
-        reply = failed_tests_reply(failure_feedback(tests, self.plan.base))
+        reply = self._told(failed_tests_reply(failure_feedback(tests, self.plan.base)))
         self.attempts.reject(attempt, "tests-failed", failure_text(tests), reply, signature=failure_signature(tests))
 
     def concludes(self) -> bool:
@@ -191,10 +210,51 @@ class Solver:
         self._point_out(best)
         if best.outcome == "accepted":
             return True
+        if best.implementation is None and self.plan.base is not None and self.plan.base.success:
+            record.warn("The tests pass before the change already: perhaps there is nothing to do.")
         if best.error is not None:
             raise best.error
         record.fail_with(ErrorDetails(type="TestsFailed", message=best.message, step="test"))
         return False
+
+    def _told(self, reply: str) -> str:
+        """A reply as the model may have it: it quotes files and output, whose secrets have names or are masked."""
+        return self._asked().stand_ins.hidden(reply)
+
+    def _refuse_losses(self, attempt: Attempt, base: TreeFiles) -> None:
+        """Refuse new text that would lose what the model has not seen of a file, or has left out."""
+        assert attempt.response is not None  # noqa: S101  generate comes first
+        context = self._asked().context
+        own = {change.path for change in attempt.before if base.read(change.path) is None}
+
+        def is_long(path: str) -> bool:
+            text = base.read(path)
+            return text is not None and text.count(b"\n") > SMALL_FILE_LINES
+
+        def text_of(path: str) -> str | None:
+            content = base.read(path)
+            return None if content is None else content.decode(errors="replace")
+
+        changes = attempt.response.code_changes
+        refuse_blind_rewrites(changes, context.whole_paths | own, context.part_paths, is_long)
+        refuse_placeholders(changes, text_of)
+
+    def _check_syntax(self, attempt: Attempt, base: TreeFiles) -> None:
+        """Have code mended that parsed before; in the last round the tests, where there are any, have the last word."""
+        broken = [
+            breakage
+            for change in attempt.changes
+            if change.content is not None
+            and (breakage := newly_broken(change.path, base.read(change.path), change.content)) is not None
+        ]
+        if not broken:
+            return
+        attempt.is_broken = True
+        error = broken_code(broken)
+        has_turns = self.attempts.has_pending or attempt.round < self.config.max_repair_rounds
+        if has_turns or not self.plan.commands:
+            raise error
+        self.record.warn(str(error))
 
     def _point_out(self, attempt: Attempt) -> None:
         """What people should look at before they merge."""
@@ -226,11 +286,14 @@ class Solver:
             workspace.base_commit,
             budget_tokens=budget_tokens,
             deadline=self.deadline,
+            cache=self.services.contexts,
         )
         for path in context.missing:
             record.warn(f"The repository has no file {path}, which related_files names.")
+        for note in context.notes:
+            record.warn(note)
         for piece in context.pieces:
-            record.log(f"shown to the model: {piece.path} ({piece.why})")
+            record.log(f"shown to the model: {piece.place} ({piece.why})")
         return compose(
             self.task,
             context,
@@ -243,30 +306,47 @@ class Solver:
 
     def _answer(self, attempt: Attempt) -> ModelAnswer:
         """The answer to try: one of the first question's candidates, or one to what went wrong."""
-        count = self.attempts.candidates
-        if attempt.round or count == 1:
+        if attempt.round or self.attempts.candidates == 1:
             return self._ask_within_window(attempt)
         if not self._candidates:
-            self._candidates = self.asker.ask_for_several(attempt.conversation, self._asked().answer_format, count)
+            self._candidates = self._ask_for_candidates(attempt)
         return self._candidates[attempt.candidate - 1].result()
+
+    def _ask_for_candidates(self, attempt: Attempt) -> list[Future[ModelAnswer]]:
+        """All answers to the first question, asked for within the model's window."""
+        while True:
+            form, count = self._asked().answer_format, self.attempts.candidates
+            answers = self.asker.ask_for_several(attempt.conversation, form, count)
+            overflows = all(isinstance(answer.exception(), ContextOverflowError) for answer in answers)
+            shorter = self._with_half_the_context() if overflows else None
+            if shorter is None:
+                return answers
+            attempt.conversation = shorter
 
     def _ask_within_window(self, attempt: Attempt) -> ModelAnswer:
         """One answer; a prompt that the endpoint finds too long is made shorter and sent again: a refusal is free."""
-        budget_tokens = self.config.llm_config.context_tokens
         while True:
             try:
-                return self.asker.ask(attempt.conversation, self._asked().answer_format)
+                form = self._asked().answer_format
+                return self.asker.ask(attempt.conversation, form, is_varied=attempt.is_turned)
             except ContextOverflowError:
-                shorter: Conversation | None = attempt.conversation.shortened()
-                if attempt.round == 0:
-                    budget_tokens //= 2
-                    if budget_tokens >= _SMALLEST_CONTEXT_TOKENS:
-                        self._question = self._compose(budget_tokens)
-                        shorter = self._question.opening
+                shorter = attempt.conversation.shortened() if attempt.round else self._with_half_the_context()
                 if shorter is None:
                     raise
                 self.record.log("the prompt does not fit the model's window: asking again with less")
                 attempt.conversation = shorter
+
+    def _with_half_the_context(self) -> Conversation | None:
+        """The question with half as much of the repository as it had; None where that would be hardly anything."""
+        had = min(self._asked().context.tokens, self.config.llm_config.context_tokens)
+        if had // 2 < _SMALLEST_CONTEXT_TOKENS:
+            return None
+        self.record.warn(
+            f"The prompt does not fit the model's window: only about {had // 2} tokens of the repository were shown."
+            " Set llm.context_tokens to what fits."
+        )
+        self._question = self._compose(had // 2)
+        return self._question.opening
 
     # --- committing
 

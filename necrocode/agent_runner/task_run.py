@@ -18,7 +18,8 @@ from necrocode.agent_runner.steps.report import Reporter
 from necrocode.agent_runner.steps.upload import upload
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from necrocode.agent_runner._redact import Redactor
     from necrocode.agent_runner.config import RunnerConfig
@@ -38,7 +39,7 @@ class TaskRun:
         self._config = config
         self._services = services
         self._playbook = load_playbook(record.task)
-        self._task = _masked(with_playbook(record.task, self._playbook), services.redactor)
+        self._task = masked(with_playbook(record.task, self._playbook), services.redactor)
         record.task = self._task
         self._deadline = Deadline(self._task.timeout_seconds, record.clock)
         self._transcript = Transcript()
@@ -64,20 +65,14 @@ class TaskRun:
     @contextmanager
     def allocate(self) -> Iterator[Workspace]:
         """The workspace, given back at the end on every path."""
-        task, services, warn = self._task, self._services, self.record.warn
-        if task.slot_path is not None:
-            context = brought_workspace(task, services.git, deadline=self._deadline, on_trouble=warn)
-        else:
-            context = leased_workspace(
-                task,
-                services.repo_pool,
-                services.git,
-                holder=self.record.runner_id,
-                lease_seconds=self._config.lease_seconds,
-                slot_timeout_seconds=self._config.slot_timeout_seconds,
-                deadline=self._deadline,
-                on_trouble=warn,
-            )
+        context = workspace_for(
+            self._task,
+            self._services,
+            self._config,
+            holder=self.record.runner_id,
+            deadline=self._deadline,
+            on_trouble=self.record.warn,
+        )
         with ExitStack() as stack:
             with self.record.step("allocate"):
                 workspace = stack.enter_context(context)
@@ -180,12 +175,36 @@ class TaskRun:
         return self.record.implementation
 
 
+def workspace_for(
+    task: TaskContext,
+    services: Services,
+    config: RunnerConfig,
+    *,
+    holder: str,
+    deadline: Deadline,
+    on_trouble: Callable[[str], None],
+) -> AbstractContextManager[Workspace]:
+    """The checkout that the task brings, or else a slot of the pool, for as long as the context lasts."""
+    if task.slot_path is not None:
+        return brought_workspace(task, services.git, deadline=deadline, on_trouble=on_trouble)
+    return leased_workspace(
+        task,
+        services.repo_pool,
+        services.git,
+        holder=holder,
+        lease_seconds=config.lease_seconds,
+        slot_timeout_seconds=config.slot_timeout_seconds,
+        deadline=deadline,
+        on_trouble=on_trouble,
+    )
+
+
 def _encoded(text: str) -> bytes:
     """UTF-8, whatever a file name or a model has put into the text."""
     return text.encode(errors="backslashreplace")
 
 
-def _masked(task: TaskContext, redactor: Redactor) -> TaskContext:
+def masked(task: TaskContext, redactor: Redactor) -> TaskContext:
     """The task with secrets masked in all that is shown, stored or committed; the test commands run as they are."""
     return task.model_copy(
         update={

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from necrocode.agent_runner._clock import Clock
     from necrocode.agent_runner.config import LLMConfig, RunnerConfig
+    from necrocode.agent_runner.generation.context_cache import ContextCache
     from necrocode.agent_runner.protocols import ArtifactStore, LanguageModel, RepoPool, Sandbox, TaskRegistry
     from necrocode.agent_runner.sandbox.request import Wall
 
@@ -35,6 +36,8 @@ class Services:
     sandbox: Sandbox
     git: Git
     redactor: Redactor
+    contexts: ContextCache | None = None
+    """What was shown for a task before. None: it is chosen anew each time."""
     own: tuple[object, ...] = ()
     """Those that were made here and not passed in: whoever asked for them closes them."""
 
@@ -60,6 +63,8 @@ def build_services(
 
     Raises :class:`ConfigurationError`.
     """
+    from necrocode.agent_runner.generation.context_cache import ContextCache  # noqa: PLC0415  as are the steps
+
     git_token = _secret(config.git_token, "GIT_TOKEN")
     service_token = _secret(config.service_token, "NECROCODE_SERVICE_TOKEN")
     llm_config = _with_key(config)
@@ -81,6 +86,7 @@ def build_services(
         llm=llm or _llm(llm_config, clock),
         sandbox=sandbox,
         git=git,
+        contexts=ContextCache(config.state_dir / "contexts"),
         redactor=Redactor(tuple(filter(None, secrets))),
         own=tuple(own),
     )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-    from necrocode.agent_runner import ErrorDetails, Progress, RunnerConfig, RunnerError, RunnerResult
+    from necrocode.agent_runner import Progress, RunnerConfig, RunnerError, RunnerResult
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_UNAVAILABLE = 0, 1, 2, 3
 EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_HUNG_UP = 130, 143, 129
@@ -96,15 +96,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 def exit_code(result: RunnerResult) -> int:
     """The exit code that stands for a result."""
-    return EXIT_DONE if result.success else _code_of(result.error_details)
+    if result.success:
+        return EXIT_DONE
+    return EXIT_FAILED if result.error_details is None else code_of_error(result.error_details.type)
 
 
-def _code_of(details: ErrorDetails | None) -> int:
-    if details is None:
-        return EXIT_FAILED
-    if details.type in _BAD_INPUT:
+def code_of_error(error_type: str) -> int:
+    """The exit code that stands for an error, by its type's name."""
+    if error_type in _BAD_INPUT:
         return EXIT_BAD_INPUT
-    return EXIT_UNAVAILABLE if details.type in _UNAVAILABLE else EXIT_FAILED
+    return EXIT_UNAVAILABLE if error_type in _UNAVAILABLE else EXIT_FAILED
 
 
 def _config(arguments: argparse.Namespace) -> RunnerConfig:
@@ -190,8 +191,9 @@ def _summary(result: RunnerResult) -> Iterator[str]:
     if result.impl_result is not None:
         yield f"commit     {result.impl_result.commit}"
         yield f"files      {', '.join(result.impl_result.files)}"
-    for number, one in enumerate(result.rounds if len(result.rounds) > 1 else (), 1):
-        yield f"answer {number:<3} {one.outcome}{f': {one.message}' if one.message else ''}"
+    for one in result.rounds if len(result.rounds) > 1 else ():
+        which = f"repair {one.round}" if one.round else f"answer {one.candidate}"
+        yield f"{which:<10} {one.outcome}{f': {one.message}' if one.message else ''}"
     for artifact in result.artifacts:
         yield f"{artifact.type:<10} {artifact.uri}"
     for warning in result.warnings:

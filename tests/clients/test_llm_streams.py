@@ -474,3 +474,12 @@ def test_streams_over_tls_are_read_and_cut_alike(
         answer = client(server, clock, idle_timeout_seconds=0.3).complete(MESSAGES)
         held.set()
     assert (answer.text, answer.attempts) == ("hello world", 3)
+
+
+@pytest.mark.parametrize("depth", [300, 700, 900, 940, 980])
+@pytest.mark.parametrize("form", [b'{"error":%b}', b'{"error":{"message":%b}}', b'{"choices":[%b]}'])
+def test_an_error_that_is_nested_deeply_is_one_of_ours(form: bytes, depth: int, clock: FakeClock) -> None:
+    body = form % (b'{"x":' * depth + b"1" + b"}" * depth)
+    answers = [streaming([event(body)]), Answer(200, body), Answer(500, body)]
+    with serving(answers) as server, pytest.raises(RunnerError):
+        client(server, clock, retry_count=2).complete(MESSAGES)

@@ -33,9 +33,7 @@ from necrocode.agent_runner import (
 from necrocode.agent_runner.clients import _http
 from necrocode.agent_runner.generation.edit_formats import read_answer
 from necrocode.agent_runner.playbook import Playbook
-from necrocode.cli import registry as cli_registry
 from necrocode.cli import run as cli_run
-from necrocode.cli import serve as cli_serve
 from necrocode.services.task_registry import CAPABILITIES
 from tests.docs.markdown import DOCUMENTS, Block, Document, unquoted
 from tests.docs.snippets import (
@@ -169,13 +167,15 @@ def test_the_artifact_stores_program_runs(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_answers_shown_for_each_format_are_read() -> None:
     document = Document(ROOT / "docs" / "edit-formats.md")
-    (as_json,), (as_text,) = document.blocks_of("json"), document.blocks_of("text")
-    shown = read_answer(ModelAnswer(text=as_json.text, model="m"))
-    assert [change.operation for change in shown.code_changes] == ["create", "delete", "rename"]
-    assert shown.edit_format == "json"
-    shown = read_answer(ModelAnswer(text=as_text.text, model="m"))
-    assert [change.operation for change in shown.code_changes] == ["modify", "delete", "rename"]
-    assert shown.edit_format == "files"
+    blocks = [*document.blocks_of("json"), *document.blocks_of("text")]
+    shown = [read_answer(ModelAnswer(text=block.text, model="m")) for block in blocks]
+    assert [(one.edit_format, [change.operation for change in one.code_changes]) for one in shown] == [
+        ("json", ["create", "edit", "delete", "rename"]),
+        ("files", ["modify", "delete", "rename"]),
+        ("search_replace", ["edit"]),
+        ("unified_diff", ["edit"]),
+        ("patch", ["edit", "create"]),
+    ]
 
 
 def test_the_result_that_is_shown_is_a_result() -> None:
@@ -336,12 +336,7 @@ def options_of(parser: argparse.ArgumentParser) -> set[str]:
 
 @every_document
 def test_every_option_target_and_variable_that_is_named_exists(path: Path) -> None:
-    parser = argparse.ArgumentParser()
-    commands = parser.add_subparsers()
-    cli_run.add_parser(commands, epilog="")
-    cli_registry.add_parser(commands)
-    cli_serve.add_parser(commands)
-    options = options_of(parser)
+    options = options_of(cli.command_parser())
     for code in Document(path).inline_code:
         if code.startswith(("--", "necrocode ")):
             assert set(re.findall(r"--[a-z-]+", code)) <= options, code

@@ -100,10 +100,11 @@ def search_replace_of(path: str, old: str | None, new: str) -> str:
     ]  # fmt: skip
     if old and not all("".join(search).strip() for search, _ in pairs):
         raise InexpressibleError
-    return "\n".join(_block(path, search, replace) for search, replace in pairs)
+    return "\n".join(block_of(path, search, replace) for search, replace in pairs)
 
 
-def _block(path: str, search: Sequence[str], replace: Sequence[str]) -> str:
+def block_of(path: str, search: Sequence[str], replace: Sequence[str]) -> str:
+    """One search/replace block, its markers of a length that no line of it has."""
     texts = [_block_text(side, other) for side, other in ((search, replace), (replace, search))]
     taken = {len(found[1]) for text in texts for found in re.finditer(r"(?m)^[ \t]*(<{5,9}|={5,9}|>{5,9})", text)}
     size = next((size for size in (7, 6, 8, 5, 9) if size not in taken), None)

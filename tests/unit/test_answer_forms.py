@@ -16,8 +16,8 @@ from necrocode.agent_runner.generation.answer_forms import (
     system_prompt,
 )
 from necrocode.agent_runner.generation.blind_rewrites import refuse_blind_rewrites
-from necrocode.agent_runner.generation.context import Piece
 from necrocode.agent_runner.generation.edit_formats import parse_answer
+from necrocode.agent_runner.generation.pieces import Piece
 from necrocode.agent_runner.generation.stand_ins import StandIns
 
 # --- what the model is told

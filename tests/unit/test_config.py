@@ -183,6 +183,12 @@ def test_an_unknown_key_of_the_model_is_told_too(settings: Settings) -> None:
         assert "unknown key 'modle' (did you mean 'model'?)" in told
 
 
+@pytest.mark.parametrize("llm", ["5", "[a]", "{1: a}", "{~: a}", "{[a]: b}"])
+def test_an_llm_section_that_is_no_mapping_of_names_is_refused(settings: Settings, llm: str) -> None:
+    told = settings.refused(f"llm: {llm}")
+    assert "mapping of names to values" in told or "unhashable" in told
+
+
 def test_one_setting_under_both_its_names_is_refused(settings: Settings) -> None:
     assert "llm and llm_config are one setting" in settings.refused("llm: {model: a}\nllm_config: {model: b}")
     assert "other name" in refused(llm={"model": "a"}, llm_config={"model": "b"})
@@ -260,6 +266,7 @@ def test_a_file_that_is_no_mapping_is_refused(settings: Settings, content: str) 
         (b"runner_id: \xff\xfe", "not UTF-8 (byte 11)"),
         ("a: \0", "not valid YAML"),
         ("a: *b", "undefined alias"),
+        ('a: "\\UFFFFFFFF"', "not valid YAML"),
         ("[a]: b\n? {x: y}\n: z", "unhashable"),
         ('pool_size: !!int ""', "not the int that it should be"),
         ('lease_seconds: !!float ""', "not the float that it should be"),

@@ -17,9 +17,9 @@ from necrocode.agent_runner import (
     ModelAnswer,
     RunnerError,
 )
-from necrocode.agent_runner.generation import blocks, edit_formats
+from necrocode.agent_runner.generation import blocks, edit_formats, hunks
 from necrocode.agent_runner.generation.edit_formats import parse_answer
-from necrocode.agent_runner.generation.prompt import fenced
+from necrocode.agent_runner.generation.shown_files import fenced
 
 JSON_ANSWER = {
     "explanation": "done",
@@ -108,9 +108,19 @@ def test_unreadable_json_is_refused_with_the_reason(answer: str, complaint: str)
 
 
 def test_too_many_changes_and_too_long_answers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(edit_formats, "MAX_CHANGES", 3)
-    with pytest.raises(MalformedAnswerError, match="4 changes, more than 3"):
-        parse_answer(json.dumps(JSON_ANSWER))
+    with monkeypatch.context() as patched:
+        patched.setattr(hunks, "MAX_CHANGES", 3)
+        edits = [{"search": "a", "replace": "b"}] * 4
+        for answer in (
+            json.dumps(JSON_ANSWER),
+            json.dumps({"file_path": "a", "edits": edits}),
+            "--- a/x\n+++ b/x\n" + "@@\n-a\n+b\n" * 4,
+            "*** Begin Patch\n*** Update File: a\n" + "@@\n-a\n+b\n" * 4 + "*** End Patch\n",
+            "*** Begin Patch\n" + "*** Delete File: a\n" * 5 + "*** End Patch\n",
+            "".join(f"a\n<<<<<<< SEARCH\n{n}\n=======\n>>>>>>> REPLACE\n" for n in range(4)).replace("a\n<", "a.py\n<"),
+        ):
+            with pytest.raises(MalformedAnswerError, match="4 changes or more; at most 3"):
+                parse_answer(answer)
     monkeypatch.setattr(edit_formats, "MAX_ANSWER_CHARACTERS", 10)
     with pytest.raises(MalformedAnswerError, match="more than 10"):
         parse_answer(json.dumps(JSON_ANSWER))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from necrocode.agent_runner import ChangeRejectedError, TextEdit
@@ -355,6 +357,16 @@ def test_looking_takes_effort_in_proportion_to_the_file(text: str, search: str, 
         return counted.spent
 
     assert effort(40_000) <= effort(20_000) * 2.5 + 1000
+
+
+@pytest.mark.parametrize("line", ["# the answer to all the questions is here, in line {}\n", "value_{} = f({})  # x\n"])
+def test_a_megabyte_of_near_matches_is_looked_through_in_time(line: str) -> None:
+    text = "".join(line.replace("{}", str(number)) for number in range(30_000))
+    search = text[: len(text) // 2].replace("all", "al").replace("# x", "#x")
+    edits = [edit(search, f"{search}\n"), *(edit(search[number:2000], "x\n") for number in range(0, 1000, 50))]
+    start = time.process_time()
+    apply_edits(text, edits)
+    assert time.process_time() - start < 10
 
 
 def test_too_much_to_look_through_is_refused() -> None:

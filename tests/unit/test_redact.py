@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import base64
 import json
+import re
+import shlex
 import time
+from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote, urlsplit
@@ -18,7 +22,7 @@ from necrocode.agent_runner import (
     ScriptedLLM,
     TaskContext,
 )
-from necrocode.agent_runner._redact import MASK, Redactor
+from necrocode.agent_runner._redact import MASK, Redactor, StreamRedactor
 from necrocode.agent_runner.wiring import build_services
 from tests.support.clocks import FakeClock
 
@@ -29,15 +33,27 @@ KEYS = {
     "github, fine-grained": "github_pat_" + "a1_B" * 10,
     "gitlab": "glpat-" + "a1-B" * 5,
     "aws": "AKIA" + "A1B2" * 4,
+    "aws, temporary": "ASIA" + "A1B2" * 4,
     "slack": "xoxb-" + "1234567890-ab",
+    "google": "AIza" + "aB3_x" * 7,
+    "stripe": "sk_live_" + "aB3" * 8,
+    "npm": "npm_" + "aB3x" * 9,
+    "pypi": "pypi-" + "aB3_x" * 12,
+    "hugging face": "hf_" + "aB3x" * 9,
+    "sendgrid": f"SG.{'a1' * 11}.{'aB3' * 14}x",
+    "json web token": f"eyJ{'aB3x' * 4}.eyJ{'aB3x' * 6}.{'aB3_' * 10}",
     "private key": "-----BEGIN RSA PRIVATE KEY-----\nMIIB\nabcd==\n-----END RSA PRIVATE KEY-----",
 }
 
 
 @pytest.mark.parametrize(
     "leaked",
-    [SECRET, quote(SECRET, safe=""), quote_plus(SECRET), json.dumps(SECRET)[1:-1], f"x{SECRET}y", SECRET * 3],
-    ids=["plain", "url", "form", "json", "inside", "thrice"],
+    [SECRET, quote(SECRET, safe=""), quote(SECRET), quote(SECRET, safe="").lower(), quote_plus(SECRET),
+     json.dumps(SECRET)[1:-1], json.dumps(SECRET, ensure_ascii=False)[1:-1], json.dumps(json.dumps(SECRET))[3:-3],
+     escape(SECRET), escape(SECRET, quote=False), SECRET.encode().hex(), SECRET.encode().hex().upper(),
+     f"x{SECRET}y", SECRET * 3],
+    ids=["plain", "url", "path", "lower url", "form", "json", "json, other scripts", "json in json", "xml",
+         "text of xml", "hex", "upper hex", "inside", "thrice"],
 )  # fmt: skip
 def test_a_given_secret_is_masked_in_the_forms_in_which_it_leaks(leaked: str) -> None:
     masked = Redactor((SECRET,)).text(f"before {leaked} after")
@@ -53,6 +69,68 @@ def test_a_given_secret_is_masked_in_the_forms_in_which_it_leaks(leaked: str) ->
 def test_any_secret_is_masked_anywhere(before: str, secret: str, after: str) -> None:
     masked = Redactor((secret,)).text(before + secret + after)
     assert secret not in masked.replace(MASK, "")
+
+
+@pytest.mark.parametrize("secret", [SECRET, "it's $ecret `x` & \\y"])
+def test_what_a_shell_would_write_is_masked(secret: str) -> None:
+    quoted = shlex.quote(secret)
+    escaped = re.sub(r"([^A-Za-z0-9_./-])", r"\\\1", secret)
+    for leaked in (quoted, escaped):
+        masked = Redactor((secret,)).text(f"echo {leaked};")
+        assert masked in (f"echo {MASK};", f"echo '{MASK}';")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=20), st.text(st.characters(codec="ascii"), min_size=8, max_size=40), st.binary(max_size=20))
+def test_base64_is_masked_wherever_in_it_the_secret_stands(before: bytes, secret: str, after: bytes) -> None:
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        encoded = encode(before + secret.encode() + after).decode()
+        masked = Redactor((secret,)).text(encoded)
+        start, end = -(-8 * len(before) // 6), 8 * (len(before) + len(secret)) // 6
+        assert encoded[start:end] not in masked
+        assert masked == encoded[:start] + MASK + encoded[end:]
+
+
+@pytest.mark.parametrize(
+    "leaked",
+    [SECRET, quote(SECRET, safe=""), json.dumps(SECRET)[1:-1], SECRET.encode().hex(),
+     base64.b64encode(b"x" + SECRET.encode() + b"yz").decode(), KEYS["openai"]],
+    ids=["plain", "url", "json", "hex", "base64", "a key's shape"],
+)  # fmt: skip
+def test_a_secret_that_is_written_in_two_parts_is_masked_at_every_cut(leaked: str) -> None:
+    redactor = Redactor((SECRET, "another-one"))
+    whole = f"begin {leaked} end\nnext line 日本\n".encode()
+    wanted = redactor.text(whole.decode()).encode()
+    assert MASK.encode() in wanted
+    for cut in range(len(whole) + 1):
+        stream = StreamRedactor(redactor)
+        assert stream.feed(whole[:cut]) + stream.feed(whole[cut:]) + stream.close() == wanted
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_any_cuts_of_any_output_mask_the_same_secrets(data: st.DataObject) -> None:
+    pieces = st.sampled_from([SECRET.encode(), SECRET.encode()[:7], SECRET.encode()[7:], b"\n", b"text ", b"\xff\xe3"])
+    whole = b"".join(data.draw(st.lists(pieces, max_size=12)))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=6)))
+    stream = StreamRedactor(Redactor((SECRET,)), longest_line_bytes=data.draw(st.integers(1, 40)))
+    parts = [stream.feed(whole[start:end]) for start, end in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
+    assert b"".join([*parts, stream.close()]) == whole.replace(SECRET.encode(), MASK.encode())
+
+
+def test_a_long_text_is_masked_as_its_lines_are() -> None:
+    redactor = Redactor((SECRET, "two\nlines"))
+    one_line = Redactor((SECRET,))
+    text = "".join(f"{'word ' * 30}{SECRET if number % 50 == 0 else ''} https://a:b@c\n" for number in range(400))
+    wanted = text.replace(SECRET, MASK).replace("a:b@", "a:***@")
+    assert redactor.text(text) == one_line.text(text) == wanted
+    block = f"{KEYS['private key']}\n"
+    assert one_line.text(text + block + text) == f"{wanted}{MASK}\n{wanted}"
+
+
+def test_a_stream_lets_finished_lines_go() -> None:
+    stream = StreamRedactor(Redactor((SECRET,)))
+    assert len(stream.feed(b"a line of output\n" * 100)) > 1000
 
 
 def test_of_two_secrets_the_longer_one_goes_first() -> None:

@@ -28,11 +28,18 @@ def test_the_failing_cases_come_first_and_old_ones_are_named_as_such() -> None:
     base = result(command(case("old"), case("a", "passed")))
     details = "    def test():\n>       assert total() == 3\nE       assert 2 == 3\n\ntests/test_a.py:3: AssertionError"
     now = result(command(case("old", message="old news"), case("a", message="assert 2 == 3", details=details)))
-    text = failure_feedback(now, base)
+    text = failure_feedback(now.model_copy(update={"pass_rule": "no-new-failures"}), base)
     assert text == (
         "The command `pytest -q` exited with 1.\n1 failing test case:\n\n- a\n"
         f"{details}\nThese failed before the change as well; do not try to mend them: old"
     )
+
+
+def test_what_failed_before_is_to_be_mended_too_where_every_command_must_pass() -> None:
+    base = result(command(case("old")))
+    text = failure_feedback(result(command(case("old", message="assert 2 == 3"))), base)
+    assert "assert 2 == 3" in text
+    assert "do not try" not in text
 
 
 def test_a_message_that_the_traceback_does_not_hold_is_shown() -> None:

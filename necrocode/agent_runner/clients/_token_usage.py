@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from necrocode.agent_runner.generation.context import estimate_tokens
+from necrocode.agent_runner.generation.pieces import estimate_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from necrocode.agent_runner.errors import MalformedAnswerError
 from necrocode.agent_runner.generation.blocks import Block, Fence, Fences, path_in_info
+from necrocode.agent_runner.generation.hunks import check_count
 from necrocode.agent_runner.generation.patch_envelope import EnvelopeReader, begins_envelope
 from necrocode.agent_runner.generation.search_replace import NO_NEWLINE, Blocks
 from necrocode.agent_runner.generation.told_paths import (
@@ -27,8 +28,6 @@ from necrocode.agent_runner.models import CodeChange
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-MAX_CHANGES = 10_000
-"""How many changes, and edits within them, one answer may hold."""
 _LONGEST_EXPLANATION = 2000
 _DIFF_LANGUAGES = {"diff", "patch", "udiff", "unidiff"}
 _PATCH_FILES = (".diff", ".patch")
@@ -136,9 +135,8 @@ class _Reader:
         return path
 
     def _add(self, changes: Sequence[CodeChange], edit_format: str, end: int) -> None:
-        self._edit_count += sum(1 + len(change.edits) for change in changes)
-        if self._edit_count > MAX_CHANGES * 2:
-            raise MalformedAnswerError(f"The model's answer holds more than {MAX_CHANGES} changes.")
+        self._edit_count += sum(max(1, len(change.edits)) for change in changes)
+        check_count(self._edit_count)
         self.changes += (Change(change, edit_format) for change in changes)
         self._at = end
         self._before = ""

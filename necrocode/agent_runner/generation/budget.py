@@ -12,8 +12,8 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner.errors import ConfigurationError, ServiceError
-from necrocode.agent_runner.generation.context import estimate_tokens
 from necrocode.agent_runner.generation.ledgers import Held, Ledger, Need, Scope, SpecLedger
+from necrocode.agent_runner.generation.pieces import estimate_tokens
 from necrocode.agent_runner.models import RunUsage
 from necrocode.agent_runner.protocols import SpecBudgets
 from necrocode.agent_runner.spending import (
@@ -73,6 +73,8 @@ class Reservation:
         """An answer came: it counts as the endpoint says; where it does not say, as estimated."""
         prompt, completion = answer.prompt_tokens, answer.completion_tokens
         is_told = prompt > 0 and completion > 0
+        if answer.usage_is_estimated:  # by the client, which estimates closer; this counts on the safe side
+            prompt = max(prompt, self.amount.prompt_tokens)
         self._end(
             self._budget.priced(
                 min(prompt if prompt > 0 else self.amount.prompt_tokens, MOST_SPENT),

@@ -16,7 +16,7 @@ from necrocode.agent_runner.errors import (
     ServiceError,
     TruncatedAnswerError,
 )
-from necrocode.agent_runner.generation.context import estimate_tokens
+from necrocode.agent_runner.generation.pieces import estimate_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -2,172 +2,176 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from dataclasses import dataclass, replace
-from functools import cache
-from math import log
+from heapq import nsmallest
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock, Deadline
+from necrocode.agent_runner.generation.candidates import Candidate, Candidates
+from necrocode.agent_runner.generation.clues import Clues
+from necrocode.agent_runner.generation.excerpts import Part, ShownFile, lines_of, parts_of, spend
+from necrocode.agent_runner.generation.outline import outline
+from necrocode.agent_runner.generation.pieces import Context, Piece, estimate_tokens, piece_tokens
+from necrocode.agent_runner.generation.ranking import is_made
+from necrocode.agent_runner.generation.repo_map import draw_map
+from necrocode.agent_runner.generation.tree_files import look_into
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from necrocode.agent_runner._git import ObjectReader, Repository
+    from necrocode.agent_runner.generation.tree_files import TreeFiles
+    from necrocode.agent_runner.generation.tree_search import Found
     from necrocode.agent_runner.models import TaskContext
 
-MAX_SHOWN_FILE_BYTES = 200_000
-MAX_LISTED_PATHS = 300
-MAX_CANDIDATES = 400
-"""How many files, by the words of their paths, are read to be ranked by their text."""
-_BINARY_PROBE_BYTES = 8000  # as git does (xdiff-interface.c, FIRST_FEW_BYTES)
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_a-zA-Z]+")
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One file that is shown, whole."""
-
-    path: str
-    text: str
-    why: str
-
-    def renewed(self, text: str) -> Piece:
-        """The same piece with another text."""
-        return replace(self, text=text)
-
-
-@dataclass(frozen=True)
-class Context:
-    """What the model is shown of the repository."""
-
-    paths: tuple[str, ...]
-    paths_left_out: int
-    pieces: tuple[Piece, ...]
-    missing: tuple[str, ...] = ()
-    """Files of ``related_files`` that the base commit does not have."""
-
-
-def estimate_tokens(text: str) -> int:
-    """About how many tokens a text costs: 4 characters each for ASCII, 1 each for other scripts (CJK above all)."""
-    ascii_characters = len(text.encode("ascii", "ignore"))
-    return -(-ascii_characters // 4) + len(text) - ascii_characters
+DEFAULT_SECONDS = 10.0
+"""The soft cap: when it is passed, what has been found so far is used, and the context says so."""
+_MAP_SHARE = 0.06
+_MAP_MOST_TOKENS = 1500
+_OUTLINED = 10
+"""How many files are taken apart by their grammar; those after them are cut at their blank lines."""
+_SHARE_OF_NAMED = 0.25
+"""A file that the task itself points at is shown whole up to this share of what is left."""
+_LEAST_FILE_TOKENS = 6
+_MOST_IN_MAP = 1000
+_HEADINGS_TOKENS = 40
+"""What the prompt's own lines around the list, the files and the map cost."""
 
 
 def select_context(
     task: TaskContext,
-    sizes: Mapping[str, int],
-    read: Callable[[str], bytes],
+    repository: Repository,
+    objects: ObjectReader,
+    tree: str,
     *,
     budget_tokens: int,
+    seconds: float = DEFAULT_SECONDS,
+    clock: Clock = SYSTEM_CLOCK,
+    deadline: Deadline | None = None,
 ) -> Context:
-    """Choose the files to show: ``related_files`` first, then those the task names, then the nearest by their words.
+    """Choose what to show of a tree: everything where it fits, else the files and parts nearest to the task.
 
-    ``sizes`` has every file of the base commit; ``read`` gives one's bytes. Deterministic; nothing binary, nothing that
-    is not UTF-8, and never more than ``budget_tokens`` of text.
+    ``related_files`` come first, then what the task names, then the nearest by their words and by what ties them to
+    those. Never more than ``budget_tokens`` by :func:`estimate_tokens`. The same input gives the same context, unless
+    ``seconds`` are over before the choice is made: then it is made with what is known, and ``notes`` says so.
     """
+    soft = Deadline(seconds, clock)
+    clues = Clues.of(task)
+    files, found = look_into(
+        repository, objects, tree, [*clues.words, *clues.names], seconds=seconds, deadline=deadline
+    )
+    candidates = Candidates(clues, found, files.sizes, task.related_files)
+    choice = _Choice(files, found, candidates, budget_tokens, soft)
+    context = choice.everything() or choice.nearest()
+    missing = tuple(path for path in task.related_files if path not in files.sizes)
+    notes = list(context.notes)
+    if found.is_cut:
+        notes.insert(0, "The search of the repository was cut short: files that it did not reach may be missing.")
+    return Context(context.paths, context.paths_left_out, context.pieces, missing, tuple(notes))
 
-    @cache
-    def text_of(path: str) -> str | None:
-        return _readable(path, sizes, read)
 
-    near = _by_path_words(task, sizes)
-    listed = sorted(near[:MAX_LISTED_PATHS])
-    left = budget_tokens - sum(map(estimate_tokens, listed))
-    pieces: list[Piece] = []
-    for path, why in _candidates(task, near, text_of):
-        text = text_of(path)
-        cost = estimate_tokens(text) if text is not None else 0
-        if text is not None and cost <= left:
-            pieces.append(Piece(path, text, why))
+class _Choice:
+    """One choice, being made."""
+
+    def __init__(
+        self, files: TreeFiles, found: Found, candidates: Candidates, budget_tokens: int, soft: Deadline
+    ) -> None:
+        self._files, self._found, self._candidates = files, found, candidates
+        self._budget, self._soft = budget_tokens, soft
+        self._texts: dict[str, str | None] = {}
+        self._is_late = False
+
+    def everything(self) -> Context | None:
+        """The whole repository, where it fits, without what is made by programs; None where it does not."""
+        sizes = self._files.sizes
+        if len(sizes) * _LEAST_FILE_TOKENS > self._budget:
+            return None
+        ranked = self._candidates.ranked()
+        named = {one.path for one in ranked if one.is_named}
+        paths = [path for path in sizes if path in named or not is_made(path)]
+        left = self._budget - sum(map(estimate_tokens, sizes)) - _HEADINGS_TOKENS
+        order = {one.path: (place, one.why) for place, one in enumerate(ranked)}
+        pieces = []
+        for path in sorted(paths, key=lambda path: (order.get(path, (len(order), ""))[0], path)):
+            if sizes[path] > 4 * max(left, 0):  # so many bytes are more tokens than that in any script
+                if self._text(path) is None:
+                    continue
+                return None
+            text = self._text(path)
+            if text is None:
+                continue
+            piece = _whole(path, text, order.get(path, (0, "the repository is small"))[1])
+            left -= piece.tokens
+            if left < 0:
+                return None
+            pieces.append(piece)
+        return Context(tuple(sorted(sizes)), 0, tuple(pieces))
+
+    def nearest(self) -> Context:
+        """The files and parts of files that are nearest to the task, and a map of the rest."""
+        for_map = min(int(self._budget * _MAP_SHARE), _MAP_MOST_TOKENS)
+        left = self._budget - for_map - _HEADINGS_TOKENS
+        self._candidates.follow_imports(self._text_in_time)
+        shown = list(self._looked_into())
+        files = {file.candidate.path: file for file in shown}
+        left = _show_named(shown, left)
+        parts: list[Part] = []
+        for rank, file in enumerate(shown):
+            if not file.is_whole():
+                hits = self._found.hits(file.candidate.path)
+                parts += parts_of(file, hits, self._candidates.weights, self._candidates.best_score, rank)
+        left = spend(files, parts, left)
+        order = sorted(shown, key=lambda file: (not file.candidate.is_named, -file.worth, file.candidate.path))
+        pieces = [piece for file in order if file.shown for piece in file.pieces()]
+        drawn, listed = draw_map(shown, self._by_nearness(shown), for_map + min(max(left, 0), for_map))
+        sizes = self._files.sizes
+        notes = ("The time for choosing files was over: only some were looked into.",) if self._is_late else ()
+        return Context((), len(sizes) - listed, (*pieces, *([drawn] if drawn else [])), (), notes)
+
+    def _looked_into(self) -> Iterator[ShownFile]:
+        for place, candidate in enumerate(self._candidates.ranked()):
+            text = self._text_in_time(candidate.path)
+            if text is None:
+                continue
+            symbols = outline(candidate.path, text.encode()) if place < _OUTLINED or candidate.is_named else ()
+            yield ShownFile(candidate, lines_of(text), symbols)
+
+    def _by_nearness(self, shown: list[ShownFile]) -> Iterator[str]:
+        paths = [file.candidate.path for file in shown]
+        yield from paths
+        known = set(paths)
+        others = nsmallest(_MOST_IN_MAP, (path for path in self._files.sizes if path not in known), key=_depth)
+        yield from (path for path in others if not is_made(path))
+
+    def _text(self, path: str) -> str | None:
+        if path not in self._texts:
+            self._texts[path] = self._files.text(path)
+        return self._texts[path]
+
+    def _text_in_time(self, path: str) -> str | None:
+        if path not in self._texts and self._soft.remaining_seconds() <= 0:
+            self._is_late = True
+            return None
+        return self._text(path)
+
+
+def _show_named(shown: list[ShownFile], left: int) -> int:
+    """Show the files whole that the task points at, as far as that leaves room for others; the tokens that are left."""
+    for file in shown:
+        candidate: Candidate = file.candidate
+        if not candidate.is_named:
+            continue
+        cost = piece_tokens(candidate.path, file.text)
+        if cost <= (left if candidate.why == "related_files" else left * _SHARE_OF_NAMED):
+            file.shown = set(range(1, len(file.lines) + 1))
+            file.worth = candidate.score
             left -= cost
-    missing = tuple(path for path in task.related_files if path not in sizes)
-    return Context(tuple(listed), len(sizes) - len(listed), tuple(pieces), missing)
+    return left
 
 
-def _candidates(task: TaskContext, near: Sequence[str], text_of: Callable[[str], str | None]) -> list[tuple[str, str]]:
-    """Paths in the order in which they should be shown, each once, with the reason; ``near`` has all of them."""
-    existing = set(near)
-    reasons: dict[str, str] = {path: "related_files" for path in task.related_files if path in existing}
-    text = _task_text(task)
-    for path in sorted(path for path in near if _is_named(path, text)):
-        reasons.setdefault(path, "named in the task")
-    for path in _by_text_words(task, near[:MAX_CANDIDATES], text_of):
-        reasons.setdefault(path, "shares words with the task")
-    return list(reasons.items())
+def _whole(path: str, text: str, why: str) -> Piece:
+    count = len(lines_of(text))
+    return Piece(path, text, why, "whole", min(1, count), count, count)
 
 
-def _task_text(task: TaskContext) -> str:
-    return "\n".join([task.title, task.description, *task.acceptance_criteria, *task.test_commands])
-
-
-def _is_named(path: str, text: str) -> bool:
-    """Whether the text has the path, or a file name with an ending, as a word of its own."""
-    name = path.rsplit("/", 1)[-1]
-    if name not in text or ("." not in name and "/" not in path):
-        return False
-    wanted = re.escape(name) if "." in name else re.escape(path)
-    return re.search(rf"(?<![\w-]){wanted}(?![\w-])", text) is not None
-
-
-def _by_path_words(task: TaskContext, paths: Iterable[str]) -> list[str]:
-    """All paths, those that share the most words with the task first."""
-    wanted = set(_words(_task_text(task)))
-
-    @cache
-    def wanted_words(part: str) -> frozenset[str]:  # a folder's name is in the path of each of its files
-        return frozenset(wanted.intersection(_words(part)))
-
-    def order(path: str) -> tuple[int, int, str]:
-        parts = path.split("/")
-        shared = frozenset[str]().union(*map(wanted_words, parts))
-        return -len(shared), len(parts), path
-
-    return sorted(paths, key=order)
-
-
-def _by_text_words(task: TaskContext, paths: Iterable[str], text_of: Callable[[str], str | None]) -> list[str]:
-    """The files by BM25 (Robertson and Zaragoza 2009, k1 = 1.2, b = 0.75) over the words of path and text."""
-    documents: dict[str, Counter[str]] = {}
-    for path in paths:
-        if (text := text_of(path)) is not None:
-            documents[path] = Counter(_words(path) * 3 + _words(text))
-    if not documents:
-        return []
-    wanted = set(_words(_task_text(task)))
-    average = sum(counts.total() for counts in documents.values()) / len(documents) or 1.0
-    rarity = {
-        word: log(1 + (len(documents) - holders + 0.5) / (holders + 0.5))
-        for word in wanted
-        if (holders := sum(word in counts for counts in documents.values()))
-    }
-
-    def score(path: str) -> float:
-        counts = documents[path]
-        length = 1.2 * (0.25 + 0.75 * counts.total() / average)
-        return sum(weight * counts[word] * 2.2 / (counts[word] + length) for word, weight in rarity.items())
-
-    return sorted(documents, key=lambda path: (-score(path), path))
-
-
-def _words(text: str) -> list[str]:
-    """Lower-case words; camelCase and snake_case split; runs of other scripts as pairs of characters."""
-    runs = _WORD.findall(text)
-    if text.isascii():
-        return [run.lower() for run in runs]
-    words: list[str] = []
-    for run in runs:
-        pairs = range(0 if run.isascii() else len(run) - 1)
-        words += [run[start : start + 2].lower() for start in pairs] or [run.lower()]
-    return words
-
-
-def _readable(path: str, sizes: Mapping[str, int], read: Callable[[str], bytes]) -> str | None:
-    """A file's text; None for one that is too large, binary, or not UTF-8."""
-    if sizes[path] > MAX_SHOWN_FILE_BYTES:
-        return None
-    content = read(path)
-    if b"\0" in content[:_BINARY_PROBE_BYTES]:
-        return None
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return None
+def _depth(path: str) -> tuple[int, str]:
+    return path.count("/"), path

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from necrocode.agent_runner._text import is_writable, shown, writable
 from necrocode.agent_runner.errors import EmptyAnswerError, MalformedAnswerError
-from necrocode.agent_runner.generation.answer_reader import MAX_CHANGES, Change, Reading, read_lines
+from necrocode.agent_runner.generation.answer_reader import Change, Reading, read_lines
 from necrocode.agent_runner.generation.json_changes import as_change_list, changes_of, patch_in, read_json
 from necrocode.agent_runner.models import CodeChange, LLMResponse, ModelAnswer, TextEdit
 
@@ -138,8 +138,6 @@ def _of_patch(patch: str) -> ParsedAnswer:
 def _parsed(changes: Sequence[Change], explanation: str) -> ParsedAnswer:
     formats = [change.edit_format for change in changes]
     joined = _joined(change.change for change in changes)
-    if (count := max(len(joined), *(len(change.edits) for change in joined))) > MAX_CHANGES:
-        raise MalformedAnswerError(f"The answer holds {count} changes, more than {MAX_CHANGES}.")
     return ParsedAnswer(tuple(joined), explanation, max(formats, key=formats.count))
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 BOM = "\ufeff"
 MOST_PLACES = 32
 """How many places of one text are looked for; more make it no less ambiguous."""
-_MOST_EFFORT = 1_000_000_000
+_MOST_EFFORT = 4_000_000_000
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")
 _OLD_MAC_LINE = re.compile(r"[^\r]*\r|[^\r]+")
 # What models and their tokenizers write in the place of a character that is not on a keyboard, and the other way round.
@@ -86,7 +86,7 @@ def indent_of(body: str) -> str:
 
 
 class Effort:
-    """How much may be looked through for one answer: about a second's worth."""
+    """How much may be looked through for one answer: a few seconds' worth."""
 
     def __init__(self, most: int = _MOST_EFFORT) -> None:
         self._left = most

@@ -10,11 +10,14 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from necrocode.agent_runner.errors import MalformedAnswerError
 from necrocode.agent_runner.models import TextEdit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+MAX_CHANGES = 10_000
+"""How many changes, or edits of one file, one answer may hold."""
 _NUMBERS = re.compile(r"^@@ *-(\d{1,9})(?:,(\d{1,9}))? +\+(\d{1,9})(?:,(\d{1,9}))? *@@ ?(.*)")
 _WORDS = re.compile(r"\w")
 
@@ -156,3 +159,9 @@ def signed(line: str) -> tuple[str, str]:
     if not line.strip("\r\n"):
         return " ", line
     return line[0], line[1:] if line.endswith("\n") else f"{line[1:]}\n"
+
+
+def check_count(count: int) -> None:
+    """Refuse more changes or edits than one answer may hold, before they fill the memory."""
+    if count > MAX_CHANGES:
+        raise MalformedAnswerError(f"The model's answer holds {count} changes or more; at most {MAX_CHANGES} may be.")

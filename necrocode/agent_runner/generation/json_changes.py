@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from necrocode.agent_runner._text import is_writable, shown
 from necrocode.agent_runner.errors import MalformedAnswerError
+from necrocode.agent_runner.generation.hunks import check_count
 from necrocode.agent_runner.models import CodeChange, TextEdit
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ def changes_of(value: dict[str, Any]) -> tuple[list[CodeChange], str]:
     items = next(value[key] for key in _LIST_KEYS if isinstance(value.get(key), list))
     if not items:
         raise MalformedAnswerError("The model's answer holds an empty list of changes.")
+    check_count(len(items))
     explanation = _first(value, _EXPLANATION_KEYS)
     changes = [_change(item, number) for number, item in enumerate(items, 1)]
     return changes, explanation if isinstance(explanation, str) else ""
@@ -184,6 +186,7 @@ def _edits(item: dict[str, Any], what: str, *, pair: bool) -> Iterable[TextEdit]
         listed = [listed]
     if not isinstance(listed, list):
         raise MalformedAnswerError(f"The edits of {what} are no list of objects with search and replace.")
+    check_count(len(listed))
     for number, one in enumerate(listed, 1):
         search, replace = (
             _first(one, keys) if isinstance(one, dict) else None for keys in (_SEARCH_KEYS, _REPLACE_KEYS)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._text import shown
 from necrocode.agent_runner.errors import MalformedAnswerError
-from necrocode.agent_runner.generation.hunks import Header, HunkLines, signed
+from necrocode.agent_runner.generation.hunks import Header, HunkLines, check_count, signed
 from necrocode.agent_runner.models import CodeChange
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class EnvelopeReader:
         while not self._is_over():
             line = self._line()
             self._at += 1
+            check_count(len(changes))
             if line.startswith(_ADD):
                 changes.append(self._added(_path(line, _ADD)))
             elif line.startswith(_DELETE):
@@ -103,6 +104,7 @@ class EnvelopeReader:
         while self._section_goes_on():
             if (edit := self._hunk(path)) is not None:
                 edits.append(edit)
+                check_count(len(edits))
         if not edits and target is None:
             raise MalformedAnswerError(
                 f"The patch in the model's answer updates {shown(path, _LONGEST_NAMED)!r} with no line that has - or +."

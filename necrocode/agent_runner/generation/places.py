@@ -48,6 +48,7 @@ _MOST_VOTES_OF_A_LINE = 16
 _MOST_WINDOWS = 8
 _LONGEST_COMPARED = 400
 _LEAST_PROSE_WORDS = 6
+_LONGEST_WORD = 40
 
 _ELISION = re.compile(r"^\s*(?:#|//|--|;|%|/\*|<!--|\{/\*)?\s*(?:\.{3,}|…)(?:\s*(?:\*/|-->|\*/\}))?\s*$")
 _COMMENT = re.compile(r"^(?:# |// |-- |;|/\*|<!--)")
@@ -343,20 +344,29 @@ def _likeness(said: Said, file: FileLines, start: int) -> tuple[float, bool]:
     """How alike a run of lines is to the search, from 0 to 1, and whether each line is near enough."""
     total = alike = 0.0
     is_near = True
+    staying = said.staying
     for number in range(len(said.search)):
         one, other = punctuation_folded(said.search[number]), punctuation_folded(file.bodies[start + number])
-        similarity = 1.0
-        if one != other:
-            file.effort.spend(_LONGEST_COMPARED * 100)
-            similarity = _similarity(one, other)
-            is_near = is_near and number in said.staying and _is_near(one, other)
+        file.effort.spend(len(one) + len(other))
+        is_near = is_near and (one == other or (number in staying and _is_near(one, other)))
         total += len(one)
-        alike += similarity * len(one)
+        alike += len(one) * (1.0 if one == other else _similarity(one, other))
     return (alike / total if total else 0.0), is_near
 
 
 def _similarity(one: str, other: str) -> float:
-    return SequenceMatcher(None, one[:_LONGEST_COMPARED], other[:_LONGEST_COMPARED], autojunk=False).ratio()
+    """The share of two lines that is the same: all but punctuation, or what they begin and end with."""
+    letters = _letters(one)
+    if letters and letters == _letters(other):
+        return 2 * len(letters) / (len(letters) + max(len(one), len(other)))
+    start = _length_shared(one, other)
+    end = _length_shared(one[:start:-1], other[:start:-1])
+    return 2 * (start + end) / (len(one) + len(other))
+
+
+def _length_shared(one: str, other: str) -> int:
+    """How many characters two texts both begin with."""
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _is_near(one: str, other: str) -> bool:
@@ -372,7 +382,14 @@ def _is_near(one: str, other: str) -> bool:
     if len(words) != len(others) or len(words) < _LEAST_PROSE_WORDS:
         return False
     slips = [(word, said) for word, said in zip(words, others, strict=True) if word != said]
-    return len(slips) == 1 and _similarity(*slips[0]) >= _LEAST_WORD_SIMILARITY
+    return len(slips) == 1 and _is_slip(*slips[0])
+
+
+def _is_slip(word: str, said: str) -> bool:
+    """Whether a word is another one with a few letters wrong."""
+    if max(len(word), len(said)) > _LONGEST_WORD:
+        return False
+    return SequenceMatcher(None, word, said, autojunk=False).ratio() >= _LEAST_WORD_SIMILARITY
 
 
 def _letters(text: str) -> str:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner.generation.answer_forms import system_prompt
+from necrocode.agent_runner.generation.shown_files import fenced, rendered
 from necrocode.agent_runner.models import Message
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from necrocode.agent_runner.generation.answer_forms import EditFormat
-    from necrocode.agent_runner.generation.context import Context
+    from necrocode.agent_runner.generation.pieces import Context
     from necrocode.agent_runner.models import TaskContext
 
 _MAX_LISTED_NAMES = 200
@@ -79,20 +80,5 @@ def task_messages(
     closing = "Answer in the form that you were told, with the files that must change."
     return (
         _standing(edit_format, asked),
-        Message(role="user", content=f"{_files(context)}\n\n{asked}\n\n{closing}"),
+        Message(role="user", content=f"{rendered(context)}\n\n{asked}\n\n{closing}"),
     )
-
-
-def _files(context: Context) -> str:
-    parts = ["# Files of the repository", "\n".join(context.paths) or "(the repository is empty)"]
-    if context.paths_left_out:
-        parts.append(f"... and {context.paths_left_out} more")
-    parts += [f"File: {piece.path}\n{fenced(piece.text)}" for piece in context.pieces]
-    return "\n\n".join(parts)
-
-
-def fenced(text: str) -> str:
-    """The text in a fence longer than any run of backticks at the start of one of its lines."""
-    longest = max((len(line.lstrip()) - len(line.lstrip().lstrip("`")) for line in text.split("\n")), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}\n{text}{'' if text.endswith(chr(10)) or not text else chr(10)}{fence}"

@@ -15,9 +15,10 @@ from necrocode.agent_runner.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from necrocode.agent_runner.errors import RunnerError
+    from necrocode.agent_runner.generation.syntax import Breakage
 
 _MENDABLE = (ChangeRejectedError, EmptyAnswerError, MalformedAnswerError, TamperedTestsError, TruncatedAnswerError)
 _AGAIN = "Nothing of your answer was applied: the files are as they were. Send your whole answer again, corrected."
@@ -35,7 +36,11 @@ def is_mendable(error: RunnerError) -> bool:
 def refused_answer_reply(error: RunnerError, form: str) -> str:
     """What to say of an answer that could not be read or applied; ``form`` tells how to answer."""
     if isinstance(error, ChangeRejectedError):
-        return f"Your answer was refused.\n{error.feedback or error}\n\n{_AGAIN}"
+        return (
+            f"Your answer was refused.\n{error.feedback}"
+            if error.feedback
+            else f"Your answer was refused: {error}\n\n{_AGAIN}"
+        )
     if isinstance(error, TamperedTestsError):
         return f"Your answer was refused: {error} Leave tests and their configuration as they are.\n\n{_AGAIN}"
     if isinstance(error, TruncatedAnswerError):
@@ -46,18 +51,21 @@ def refused_answer_reply(error: RunnerError, form: str) -> str:
     return f"Your answer could not be used: {error}\n\nAnswer again, in this form.\n\n{form}"
 
 
-def broken_code_reply(breakages: Iterable[str]) -> str:
-    """What to say of code that no longer parses, and did before."""
-    told = "\n".join(f"- {breakage}" for breakage in breakages)
-    return f"With your change, these files can no longer be parsed:\n{told}\n\n{_AGAIN}"
+def broken_code(breakages: Sequence[Breakage]) -> ChangeRejectedError:
+    """The error for code that parsed before a change and does not with it."""
+    told = "\n".join(f"- {one.message}: {one.text.strip()}" for one in breakages)
+    return ChangeRejectedError(
+        f"The change breaks the syntax of a file: {breakages[0].message}",
+        feedback=f"With your change, these files can no longer be parsed:\n{told}\n\n{_AGAIN}",
+    )
 
 
 def failed_tests_reply(feedback: str) -> str:
     """What to say of tests that failed; ``feedback`` has their most telling lines."""
     return (
         f"Your change was applied, and then the tests failed:\n\n{feedback}\n\n"
-        "Find the cause and mend it in the code; do not change the tests to make them pass. Answer in the same form,"
-        " with the files that must change now; they are as your last answer left them."
+        "First say in one sentence what is wrong with the code. Then mend it, and do not change the tests to make them"
+        " pass. Answer in the same form, with the files that must change now; they are as your last answer left them."
     )
 
 

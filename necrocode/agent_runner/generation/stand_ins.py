@@ -14,7 +14,7 @@ from necrocode.agent_runner.errors import ChangeRejectedError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from necrocode.agent_runner.generation.context import Piece
+    from necrocode.agent_runner.generation.pieces import Piece
     from necrocode.agent_runner.models import CodeChange
 
 NOTE = "Names such as {name}1 stand for secrets: keep each one exactly as it is, where it is."

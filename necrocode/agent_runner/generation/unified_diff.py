@@ -15,7 +15,7 @@ from necrocode.agent_runner.generation.diff_names import (
     plain_name,
     without_prefixes,
 )
-from necrocode.agent_runner.generation.hunks import Header, Hunk, read_hunk
+from necrocode.agent_runner.generation.hunks import Header, Hunk, check_count, read_hunk
 from necrocode.agent_runner.models import CodeChange
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ class _Section:
                 line = None
         self._shift += len(hunk.lines.new) - len(hunk.lines.old)
         self.edits.append(hunk.lines.edit(header, line=line))
+        check_count(len(self.edits))
 
     def change(self) -> CodeChange:
         """The section as a change of the change set."""

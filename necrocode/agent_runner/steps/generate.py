@@ -13,9 +13,9 @@ from necrocode.agent_runner.generation.answer_forms import (
     choose_format,
     system_prompt,
 )
-from necrocode.agent_runner.generation.context import Context, estimate_tokens, select_context
 from necrocode.agent_runner.generation.conversation import Conversation
 from necrocode.agent_runner.generation.edit_formats import read_answer
+from necrocode.agent_runner.generation.pieces import estimate_tokens
 from necrocode.agent_runner.generation.prompt import task_messages
 from necrocode.agent_runner.generation.stand_ins import StandIns
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from necrocode.agent_runner._clock import Deadline
-    from necrocode.agent_runner._git import ObjectReader, Repository
     from necrocode.agent_runner._redact import Redactor
     from necrocode.agent_runner.config import LLMConfig
+    from necrocode.agent_runner.generation.pieces import Context
     from necrocode.agent_runner.models import LLMResponse, Message, ModelAnswer, TaskContext
     from necrocode.agent_runner.protocols import LanguageModel
 
@@ -61,30 +61,6 @@ class Transcript:
         return {"schema_version": 2, "calls": [call.to_data() for call in self.calls]}
 
 
-def choose_context(
-    task: TaskContext,
-    repository: Repository,
-    objects: ObjectReader,
-    base: str,
-    *,
-    budget_tokens: int,
-    deadline: Deadline,
-) -> Context:
-    """The part of the base commit's tree that the model is shown; no file of a checkout is read."""
-    files = repository.files(base, deadline=deadline)
-    sizes = {path: size for path, (entry, size) in files.items() if entry.is_file and _is_text(path)}
-
-    def read(path: str) -> bytes:
-        return objects.blob(files[path][0].oid)
-
-    return select_context(task, sizes, read, budget_tokens=budget_tokens)
-
-
-def _is_text(name: str) -> bool:
-    """Whether a file's name is text at all: git keeps any bytes, and a prompt does not."""
-    return not any("\udc80" <= char <= "\udcff" for char in name)
-
-
 @dataclass(frozen=True)
 class Question:
     """What a task's model is asked: how to begin, how to answer, and how its answers are read."""
@@ -93,6 +69,7 @@ class Question:
     form: str
     """How to answer, for the model to read again."""
     answer_format: Literal["json", "text"]
+    context: Context
     stand_ins: StandIns
     redactor: Redactor
 
@@ -122,7 +99,11 @@ def compose(
 
     Nothing in it holds a secret: those of the files have names instead.
     """
-    files = [ShownFile(piece.path, estimate_tokens(piece.text), is_whole=True) for piece in context.pieces]
+    files = [
+        ShownFile(piece.path, estimate_tokens(piece.text), is_whole=piece.kind == "whole")
+        for piece in context.pieces
+        if piece.path
+    ]
     max_tokens = task.max_tokens or llm.max_tokens
     edit_format = choose_format(llm.edit_format, shown=files, max_tokens=max_tokens)
     nameable = (piece for piece in context.pieces if redactor.text(piece.path) == piece.path)
@@ -137,7 +118,7 @@ def compose(
         edit_format=edit_format,
     )
     form = system_prompt(edit_format)
-    return Question(Conversation(messages), form, answer_format_of(edit_format), stand_ins, redactor)
+    return Question(Conversation(messages), form, answer_format_of(edit_format), context, stand_ins, redactor)
 
 
 @dataclass
@@ -150,22 +131,21 @@ class Asker:
     deadline: Deadline
     transcript: Transcript = field(default_factory=Transcript)
 
-    def ask(self, conversation: Conversation, answer_format: Literal["json", "text"]) -> ModelAnswer:
-        """One answer. Raises ``ImplementationError``, ``ServiceError`` and their kin."""
-        return self._call(conversation, answer_format)
+    def ask(
+        self, conversation: Conversation, answer_format: Literal["json", "text"], *, is_varied: bool = False
+    ) -> ModelAnswer:
+        """One answer, ``is_varied`` warm enough to be another one. Raises ``ImplementationError`` and their kin."""
+        return self._call(conversation, answer_format, self._warm if is_varied else None)
 
     def ask_for_several(
         self, conversation: Conversation, answer_format: Literal["json", "text"], count: int
     ) -> list[Future[ModelAnswer]]:
         """That many answers, asked for at once; the first as configured, the others warm enough to differ."""
-        varied = self.llm.temperature
-        if varied is not None:
-            varied = max(varied, _VARIED_TEMPERATURE)
         answers: list[Future[ModelAnswer]] = [Future() for _ in range(count)]
 
         def answer(number: int) -> None:
             try:
-                answers[number].set_result(self._call(conversation, answer_format, varied if number else None))
+                answers[number].set_result(self._call(conversation, answer_format, self._warm if number else None))
             except BaseException as error:  # noqa: BLE001  raised again where the answer is looked at
                 answers[number].set_exception(error)
 
@@ -174,6 +154,12 @@ class Asker:
             threading.Thread(target=answer, args=(number,), name=name, daemon=True).start()
         wait(answers)
         return answers
+
+    @property
+    def _warm(self) -> float | None:
+        """None where the configuration leaves the temperature to the endpoint: some models accept no other."""
+        configured = self.llm.temperature
+        return None if configured is None else max(configured, _VARIED_TEMPERATURE)
 
     def _call(
         self, conversation: Conversation, answer_format: Literal["json", "text"], temperature: float | None = None

@@ -41,8 +41,9 @@ _VARYING = (
 def failure_feedback(result: TestResult, base: TestResult | None) -> str:
     """What failed, for a model that is to mend its change; empty when nothing did.
 
-    The first failing command with its exit code, its failing cases with message and the end of the traceback, those
-    that failed on the base by name alone. Without cases the end of the output. Secrets are masked already.
+    The first failing command with its exit code, its failing cases with message and the end of the traceback; by name
+    alone those that failed on the base, where the rule lets them fail. Without cases the end of the output. Secrets are
+    masked already.
     """
     failed = [(number, command) for number, command in enumerate(result.commands) if not command.passed]
     if not failed:
@@ -51,7 +52,8 @@ def failure_feedback(result: TestResult, base: TestResult | None) -> str:
     number, command = next(
         (one for one in failed if one[0] < len(compared) and compared[one[0]].newly_broken), failed[0]
     )
-    known = compared[number].pre_existing if number < len(compared) else set()
+    may_fail = result.pass_rule == "no-new-failures"  # noqa: S105  else what failed before must pass too
+    known = compared[number].pre_existing if may_fail and number < len(compared) else set()
     failing = [case for case in command.failing if case.name not in known and not _passed_again(command, case)]
     lines = [f"The command `{_told(command.command)[:300]}` {_ending(command)}."]
     if command.report_note:

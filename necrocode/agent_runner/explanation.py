@@ -1,0 +1,108 @@
+"""What a run would show the model, piece by piece, without asking it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock, Deadline
+from necrocode.agent_runner.generation.pieces import estimate_tokens
+from necrocode.agent_runner.playbook import load_playbook, with_playbook
+from necrocode.agent_runner.spending import price_of
+from necrocode.agent_runner.steps.context import choose_context
+from necrocode.agent_runner.steps.generate import compose
+from necrocode.agent_runner.task_run import masked, workspace_for
+from necrocode.agent_runner.wiring import build_services
+
+if TYPE_CHECKING:
+    from necrocode.agent_runner.config import RunnerConfig
+    from necrocode.agent_runner.generation.pieces import Context
+    from necrocode.agent_runner.models import Message, TaskContext
+    from necrocode.agent_runner.protocols import RepoPool
+    from necrocode.agent_runner.spending import ModelPrice
+
+_HOLDER = "necrocode-explain"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What the model would be shown, and about what that costs."""
+
+    base_commit: str
+    model: str
+    budget_tokens: int
+    """How many tokens of repository text the configuration allows."""
+    context: Context
+    messages: tuple[Message, ...]
+    """The prompt as a run would send it, secrets masked, but for how the tests fail before the change."""
+    max_answer_tokens: int
+    """How long the answer may be."""
+    price: ModelPrice | None
+    """What the model's tokens cost. None: ``llm.prices`` does not say."""
+    warnings: tuple[str, ...]
+
+    @property
+    def cost_micro_usd(self) -> tuple[int, int] | None:
+        """About what one call costs, in millionths of a dollar: without an answer, and with the longest; or None."""
+        if self.price is None:
+            return None
+        prompt, answer = self.prompt_tokens, self.max_answer_tokens
+        return self.price.cost_micro_usd(prompt, 0), self.price.cost_micro_usd(prompt, answer)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """About how many tokens the whole prompt has."""
+        return sum(estimate_tokens(message.content) for message in self.messages)
+
+
+def explain(
+    task: TaskContext, config: RunnerConfig, *, repo_pool: RepoPool | None = None, clock: Clock = SYSTEM_CLOCK
+) -> Explanation:
+    """What a run of the task would show the model. No model is called, and no registry and no store are told of it.
+
+    A slot is taken from the pool, as a run does, and given back; a brought checkout is only read. Raises
+    ``RunnerError`` as a run would fail.
+    """
+    services = build_services(config, clock, repo_pool=repo_pool)
+    warnings: list[str] = []
+    try:
+        playbook = load_playbook(task)
+        task = masked(with_playbook(task, playbook), services.redactor)
+        deadline = Deadline(task.timeout_seconds, clock)
+        llm = config.llm_config
+        with workspace_for(
+            task, services, config, holder=_HOLDER, deadline=deadline, on_trouble=warnings.append
+        ) as workspace:
+            context = choose_context(
+                task,
+                workspace.repository,
+                workspace.objects,
+                workspace.base_commit,
+                budget_tokens=llm.context_tokens,
+                deadline=deadline,
+                cache=services.contexts,
+            )
+            base = workspace.base_commit
+        question = compose(
+            task,
+            context,
+            llm=llm,
+            instructions=playbook.instructions,
+            test_commands=task.test_commands,
+            failing="",  # no tests are run here
+            redactor=services.redactor,
+        )
+        warnings += [f"The repository has no file {path}, which related_files names." for path in context.missing]
+        warnings += context.notes
+        return Explanation(
+            base_commit=base,
+            model=llm.model,
+            budget_tokens=llm.context_tokens,
+            context=context,
+            messages=question.opening.messages,
+            max_answer_tokens=task.max_tokens or llm.max_tokens,
+            price=price_of(llm.prices, llm.model),
+            warnings=tuple(warnings),
+        )
+    finally:
+        services.close()

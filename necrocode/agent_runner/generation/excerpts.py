@@ -1,0 +1,191 @@
+"""How the budget is spent: on the parts of the best files that are nearest to the task."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from necrocode.agent_runner.generation.chunks import Chunk, cut_up
+from necrocode.agent_runner.generation.pieces import Piece, estimate_tokens, piece_tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from necrocode.agent_runner.generation.candidates import Candidate
+    from necrocode.agent_runner.generation.outline import Symbol
+    from necrocode.agent_runner.generation.ranking import Weights
+
+# Found on real issues whose fix is known (benchmarks/context_recall.py); each may be halved or doubled without harm.
+_K1, _B = 1.2, 0.7
+_TYPICAL_CHUNK_TOKENS = 200
+_DEFINED_NAME, _NAME_WORD, _HOLDER_NAME, _HOLDER_WORD = 3.0, 1.0, 0.5, 0.5
+_BEGINNING = 0.1
+_PLACE = 1.0
+_RANK = 12
+_WHOLE_FROM = 0.6
+"""From this share of a file on, the rest of it is shown too, where it fits."""
+_LONGEST_HEAD_LINES = 12
+_MOST_REASONS = 3
+_LEAST_PART_TOKENS = 40
+"""With less than this left, no further part is looked for."""
+_HEADING_TOKENS = 16
+"""What the line above the excerpts of a file costs, besides its path."""
+
+
+class Part(NamedTuple):
+    """A chunk of a file, with what it is worth."""
+
+    worth: float
+    path: str
+    chunk: Chunk
+    tokens: int
+    """What its own lines cost."""
+
+
+@dataclass
+class ShownFile:
+    """A file that is being shown, more and more of it."""
+
+    candidate: Candidate
+    lines: list[str]
+    """With their ends."""
+    symbols: Sequence[Symbol]
+    shown: set[int] = field(default_factory=set)
+    reasons: list[str] = field(default_factory=list)
+    worth: float = 0.0
+
+    @property
+    def text(self) -> str:
+        """The whole file."""
+        return "".join(self.lines)
+
+    def cost_of(self, wanted: set[int]) -> int:
+        """About how many tokens it costs, at the most, to show these lines too."""
+        shown, new = self.shown, wanted - self.shown
+        text = "".join(self.lines[number - 1] for number in new)
+        begun = sum(number - 1 not in shown and number - 1 not in new for number in new)
+        joined = sum(number + 1 in shown for number in new)  # a run that began there goes on from these lines
+        first = 0 if shown else _HEADING_TOKENS + estimate_tokens(self.candidate.path)
+        return first + estimate_tokens(text) + (begun - joined) * (1 + piece_tokens(self.candidate.path, ""))
+
+    def is_whole(self) -> bool:
+        """Whether every line is shown."""
+        return len(self.shown) == len(self.lines)
+
+    def pieces(self) -> list[Piece]:
+        """What is shown of it: the whole, or each run of lines."""
+        path, why = self.candidate.path, self.candidate.why
+        count = len(self.lines)
+        if self.is_whole():
+            return [Piece(path, self.text, why, "whole", 1 if count else 0, count, count, round(self.worth, 3))]
+        if self.reasons:
+            why = f"{why}: {', '.join(dict.fromkeys(self.reasons[:_MOST_REASONS]))}"
+        return [
+            Piece(path, "".join(self.lines[start - 1 : end]), why, "excerpt", start, end, count, round(self.worth, 3))
+            for start, end in _runs(self.shown)
+        ]
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text with their ends; only a newline ends one, as in git and in editors."""
+    lines = text.split("\n")
+    return [*(f"{line}\n" for line in lines[:-1]), *([lines[-1]] if lines[-1] else [])]
+
+
+def parts_of(
+    file: ShownFile, hits: Sequence[tuple[int, bytes]], weights: Weights, best_score: float, rank: int
+) -> list[Part]:
+    """The chunks of a file, each with its worth: by its own words, by its names, and by its file's score."""
+    chunks = cut_up(file.lines, file.symbols)
+    starts = [chunk.start for chunk in chunks]
+    counts: list[Counter[bytes]] = [Counter() for _ in chunks]
+    for line, key in hits:
+        index = bisect_right(starts, line) - 1
+        if index >= 0 and line <= chunks[index].end:
+            counts[index][key] += 1
+    standing = file.candidate.score / best_score * _RANK / (_RANK + rank)
+    found = []
+    for chunk, count in zip(chunks, counts, strict=True):
+        tokens = estimate_tokens("".join(file.lines[chunk.start - 1 : chunk.end]))
+        worth = _worth(chunk, tokens, count, weights)
+        worth += _beginning(chunk, best_score) + _place(chunk, file.candidate.lines, best_score)
+        if worth > 0:
+            found.append(Part(standing * worth, file.candidate.path, chunk, tokens))
+    return found
+
+
+def _worth(chunk: Chunk, tokens: int, counts: Counter[bytes], weights: Weights) -> float:
+    norm = _K1 * (1 - _B + _B * tokens / _TYPICAL_CHUNK_TOKENS)
+    worth = sum(weights.of_key.get(key, 0.0) * count * (_K1 + 1) / (count + norm) for key, count in counts.items())
+    if chunk.name:
+        if weights.is_named(chunk.name):
+            worth += _DEFINED_NAME * weights.value(chunk.name)
+        worth += _NAME_WORD * weights.words_score(chunk.name)
+    for holder in chunk.holders:
+        if weights.is_named(holder):
+            worth += _HOLDER_NAME * weights.value(holder)
+        worth += _HOLDER_WORD * weights.words_score(holder)
+    return worth
+
+
+def _beginning(chunk: Chunk, best_score: float) -> float:
+    """Imports, mostly: what a change to a file often needs to see, and to touch."""
+    return _BEGINNING * best_score if chunk.start == 1 else 0.0
+
+
+def _place(chunk: Chunk, lines: Sequence[int], best_score: float) -> float:
+    return _PLACE * best_score if any(chunk.start <= line <= chunk.end for line in lines) else 0.0
+
+
+def spend(files: dict[str, ShownFile], parts: Sequence[Part], budget_tokens: int) -> int:
+    """Show the parts that are worth the most, each with the heads of what it is in; the tokens that are left."""
+    left = budget_tokens
+    for part in sorted(parts, key=lambda part: (-part.worth, part.path, part.chunk.start)):
+        if left < _LEAST_PART_TOKENS:
+            break
+        file = files[part.path]
+        if part.tokens > left and not file.shown.issuperset((part.chunk.start, part.chunk.end)):
+            continue
+        wanted = _lines_with_heads(part.chunk)
+        cost = file.cost_of(wanted)
+        if cost > left:
+            continue
+        left -= cost
+        file.shown |= wanted
+        file.worth = max(file.worth, part.worth)
+        if part.chunk.name:
+            file.reasons.append(part.chunk.name)
+        left -= _rounded_up(file, left)
+    return left
+
+
+def _rounded_up(file: ShownFile, left: int) -> int:
+    """What it cost to show the rest of a file of which most is shown; 0 where it is not."""
+    if file.is_whole() or len(file.shown) < _WHOLE_FROM * len(file.lines):
+        return 0
+    everything = set(range(1, len(file.lines) + 1))
+    cost = file.cost_of(everything)
+    if cost > left:
+        return 0
+    file.shown = everything
+    return cost
+
+
+def _lines_with_heads(chunk: Chunk) -> set[int]:
+    wanted = set(range(chunk.start, chunk.end + 1))
+    for start, end in chunk.heads:
+        wanted.update(range(start, min(end, start + _LONGEST_HEAD_LINES - 1) + 1))
+    return wanted
+
+
+def _runs(numbers: set[int]) -> list[tuple[int, int]]:
+    """The runs of neighbouring numbers, in order."""
+    runs: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if runs and runs[-1][1] == number - 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return runs

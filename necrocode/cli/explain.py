@@ -1,0 +1,119 @@
+"""``necrocode explain TASK.yaml``: what a run would show the model, and why."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from necrocode.agent_runner._text import shown
+from necrocode.cli.run import EXIT_DONE, EXIT_INTERRUPTED, code_of_error, print_refusal, print_text, tell
+
+_MICRO = 1_000_000
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from necrocode.agent_runner.explanation import Explanation
+    from necrocode.agent_runner.generation.pieces import Piece
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "explain",
+        help="show what a run would show the model, and why",
+        description="Show what a run of the task would show the model, piece by piece, with the reason and the tokens."
+        " No model is called, and nothing is left behind but a warm slot in the pool.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("task", metavar="TASK.yaml", help="the task (see docs/tasks.md)")
+    parser.add_argument(
+        "--config", metavar="FILE", help="settings (see config.example.yaml); the environment overrides"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--prompt", action="store_true", help="print the whole prompt too")
+    parser.set_defaults(handler=explain)
+
+
+def explain(arguments: argparse.Namespace) -> int:
+    """The subcommand."""
+    from necrocode.agent_runner import RunnerConfig, RunnerError, TaskContext  # noqa: PLC0415
+    from necrocode.agent_runner.explanation import explain as explained  # noqa: PLC0415
+
+    try:
+        task = TaskContext.from_yaml(arguments.task)
+        config = RunnerConfig.from_yaml(arguments.config) if arguments.config else RunnerConfig.from_env()
+        explanation = explained(task, config)
+    except RunnerError as error:
+        if arguments.json:
+            print_refusal(type(error).__name__, str(error), hint=error.hint)
+        tell(sys.stderr, f"necrocode: {shown(str(error))}\n")
+        return code_of_error(type(error).__name__)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    if arguments.json:
+        print_text(json.dumps(_data(explanation, with_prompt=arguments.prompt), ensure_ascii=False, indent=2))
+        return EXIT_DONE
+    print_text("\n".join(map(shown, _table(explanation))))
+    if arguments.prompt:
+        print_text("\n".join(_prompt(explanation)))
+    return EXIT_DONE
+
+
+def _data(explanation: Explanation, *, with_prompt: bool) -> dict[str, Any]:
+    context, cost = explanation.context, explanation.cost_micro_usd
+    data: dict[str, Any] = {
+        "schema_version": 1,
+        "base_commit": explanation.base_commit,
+        "model": explanation.model,
+        "budget_tokens": explanation.budget_tokens,
+        "context_tokens": context.tokens,
+        "prompt_tokens": explanation.prompt_tokens,
+        "cost_usd": None if cost is None else {"prompt": cost[0] / _MICRO, "with_longest_answer": cost[1] / _MICRO},
+        "paths_left_out": context.paths_left_out,
+        "pieces": [_piece(piece) for piece in context.pieces],
+        "warnings": list(explanation.warnings),
+    }
+    return data | {"prompt": [message.model_dump() for message in explanation.messages]} if with_prompt else data
+
+
+def _piece(piece: Piece) -> dict[str, Any]:
+    return {
+        "path": piece.path,
+        "kind": piece.kind,
+        "start_line": piece.start_line,
+        "end_line": piece.end_line,
+        "line_count": piece.line_count,
+        "tokens": piece.tokens,
+        "score": piece.score,
+        "why": piece.why,
+    }
+
+
+def _table(explanation: Explanation) -> Iterator[str]:
+    context = explanation.context
+    yield f"base       {explanation.base_commit}"
+    yield "tokens  kind     where, and why"
+    for piece in context.pieces:
+        yield f"{piece.tokens:>6}  {piece.kind:<7}  {piece.place}  ({piece.why})"
+    yield f"{context.tokens:>6}  of {explanation.budget_tokens} for the repository's text"
+    yield f"        {len(context.paths)} names listed, {context.paths_left_out} files named nowhere"
+    yield f"{explanation.prompt_tokens:>6}  the whole prompt, for {explanation.model}"
+    yield f"cost       {_cost(explanation)}"
+    for warning in explanation.warnings:
+        yield f"warning    {warning}"
+
+
+def _cost(explanation: Explanation) -> str:
+    cost = explanation.cost_micro_usd
+    if cost is None:
+        return f"not known: llm.prices has no price for {explanation.model}"
+    least, most = (f"{micro_usd / _MICRO:.4f}" for micro_usd in cost)
+    return f"{least} US dollars for the prompt, {most} with the longest answer ({explanation.max_answer_tokens} tokens)"
+
+
+def _prompt(explanation: Explanation) -> Iterator[str]:
+    for message in explanation.messages:
+        yield f"\n--- {message.role} ---\n{message.content}"

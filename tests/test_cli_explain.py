@@ -1,0 +1,126 @@
+"""``necrocode explain``: what a run would show the model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from necrocode.cli import main
+from tests.support.http_server import Answer, serving
+from tests.support.repositories import CALC_TEST_COMMAND, commit_files, git
+
+SECRET = "ghp_" + "a1B2" * 9
+
+
+class Bench:
+    def __init__(self, folder: Path, repository: Path, capture: pytest.CaptureFixture[bytes]) -> None:
+        self.folder, self.repository, self._capture = folder, repository, capture
+        self.out, self.err = "", ""
+
+    def explain(self, *arguments: str, **changes: Any) -> int:
+        task = {
+            "task_id": "1.1",
+            "spec_name": "calc",
+            "title": "Mend add",
+            "description": "add() subtracts.",
+            "repo_url": str(self.repository),
+            "test_commands": [CALC_TEST_COMMAND],
+        }
+        file = self.folder / "task.yaml"
+        file.write_text(yaml.safe_dump({k: v for k, v in (task | changes).items() if v is not None}))
+        code = main(["explain", str(file), *arguments])
+        captured = self._capture.readouterr()
+        self.out, self.err = captured.out.decode(), captured.err.decode()
+        return code
+
+
+@pytest.fixture
+def bench(
+    tmp_path: Path, repository: Path, capsysbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> Bench:
+    monkeypatch.setenv("NECROCODE_STATE_DIR", str(tmp_path / "state"))
+    return Bench(tmp_path, repository, capsysbinary)
+
+
+def test_it_shows_each_piece_with_reason_lines_and_tokens(bench: Bench) -> None:
+    assert bench.explain() == 0
+    assert "calc.py  (shares words with the task)" in bench.out
+    assert "of 16000 for the repository's text" in bench.out
+    assert "the whole prompt, for gpt-4.1" in bench.out
+
+
+def test_the_json_says_the_same(bench: Bench) -> None:
+    assert bench.explain("--json") == 0
+    told = json.loads(bench.out)
+    assert [piece["path"] for piece in told["pieces"]] == ["calc.py", "test_calc.py"]
+    assert {"kind", "start_line", "end_line", "tokens", "why", "score"} <= set(told["pieces"][0])
+    assert told["context_tokens"] <= told["prompt_tokens"]
+    assert "prompt" not in told
+
+
+def test_the_prompt_is_the_one_of_a_run_with_secrets_masked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_TOKEN", SECRET)
+    commit_files(bench.repository, {"settings.py": f'TOKEN = "{SECRET}"\n'})
+    assert bench.explain("--prompt", description=f"add() subtracts, with {SECRET}") == 0
+    assert "# Task 1.1: Mend add" in bench.out
+    assert 'TOKEN = "REDACTED_SECRET_1"' in bench.out
+    assert SECRET not in bench.out
+    assert bench.explain("--json", "--prompt") == 0
+    assert [message["role"] for message in json.loads(bench.out)["prompt"]] == ["system", "user"]
+
+
+def test_no_model_and_no_registry_is_called(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(lambda _: Answer(500, b"")) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/v1")
+        monkeypatch.setenv("TASK_REGISTRY_URL", server.url)
+        assert bench.explain() == 0
+        assert not server.requests
+
+
+def test_the_slot_is_given_back_and_no_task_and_no_artifact_is_left(bench: Bench) -> None:
+    config = bench.folder / "config.yaml"
+    config.write_text("pool_size: 1\nslot_timeout_seconds: 0\n")
+    for _ in range(2):
+        assert bench.explain("--config", str(config)) == 0
+    state = bench.folder / "state"
+    assert {entry.name for entry in state.iterdir()} <= {"git", "pool", "contexts"}
+
+
+def test_a_brought_checkout_is_only_read(bench: Bench) -> None:
+    before = git(bench.repository, "status", "--porcelain", "--branch"), git(bench.repository, "for-each-ref")
+    assert bench.explain(slot_path=str(bench.repository), repo_url=None) == 0
+    assert (git(bench.repository, "status", "--porcelain", "--branch"), git(bench.repository, "for-each-ref")) == before
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+@pytest.mark.parametrize(
+    ("changes", "error_type"),
+    [({"title": ""}, "TaskContextValidationError"), ({"repo_url": "/nowhere/at/all"}, "RepositoryNotFoundError")],
+)
+def test_bad_input_is_told_as_by_a_run(
+    bench: Bench, form: tuple[str, ...], changes: dict[str, Any], error_type: str
+) -> None:
+    assert bench.explain(*form, **changes) == 2
+    assert bench.err.startswith("necrocode: ")
+    if form:
+        assert json.loads(bench.out)["error_details"]["type"] == error_type
+
+
+def test_the_cost_is_told_where_the_price_is_known(bench: Bench) -> None:
+    assert bench.explain() == 0
+    assert "cost       not known: llm.prices has no price for gpt-4.1" in bench.out
+    config = bench.folder / "config.yaml"
+    config.write_text("llm:\n  max_tokens: 1000\n  prices:\n    gpt-4.1: {prompt_usd: 10, completion_usd: 50}\n")
+    assert bench.explain("--config", str(config), "--json") == 0
+    told = json.loads(bench.out)
+    assert told["cost_usd"]["prompt"] == told["prompt_tokens"] * 10 / 1_000_000
+    assert round(told["cost_usd"]["with_longest_answer"] - told["cost_usd"]["prompt"], 6) == 0.05
+
+
+def test_related_files_that_are_not_there_are_warned_of(bench: Bench) -> None:
+    assert bench.explain(related_files=["gone.py"]) == 0
+    assert "The repository has no file gone.py" in bench.out
