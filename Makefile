@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PYTEST_ARGS ?=
 
-.PHONY: demo test check format api-snapshot fuzz-api soak local-llm clean
+.PHONY: demo test check format api-snapshot fuzz-api soak security-table local-llm clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +37,10 @@ fuzz-api: $(VENV)/.installed
 
 soak: $(VENV)/.installed
 	$(BIN)/pytest --timeout 3600 -m soak tests $(PYTEST_ARGS)
+
+# Every attack on running tests behind every sandbox of this machine, for docs/security.md.
+security-table: $(VENV)/.installed
+	$(BIN)/python -m tests.security.table
 
 # Needs a real model behind OPENAI_BASE_URL; see docs/testing.md.
 local-llm: $(VENV)/.installed

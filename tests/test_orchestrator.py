@@ -783,7 +783,7 @@ def test_ctrl_c_during_the_tests_kills_them(bench: Bench, tmp_path: Path) -> Non
     mark = tmp_path / "mark"
     command = f"kill -INT {os.getpid()}; sleep 2; touch {mark}"
     with pytest.raises(RunInterrupted) as caught:
-        bench.run(GOOD_ANSWER, task=bench.task(test_commands=[command]))
+        bench.run(GOOD_ANSWER, task=bench.task(test_commands=[command]), sandbox="none")
     assert caught.value.result.impl_result is not None
     assert {artifact.type for artifact in caught.value.result.artifacts} >= {"diff", "log"}
     assert not mark.exists()
@@ -794,7 +794,7 @@ def test_ctrl_c_during_the_tests_of_the_base_kills_them(bench: Bench, tmp_path: 
     mark = tmp_path / "mark"
     command = f"kill -INT {os.getpid()}; sleep 2; touch {mark}"
     with pytest.raises(RunInterrupted) as caught:
-        bench.run(GOOD_ANSWER, task=bench.task(test_commands=[command]), test_base=True)
+        bench.run(GOOD_ANSWER, task=bench.task(test_commands=[command]), test_base=True, sandbox="none")
     assert caught.value.result.status == "cancelled"
     assert not mark.exists()
     bench.assert_nothing_is_left()

@@ -147,6 +147,9 @@ def test_every_setting_can_be_given_in_a_file(settings: Settings) -> None:
         "commit_message": "{title}", "max_changed_files": 1, "max_file_bytes": 1, "max_total_bytes": 1,
         "max_output_bytes": 1000, "max_repair_rounds": 0, "test_environment": {"A": "1"},
         "detect_tests": False, "test_base": False, "pass_rule": "no-new-failures", "tamper": "refuse",
+        "sandbox": "bwrap", "sandbox_network": True, "sandbox_read_paths": ["/srv/tools"], "sandbox_image": "i",
+        "max_test_output_bytes": 1000, "max_test_memory_bytes": 1 << 20, "max_test_processes": 1,
+        "max_test_cpu_seconds": 1, "max_test_file_bytes": 1 << 20, "max_test_disk_bytes": 1 << 20,
         "budget": {"max_cost_usd": 0.1, "process": {"max_calls": 0}, "spec": {}},
     }  # fmt: skip
     assert set(values) == set(RunnerConfig.model_fields) - {"llm_config"} | {"llm"}

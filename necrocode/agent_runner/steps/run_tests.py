@@ -214,7 +214,8 @@ def failure_text(result: TestResult) -> str:
     failed = next((command for command in result.commands if not command.passed), None)
     if failed is None:
         return "The tests failed."
-    how = "ran out of the task's time" if failed.timed_out else f"exited with {failed.exit_code}"
+    stopped = "ran out of the task's time" if failed.timed_out else f"was stopped at a limit ({failed.stopped_by})"
+    how = stopped if failed.exit_code is None else f"exited with {failed.exit_code}"
     how += " and came to no test" if failed.came_to_no_test else ""
     lines = [line.strip() for line in failed.output.splitlines() if line.strip()]
     last = f": {lines[-1][:200]}" if lines else ""
