@@ -423,6 +423,17 @@ def test_a_secret_that_a_test_prints_does_not_reach_the_model(bench: Bench) -> N
     assert SECRET not in json.dumps([message.content for message in llm.calls[1]])
 
 
+def test_a_secret_that_a_test_prints_in_two_colours_does_not_reach_the_model(bench: Bench) -> None:
+    halves = (f"$(echo {half[::-1]} | rev)" for half in (SECRET[:9], SECRET[9:]))
+    task = bench.task(test_commands=[f"printf '%s\\033[31m%s\\n' {' '.join(halves)}; exit 1"])
+    llm = ScriptedLLM([USELESS_ANSWER, GOOD_ANSWER])
+    result = bench.orchestrator(llm, llm_config=LLMConfig(api_key=SECRET)).run(task)
+    told = llm.calls[1][-1].content
+    assert "***" in told
+    assert SECRET[9:] not in told
+    assert SECRET[9:] not in result.model_dump_json()
+
+
 def test_what_is_quoted_of_a_file_keeps_its_secrets_under_the_names_that_the_model_knows(bench: Bench) -> None:
     settings = 'URL = "postgresql://app:hunter2-and-more@db/x"\nDEBUG = True\n'
     (bench.repository / "settings.py").write_text(settings)
