@@ -18,6 +18,7 @@ from necrocode.agent_runner.generation.patch_envelope import EnvelopeReader, beg
 from necrocode.agent_runner.generation.search_replace import NO_NEWLINE, Blocks
 from necrocode.agent_runner.generation.told_paths import (
     Told,
+    is_marked_path,
     looks_like_path,
     may_be_path,
     path_alone_on_line,
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 _LONGEST_EXPLANATION = 2000
 _LONGEST_NAMED = 200
 _DIFF_LANGUAGES = {"diff", "patch", "udiff", "unidiff"}
+_MARKDOWN_FILES = (".md", ".markdown", ".mdx", ".rst", ".qmd", ".Rmd")
+_JSON_FILES = (".json", ".jsonc", ".json5")
+_CHANGE_LIST = re.compile(r'\s*\{\s*"(?:explanation|summary|changes|code_changes)"\s*:')
 _PATCH_FILES = (".diff", ".patch")
 _CLOSING_TAG = re.compile(r"^</[\w-]+>\s*$")
 _DIRECTIVE = re.compile(r"^(?:[-*] )?[`*]{0,3}(DELETE|RENAME)[:`*]{0,3}\s+(.+)$")
@@ -68,6 +72,15 @@ def read_lines(body: str) -> Reading:
     return Reading(tuple(reader.changes), tuple(reader.loose_blocks), doubts, explanation[:_LONGEST_EXPLANATION])
 
 
+class _LastFile(NamedTuple):
+    """The block of a whole file that was read last."""
+
+    path: str
+    marks: str
+    end: int
+    """The line of its closing fence."""
+
+
 class _Reader:
     def __init__(self, lines: Sequence[str]) -> None:
         self._lines = lines
@@ -84,6 +97,7 @@ class _Reader:
         self._ends_itself = False
         """Whether the last edit had a closing marker of its own."""
         self._edit_count = 0
+        self._last_file: _LastFile | None = None
         self.changes: list[Change] = []
         self.loose_blocks: list[Block] = []
         self.doubts: list[tuple[str, str]] = []
@@ -223,19 +237,54 @@ class _Reader:
             self._before, self._at = first, start + 1  # the fence was opened too early: around the path
             return
         block = Block(language, path, "".join(self._lines[start:end]))
+        if path and language == "json" and not path.endswith(_JSON_FILES) and _CHANGE_LIST.match(block.content):
+            block, path = block._replace(path=""), ""
         if path:
+            self._refuse_if_cut_out_of_text(path, opening)
             self._add([_whole_file(block)], "files", end + 1)
+            self._last_file = _LastFile(path, opening.marks, end)
         else:
+            if not language:
+                self._refuse_if_rest_of_file(opening)
             self.loose_blocks.append(block)
             if told.doubt:
                 self.doubts.append((told.doubt, _doubt(told.doubt, start)))
         self._at, self._before = end + 1, ""
+
+    def _refuse_if_rest_of_file(self, opening: Fence) -> None:
+        """Refuse a bare block that may be what follows a bare fence in the text of the file before it."""
+        last = self._last_file
+        if last is None or opening.info or opening.marks != last.marks:
+            return
+        first, before = self._lines[last.end + 1].strip(), self._lines[self._at - 1].strip()
+        is_inside = last.end + 1 < self._at and first and before and not before.endswith((":", "："))
+        if is_inside or last.path.endswith(_MARKDOWN_FILES):
+            raise MalformedAnswerError(_cut_at_fence(last.path, last.end))
+        self._last_file = None
+
+    def _refuse_if_cut_out_of_text(self, path: str, opening: Fence) -> None:
+        """Refuse a file named by a line that may be of a block in the Markdown text before it."""
+        last = self._last_file
+        if last is None or opening.info or opening.marks != last.marks or not last.path.endswith(_MARKDOWN_FILES):
+            return
+        between = [line.strip() for line in self._lines[last.end + 1 : self._at]]
+        while between and not between[-1]:
+            between.pop()
+        is_set_apart = len(between) > 1 and not between[-2]
+        if not is_set_apart and not is_marked_path(self._before) and path:
+            raise MalformedAnswerError(_cut_at_fence(last.path, last.end))
 
     # --- the rest
 
     def _read_prose(self) -> None:
         line = self._lines[self._at].rstrip("\r\n")
         self._at += 1
+        if self._searches.is_left_over(self._at - 1):
+            raise MalformedAnswerError(
+                f"Line {self._at} of the model's answer, {shown(line.strip(), _LONGEST_NAMED)!r}, belongs to no"
+                " search/replace block. Where a text has such lines itself, write the markers of its block with another"
+                " number (5 to 9) of < = and >."
+            )
         if line.strip():
             self._before = line
         if _CLOSING_TAG.match(line):  # it closes what its opening tag, which named the file, has opened
@@ -244,6 +293,14 @@ class _Reader:
             self.prose.append(line)
             if changes := _directive(line):
                 self._add(changes, "files", self._at)
+
+
+def _cut_at_fence(path: str, end: int) -> str:
+    return (
+        f"It is not clear where the text of {shown(path, _LONGEST_NAMED)} ends: its block is closed in line {end + 1}"
+        " of the model's answer, and more fences follow. Where a file's text has fences of its own, write four backticks"
+        " around it."
+    )
 
 
 def _doubt(path: str, number: int) -> str:
