@@ -129,3 +129,64 @@ def test_a_bare_block_that_is_talked_about_after_a_file_is_none(after: str) -> N
 def test_a_closing_marker_that_is_left_over_is_refused(text: str) -> None:
     with pytest.raises(MalformedAnswerError, match="belongs to no search/replace block"):
         parse_answer(text)
+
+
+def test_a_file_that_begins_with_a_conflict_is_written() -> None:
+    content = "<<<<<<< HEAD\na\n=======\nb\n>>>>>>> feature\n"
+    assert written(f"File: conflict.txt\n```\n{content}```\n") == {"conflict.txt": content}
+
+
+# --- fences in lists
+
+
+@pytest.mark.parametrize(("block", "content"), [
+    ("   ```python\n   def f():\n\n       return 1\n   ```\n", "def f():\n\n    return 1\n"),
+    ("  ```\n    x\n  y\n  ```\n", "  x\ny\n"),
+    ("   ```python\ndef f():\n    return 1\n   ```\n", "def f():\n    return 1\n"),
+])  # fmt: skip
+def test_a_block_in_a_list_loses_its_fences_indentation(block: str, content: str) -> None:
+    assert written(f"1. `a.py`:\n{block}") == {"a.py": content}
+
+
+# --- directives, and routes
+
+
+@pytest.mark.parametrize("line", [
+    "- `DELETE /users/42`", "- DELETE /users", "DELETE /users/{id}", "- DELETE users/:id", "* **DELETE** /users?all=1",
+])  # fmt: skip
+def test_a_route_is_not_deleted(line: str) -> None:
+    assert written(f"{FILE}\nThe API has now:\n\n{line}\n") == {"a.py": "x = 1\n"}
+
+
+@pytest.mark.parametrize("line", ["DELETE /old.py", "- DELETE `src/old.py`", "DELETE Makefile"])
+def test_a_file_is_deleted(line: str) -> None:
+    assert len(written(f"{FILE}\n{line}\n")) == 2
+
+
+# --- diffs beside
+
+
+HEADER = "--- a/a.py\n+++ b/a.py\n"
+
+
+def test_more_hunks_of_the_file_of_the_last_diff_are_read() -> None:
+    text = f"```diff\n{HEADER}@@ -1 +1 @@\n-a\n+b\n```\n\nAnd:\n\n```diff\n@@ -9 +9 @@\n-c\n+d\n```\n"
+    changes = parse_answer(text).changes
+    assert [(change.file_path, change.edits[0].search) for change in changes] == [("a.py", "a\n"), ("a.py", "c\n")]
+
+
+@pytest.mark.parametrize("header", ["", "@@ -1 +1 @@\n", f"{HEADER}@@ -1 +1 @@\n", "@@\n"])
+def test_a_diff_that_shows_what_a_whole_file_has_changed_is_no_change(header: str) -> None:
+    assert written(f"{FILE}\nWhat changed:\n\n```diff\n{header}-x = 0\n+x = 1\n```\n") == {"a.py": "x = 1\n"}
+
+
+@pytest.mark.parametrize("lines", ["-x = 0\n+x = 2\n", "-x = 1\n+\n"])
+def test_a_diff_of_no_file_that_says_something_new_is_refused(lines: str) -> None:
+    with pytest.raises(MalformedAnswerError, match="names no file"):
+        parse_answer(f"{FILE}\nAnd:\n\n```diff\n{lines}```\n")
+
+
+def test_a_closing_tag_is_a_line_of_a_diff() -> None:
+    text = "```diff\n--- a/a.html\n+++ b/a.html\n@@ -1,4 +1,4 @@\n<div>\n-a\n+b\n</div>\n-c\n+d\n```\n"
+    (change,) = parse_answer(text).changes
+    assert change.edits[0].replace == "<div>\nb\n</div>\nd\n"

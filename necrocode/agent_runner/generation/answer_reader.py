@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from necrocode.agent_runner._text import shown
 from necrocode.agent_runner.errors import MalformedAnswerError
-from necrocode.agent_runner.generation.blocks import Block, Fence, Fences, path_in_info
+from necrocode.agent_runner.generation.blocks import Block, Fence, Fences, path_in_info, text_of
 from necrocode.agent_runner.generation.hunks import check_count
 from necrocode.agent_runner.generation.patch_envelope import EnvelopeReader, begins_envelope
 from necrocode.agent_runner.generation.search_replace import NO_NEWLINE, Blocks
@@ -40,6 +40,7 @@ _CHANGE_LIST = re.compile(r'\s*\{\s*"(?:explanation|summary|changes|code_changes
 _PATCH_FILES = (".diff", ".patch")
 _CLOSING_TAG = re.compile(r"^</[\w-]+>\s*$")
 _DIRECTIVE = re.compile(r"^(?:[-*] )?[`*]{0,3}(DELETE|RENAME)[:`*]{0,3}\s+(.+)$")
+_ROUTE = re.compile(r"\{\w|/:\w|\?\w+=|://")
 _ARROW = re.compile(r"(?<!\s)\s+(?:->|=>|→|TO|to)\s+")
 
 
@@ -98,6 +99,9 @@ class _Reader:
         """Whether the last edit had a closing marker of its own."""
         self._edit_count = 0
         self._last_file: _LastFile | None = None
+        self._last_written = ""
+        self._written: dict[str, set[str]] = {}
+        """The lines, without the blanks around them, of the files that were given whole."""
         self.changes: list[Change] = []
         self.loose_blocks: list[Block] = []
         self.doubts: list[tuple[str, str]] = []
@@ -127,16 +131,35 @@ class _Reader:
             self._add(changes, "patch", end)
             self._ends_itself = True
             return True
-        diff = DiffReader(lines, self._ends_block, is_lenient=self._is_diff_block)
-        if begins_diff(lines, at):
+        return self._read_diff(at)
+
+    def _read_diff(self, at: int) -> bool:
+        diff = DiffReader(self._lines, self._ends_block, is_lenient=self._is_diff_block)
+        shown_of = "" if self._path or path_alone_on_line(self._before) else self._last_written
+        if begins_diff(self._lines, at):
             change, end = diff.section(at)
         elif self._begins_hunk(at):
-            change, end = diff.hunks_of(at, self._told_path("diff"))
+            change, end = diff.hunks_of(at, shown_of or self._told_path("diff"))
+            if shown_of and not self._is_shown_again(change):
+                self._told_path("diff")
         else:
             return False
-        self._add([change], "unified_diff", end)
         self._ends_itself = False
+        if self._is_shown_again(change):
+            self._at, self._before = end, ""
+            return True
+        self._add([change], "unified_diff", end)
+        self._path = "" if change.operation == "delete" else change.new_path or change.file_path
         return True
+
+    def _is_shown_again(self, change: CodeChange) -> bool:
+        """Whether a diff only shows what the whole new text of its file, given before, has changed."""
+        lines = self._written.get(change.file_path)
+        if lines is None or change.operation != "edit" or not change.edits:
+            return False
+        new = {line.strip() for edit in change.edits for line in edit.replace.splitlines()}
+        old = {line.strip() for edit in change.edits for line in edit.search.splitlines()}
+        return new <= lines and not lines.intersection(old - new)
 
     def _begins_hunk(self, at: int) -> bool:
         """Whether hunks without a header begin here: in a block of edits, or right under the file's name."""
@@ -220,7 +243,9 @@ class _Reader:
         if at >= len(self._lines):
             return False
         line = self._lines[at]
-        if self._searches.begins(at) or begins_envelope(line) or begins_diff(self._lines, at):
+        if self._searches.begins(at):
+            return self._searches.is_whole(at)
+        if begins_envelope(line) or begins_diff(self._lines, at):
             return True
         follows = self._lines[at + 1 : at + 2]
         return (
@@ -236,13 +261,15 @@ class _Reader:
         if not path and looks_like_path(first.strip()) and start + 1 < end and self._fences.opening(start + 1):
             self._before, self._at = first, start + 1  # the fence was opened too early: around the path
             return
-        block = Block(language, path, "".join(self._lines[start:end]))
+        block = Block(language, path, text_of(self._lines[start:end], opening))
         if path and language == "json" and not path.endswith(_JSON_FILES) and _CHANGE_LIST.match(block.content):
             block, path = block._replace(path=""), ""
         if path:
             self._refuse_if_cut_out_of_text(path, opening)
             self._add([_whole_file(block)], "files", end + 1)
             self._last_file = _LastFile(path, opening.marks, end)
+            self._last_written, self._path = path, ""
+            self._written[path] = {line.strip() for line in ("", *block.content.splitlines())}
         else:
             if not language:
                 self._refuse_if_rest_of_file(opening)
@@ -298,8 +325,8 @@ class _Reader:
 def _cut_at_fence(path: str, end: int) -> str:
     return (
         f"It is not clear where the text of {shown(path, _LONGEST_NAMED)} ends: its block is closed in line {end + 1}"
-        " of the model's answer, and more fences follow. Where a file's text has fences of its own, write four backticks"
-        " around it."
+        " of the model's answer, and more fences follow. Where a file's text has fences of its own, write four"
+        " backticks around it."
     )
 
 
@@ -326,8 +353,14 @@ def _directive(line: str) -> list[CodeChange]:
         return []
     if found[1] == "DELETE":
         path = found[2].strip("`*\"' ")
-        return [CodeChange(operation="delete", file_path=path)] if may_be_path(path) else []
+        return [CodeChange(operation="delete", file_path=path)] if _may_be_removed(path) else []
     sides = [side.strip("`*\"' ") for side in _ARROW.split(found[2])]
-    if len(sides) != 2 or not all(map(may_be_path, sides)):  # noqa: PLR2004  from and to
+    if len(sides) != 2 or not all(map(_may_be_removed, sides)):  # noqa: PLR2004  from and to
         return []
     return [CodeChange(operation="rename", file_path=sides[0], new_path=sides[1])]
+
+
+def _may_be_removed(path: str) -> bool:
+    """Whether a path may be one of the repository; a route of a web service, with its method before it, is none."""
+    is_route = (path.startswith("/") and "." not in path.rpartition("/")[2]) or _ROUTE.search(path) is not None
+    return may_be_path(path) and not is_route

@@ -49,6 +49,12 @@ class Blocks:
         """Whether a block's opening marker is on this line."""
         return at in self._heads
 
+    def is_whole(self, at: int) -> bool:
+        """Whether the opening marker on this line is more than text: it says SEARCH, or a closing one follows."""
+        head = self._heads[at]
+        ends = self._ends.get(len(head[2]), [])
+        return head[3] in _SURE_LABELS or bisect_left(ends, at) < len(ends)
+
     def is_left_over(self, at: int) -> bool:
         """Whether a line that no block has taken is a closing marker: a block before it was then cut short."""
         if ">>>>>" not in self._lines[at] or not (found := _END.match(self._lines[at])):
