@@ -6,7 +6,7 @@ import re
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from necrocode.agent_runner import (
@@ -204,8 +204,9 @@ def test_several_files_with_prose_between_them() -> None:
 
 
 def test_delete_and_rename_lines() -> None:
-    changes = parse_answer("DELETE old/a.py\n- RENAME `b.py` -> `c/d.py`\n").changes
-    assert changes == (
+    parsed = parse_answer("Moved.\nDELETE old/a.py\n- RENAME `b.py` -> `c/d.py`\n")
+    assert parsed.explanation == "Moved."
+    assert parsed.changes == (
         CodeChange(operation="delete", file_path="old/a.py"),
         CodeChange(operation="rename", file_path="b.py", new_path="c/d.py"),
     )
@@ -310,6 +311,7 @@ _TEXT = (
 
 
 @given(st.dictionaries(_PATHS, _TEXT, min_size=1, max_size=4))
+@example({"a.py": "@@\n"})
 def test_files_rendered_as_the_prompt_asks_are_read_back(files: dict[str, str]) -> None:
     answer = "\n\n".join(f"{path}\n{fenced(text)}" for path, text in files.items())
     assert contents(answer) == files

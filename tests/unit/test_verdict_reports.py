@@ -23,6 +23,10 @@ def recorded(name: str) -> bytes:
     return (RECORDINGS / name).read_bytes()
 
 
+def not_run(cases: tuple[TestCase, ...]) -> list[str]:
+    return [case.name for case in cases if not case.ran]
+
+
 def statuses(cases: tuple[TestCase, ...]) -> dict[str, str]:
     return {case.name: case.status for case in cases}
 
@@ -88,6 +92,7 @@ def test_jest_names_its_files_from_the_top() -> None:
         "src/a.test.js > s sk": "skipped",
         "src/a.test.js > s t": "skipped",
     }
+    assert not_run(cases) == ["b.test.js"]
     assert "Expected: 2" in cases[1].details
     assert "\x1b" not in cases[1].details
 
@@ -102,6 +107,7 @@ def test_go() -> None:
         "ex.com/m/b": "error",
         "ex.com/m/c.TestP": "failed",
     }
+    assert not_run(cases) == ["ex.com/m/b"]
     assert cases[0].message == "a_test.go:3: want 2 got 0"
     assert cases[-1].message.startswith("panic: boom")
     assert "FAIL\tex.com/m/b [build failed]\n" in text
@@ -423,6 +429,32 @@ def test_without_a_report_to_rely_on_the_exit_code_stands_alone(
     read = with_cases(command(**options), AskedCommand.__call__("x", kind), "x")  # type: ignore[arg-type]
     assert (read.report, read.cases) == ("", ())
     assert note in read.report_note
+
+
+def test_what_stands_for_a_file_that_could_not_be_run_is_known_as_such() -> None:
+    assert not_run(parse_junit([recorded("vitest.xml")])) == ["b.test.ts::b.test.ts"]
+    assert not_run(parse_unittest(recorded("unittest.txt").decode())) == ["unittest.loader._FailedTest.test_imp"]
+    pytests = junit('<testcase classname="" name="tests.test_a"><error message="collection failure"/></testcase>')
+    assert not_run(parse_junit([pytests])) == ["tests.test_a"]
+    assert not_run(parse_junit([junit('<testcase name="a"><error/></testcase>')])) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("!!!!!!!!!!!!!!!!!!!! Interrupted: 1 error during collection !!!!!!!!!!!!!!!!!!!!", True),
+        ("!!!!!!!!!!!!!!!!!!!!!!!!!! stopping after 1 failures !!!!!!!!!!!!!!!!!!!!!!!!!!!", True),
+        ("\x1b[31m!!!!!!!!!!! xdist.dsession.Interrupted: stopping after 1 failures !!!!!!!!!!!\x1b[0m", True),
+        ("! _pytest.outcomes.Exit: a long reason !", True),
+        ("!!!!!!!!!!!!!!!!!!! KeyboardInterrupt !!!!!!!!!!!!!!!!!!!!", True),
+        ("print: !!! stopping after 1 !!!", False),
+        ("2 passed!", False),
+    ],
+)
+def test_pytest_says_that_it_did_not_come_to_all_tests(line: str, expected: bool) -> None:
+    for kind in ("pytest", ""):
+        asked = AskedCommand("x", kind)  # type: ignore[arg-type]
+        assert with_cases(command(output=f"F.\n{line}\n1 failed\n"), asked, "x").ended_early is expected
 
 
 def test_what_does_not_fit_the_exit_code_is_said() -> None:

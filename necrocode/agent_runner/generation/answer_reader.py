@@ -247,10 +247,15 @@ class _Reader:
             return self._searches.is_whole(at)
         if begins_envelope(line) or begins_diff(self._lines, at):
             return True
-        follows = self._lines[at + 1 : at + 2]
-        return (
-            line.startswith("@@") and is_named and bool(follows) and follows[0].startswith((" ", "+", "-", "\n", "@@"))
-        )
+        return line.startswith("@@") and is_named and self._has_changed_lines(at + 1)
+
+    def _has_changed_lines(self, at: int) -> bool:
+        """Whether a line with the sign of a diff comes before the next fence."""
+        while at < len(self._lines) and self._fences.opening(at) is None:
+            if self._lines[at].startswith(("+", "-")):
+                return True
+            at += 1
+        return False
 
     def _read_block(self, opening: Fence, language: str, told: Told) -> None:
         path, start = told.path, self._at + 1
@@ -317,9 +322,10 @@ class _Reader:
         if _CLOSING_TAG.match(line):  # it closes what its opening tag, which named the file, has opened
             self._fence, self._is_diff_block = None, False
         if self._fence is None:
-            self.prose.append(line)
             if changes := _directive(line):
                 self._add(changes, "files", self._at)
+            else:
+                self.prose.append(line)
 
 
 def _cut_at_fence(path: str, end: int) -> str:

@@ -7,6 +7,7 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING, NamedTuple
 
 from necrocode.agent_runner.errors import MalformedAnswerError
+from necrocode.agent_runner.generation.diff_signs import without_added_signs
 from necrocode.agent_runner.models import TextEdit
 
 if TYPE_CHECKING:
@@ -103,4 +104,5 @@ def _edit(search: Sequence[str], replace: Sequence[str]) -> TextEdit:
     )
     if not old.strip():
         old = ""  # blank lines are no place
+        new = without_added_signs(new)
     return TextEdit(search=old, replace=new, final_newline="stated" if any(states) else "kept")

@@ -50,8 +50,12 @@ class CaseBook:
         message: str = "",
         details: str = "",
         duration_seconds: float | None = None,
+        ran: bool = True,
     ) -> None:
-        """Take in a case; :class:`UnreadableReport` when there are too many."""
+        """Take in a case, or what stands for a file of which none was ``ran``.
+
+        :class:`UnreadableReport` when there are too many.
+        """
         name = case_name(name)
         known = self._cases.get(name)
         if known is not None and _WORST_FIRST.index(known.status) <= _WORST_FIRST.index(status):
@@ -66,6 +70,7 @@ class CaseBook:
             message=bounded_head(message, MAX_MESSAGE_CHARACTERS) if is_told else "",
             details=bounded_tail(details, MAX_DETAILS_CHARACTERS) if is_told else "",
             duration_seconds=duration_seconds,
+            ran=ran,
         )
 
     def __len__(self) -> int:

@@ -57,6 +57,7 @@ class _JUnitHandler(ContentHandler):
         self._path: list[str] = []
         self._suites: list[str] = []
         self._name = ""
+        self._is_file = False
         self._status: CaseStatus = "passed"
         self._seconds: float | None = None
         self._message = ""
@@ -72,7 +73,9 @@ class _JUnitHandler(ContentHandler):
         if name == "testsuite":
             self._suites.append(attrs.get("name") or "")
         elif name == "testcase":
-            self._name = self._named(attrs.get("classname") or "", attrs.get("name") or "")
+            classname, name = attrs.get("classname") or "", attrs.get("name") or ""
+            self._name = self._named(classname, name)
+            self._is_file = classname in {"", name} and "classname" in attrs  # as pytest and vitest name a file
             self._status, self._seconds = "passed", seconds_of(attrs.get("time"))
             self._message, self._text, self._text_left = "", [], 0
         elif name in _STATUS_OF and self._path[-2] == "testcase":
@@ -105,5 +108,6 @@ class _JUnitHandler(ContentHandler):
                 message=self._message,
                 details="".join(self._text),
                 duration_seconds=self._seconds,
+                ran=not (self._is_file and self._status in {"failed", "error"}),
             )
             self._name = ""

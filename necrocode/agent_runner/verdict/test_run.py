@@ -29,6 +29,8 @@ class TestRunner:
     environment: Mapping[str, str]
     redact: Callable[[str], str]
     deadline: Deadline
+    is_by_cases: bool = False
+    """Whether single cases decide: then all of them are to be run, whatever fails."""
 
     def run(
         self,
@@ -49,7 +51,7 @@ class TestRunner:
             [one.run for one in asked],
             checkout,
             tree=tree,
-            environment=project.environment(commands, self.environment),
+            environment=project.environment(commands, self.environment, is_by_cases=self.is_by_cases),
             fail_fast=fail_fast,
             deadline=deadline or self.deadline,
             collect=project.collected(),
