@@ -299,7 +299,15 @@ def test_no_text_raises_anything_but_our_errors(text: str) -> None:
 
 
 _PATHS = st.from_regex(r"[a-z]{1,5}(/[a-z]{1,5}){0,2}\.(py|txt|md)", fullmatch=True)
-_TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r")).map(lambda text: text + "\n")
+_TEXT = (
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"))
+    .map(lambda text: text + "\n")
+    .filter(
+        lambda text: (
+            not any(mark in text for mark in ("diff --git", "***", "<<<<<", ">>>>>", "@@", "Index: ", "--- ", "think>"))
+        )
+    )
+)
 
 
 @given(st.dictionaries(_PATHS, _TEXT, min_size=1, max_size=4))

@@ -17,7 +17,8 @@ def written(text: str) -> dict[str, str | None]:
     "### 1. Update `src/app.py`", "### Backend changes (`src/app.py`)", "**Step 2: Create `src/app.py`**",
     "`src/app.py` (new file):", "`src/app.py` - the main module", "1. `src/app.py`: add the route",
     "Create `src/app.py` with the following content:", "The complete `src/app.py` file:", "Now `src/app.py`:",
-    "Here is the updated src/app.py:", "File: src/app.py (new)", "### **src/app.py**", "__src/app.py__", "*src/app.py*",
+    "Here is the updated src/app.py:", "Sure! Here is the updated `src/app.py` file with the requested changes:",
+    "File: src/app.py (new)", "### **src/app.py**", "__src/app.py__", "*src/app.py*",
     "After (`src/app.py`):", "更新後の `src/app.py`:", "- **`src/app.py`**:", "> src/app.py", "filename: src/app.py",
 ])  # fmt: skip
 def test_a_line_that_names_a_file_is_understood(line: str) -> None:
@@ -54,6 +55,7 @@ def test_a_block_that_is_only_about_a_file_is_not_that_file(line: str) -> None:
 @pytest.mark.parametrize("line", [
     "In `b.py`:", "Add this to `b.py`:", "Tests for `b.py`:", "The `main` function in `b.py`:",
     "Move it from `b.py` to `c.py`:",
+    "Here are the changes to `b.py`:", "The fix for `b.py`:", "Updated code in `b.py`:",
     "I have changed the way in which the main module in `b.py` works:",
 ])  # fmt: skip
 def test_a_block_that_may_be_a_file_or_a_part_of_it_is_refused_with_what_to_write(line: str) -> None:

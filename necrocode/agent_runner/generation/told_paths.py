@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 _SHELL_FENCES = {"bash", "sh", "shell", "console", "zsh", "text", "txt", "output", "powershell"}
 _MOST_WORDS_AROUND_PATH = 8
+_MOST_NAMING_WORDS = 14
 _LONGEST_LINE = 500
 _LABEL = re.compile(
     r"(?i)^(?:(?:create|modify|update|edit|new|add|replace|delete)(?: file| the file)?[:：]?\s+"
@@ -45,7 +46,8 @@ _NAMING = frozenset(
     in is it its like look looks modified modify module new next now of our package please rebuilt refactored replace
     resulting revised rewrite rewritten save script second should source step test tests the then third this update
     updated updates version whole with write after add added adding config configuration class component header
-    template model view stylesheet page lets let us well will i ill ive have has we change changed
+    template model view stylesheet page lets let us well will sure certainly ok okay requested required
+    necessary changes i ill ive have has we change changed
     """.split()  # noqa: SIM905  words are read more easily so
 )
 # What a sentence says of a block that is no file's new text.
@@ -59,7 +61,7 @@ _OTHER = frozenset(
 )
 _OTHER_SCRIPTS = re.compile(r"実行|出力|使い方|変更前|修正前|以前|运行|输出|示例|用法|修改前")
 _ABOUT = re.compile(
-    r"(?i)\b(?:tests?|docs?|documentation|fixtures?|patch|diff|stubs?|mocks?|types?|helpers?|config\w*|add(?:ed|ing)?)\b"
+    r"(?i)\b(?:tests?|docs?|documentation|fixtures?|patch|diff|stubs?|mocks?|types?|helpers?|config\w*|changes?|fix(?:es)?|add(?:ed|ing)?)\b"
     r"[^`]*\b(?:for|of|to|in|from)\s*(?:the )?(?:file )?$"
 )
 _PART = re.compile(r"(?i)\b(?:in|to|into|from|inside|within)\s+(?:the )?(?:file )?$")
@@ -180,12 +182,17 @@ def _told_by_sentence(line: str) -> Told:
     quoted = [found for found in _QUOTED.finditer(text) if _is_quoted_path(found[1]) and not _is_prose(found[1])]
     if not quoted:
         plain = [found for found in _UNQUOTED.finditer(text) if looks_like_path(found[0]) and not _is_prose(found[0])]
-        return Told(plain[0][0] if len(plain) == 1 and _is_naming(text, plain[0]) else "")
+        if len(plain) != 1 or _OTHER.intersection(_words(text, plain[0])):
+            return Told("")
+        path = plain[0][0]
+        if _is_naming(text, plain[0]):
+            return Told(path)
+        return Told("", path if "/" in path and text.rstrip("*_ ").endswith((":", "：")) else "")
     path = quoted[0][1]
     around = _words(text, quoted[0])
     if _OTHER.intersection(around) or _OTHER_SCRIPTS.search(text):
         return Told("")
-    if len(quoted) == 1 and len(around) < _MOST_WORDS_AROUND_PATH and _is_naming(text, quoted[0]):
+    if len(quoted) == 1 and len(around) <= _MOST_NAMING_WORDS and _is_naming(text, quoted[0]):
         return Told(path)
     ends_sentence = text.rstrip("*_ ").endswith((".", "!", "?", "。"))
     return Told("") if ends_sentence else Told("", path)
