@@ -95,7 +95,8 @@ class _Together:
             return self._place_without_search(number, edit)
         found = places(edit, self._file)
         if not found:
-            self._refuse(number, "missing")
+            is_cut = not edit.whole_lines and edit.search in self._file.text
+            self._refuse(number, "cut" if is_cut else "missing")
         if found and edit.anchors:
             found = self._anchored(found, edit)
             if not found:
