@@ -102,7 +102,8 @@ class _Together:
                 return []
             found = unsigned
         if not found:
-            self._refuse(number, "missing")
+            is_cut = not edit.whole_lines and edit.search in self._file.text
+            self._refuse(number, "cut" if is_cut else "missing")
         if found and edit.anchors:
             found = self._anchored(found, edit)
             if not found:

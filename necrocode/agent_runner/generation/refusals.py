@@ -26,6 +26,7 @@ _WORD = re.compile(r"\w+")
 _REASONS = {
     "missing": "its search text is not in the file",
     "ambiguous": "its search text is in the file more than once",
+    "cut": "its search text is in the file only as a part of longer words, numbers or characters",
     "unanchored": "its search text is not in the file under its @@ line",
     "not at the end": "its search text is not at the end of the file",
     "nowhere": "it has no search text that would say where to put its lines",
@@ -68,6 +69,8 @@ class Refusal:
         elif self.reason in {"missing", "unanchored", "not at the end"}:
             parts.append("The nearest lines of the file, with their numbers:\n" + self._nearest())
             parts.append("Copy the search text from the file, line by line.")
+        elif self.reason == "cut":
+            parts.append("Search for whole lines of the file.")
         elif self.reason == "ambiguous":
             parts.append("Add lines before or after it, so that the search text is in the file just once.")
         elif self.reason == "signed":
