@@ -96,8 +96,6 @@ def test_two_lines_are_too_few_to_be_nearly_the_same() -> None:
     text = "# Returns the square of the given number, whatever it is.\nx = 1\ny = 2\n"
     search = "# Return the square of the given number, whatever it is.\nx = 1\n"
     assert reasons(text, edit(search, search.replace("1", "5"))) == [("missing", ())]
-    longer = f"{search}y = 2\n"
-    assert new_text(text, edit(longer, longer.replace("1", "5"))) == text.replace("1", "5")
 
 
 @pytest.mark.parametrize(
