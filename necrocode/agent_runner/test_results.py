@@ -9,6 +9,7 @@ from pydantic import Field
 from necrocode.agent_runner._strict import Value, Writable
 
 CaseStatus = Literal["passed", "failed", "error", "skipped"]
+StopReason = Literal["timeout", "cpu-limit", "oom", "process-limit", "output-limit", "disk-limit"]
 PassRule = Literal["exit-code", "no-new-failures"]
 
 
@@ -40,12 +41,15 @@ class CommandResult(Value):
 
     command: str
     exit_code: int | None
-    """None when the command was stopped at the time limit; negative: the signal that ended it."""
+    """None when the command was stopped at a limit; negative: the signal that ended it."""
     duration_seconds: float
     output: Writable
     """Standard output and error in order, the middle left out where it was too long."""
     truncated_bytes: int = 0
     timed_out: bool = False
+    stopped_by: StopReason | None = None
+    """The limit that the command met and was stopped at: ``timeout`` (then ``timed_out`` too), ``cpu-limit``, ``oom``
+    (memory), ``process-limit``, ``output-limit`` or ``disk-limit``; None: it ended by itself."""
     cases: tuple[TestCase, ...] = ()
     """What is known of single test cases, each named once; empty where no report can be relied on."""
     report: str = ""
@@ -127,6 +131,9 @@ class TamperReport(Value):
     """Files that decide which tests run, and how."""
     ci: tuple[Writable, ...] = ()
     """Files that decide what continuous integration does."""
+    lost: tuple[Writable, ...] = ()
+    """Of a change that passes: test files that it removes, and the first two hundred test cases that ran on the base
+    and, with it, are gone or skipped. What it only moves is not among them."""
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -12,7 +12,14 @@ from typing import Any
 
 import pytest
 
-from necrocode.agent_runner import ImplementationResult, RunnerConfig, TamperedTestsError, TaskContext, TestResult
+from necrocode.agent_runner import (
+    ImplementationResult,
+    RunnerConfig,
+    TamperedTestsError,
+    TaskContext,
+    TestExecutionError,
+    TestResult,
+)
 from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner._git import Author, FileChange, Git, Repository
 from necrocode.agent_runner._process import HeadAndTail
@@ -306,6 +313,25 @@ def test_the_base_is_tested_once_for_the_same_tree_and_commands(bench: Bench) ->
     assert other.base is not None
 
 
+@pytest.mark.parametrize("command", ["nosuchtool --all", "true && nosuchtool", "/opt/nosuch/tool", "env nosuchtool"])
+def test_a_program_that_is_not_there_ends_it_before_the_model_is_asked(bench: Bench, command: str) -> None:
+    with pytest.raises(TestExecutionError, match=r"`.*` cannot be run: there is no program .*nosuch"):
+        bench.plan("true", command)
+
+
+def test_without_a_base_a_program_that_is_not_there_is_found_with_the_change(bench: Bench) -> None:
+    with pytest.raises(TestExecutionError, match="nosuchtool"):
+        bench.run(bench.change(a__py=""), TestPlan(("nosuchtool",)))
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["./check.sh", "bash new.sh", "exit 127", "PATH=bin:$PATH newtool", "sh -c 'exit 126'"],
+)
+def test_a_program_that_the_change_may_bring_is_waited_for(bench: Bench, command: str) -> None:
+    assert bench.plan(command).commands == (command,)
+
+
 def test_every_command_is_run_on_the_base(bench: Bench) -> None:
     base = bench.plan("false", "true").base
     assert base is not None
@@ -462,7 +488,8 @@ def test_the_bases_tests_are_run_on_a_change_that_touches_them(bench: Bench) -> 
     assert under_base.tree == base_trees(bench), "nothing but the test was changed"
     assert git(bench.workspace.path, "rev-parse", "HEAD") == change.commit, "the slot holds the change again"
     assert (bench.workspace.path / "test_calc.py").read_text() == WEAK_TESTS
-    assert "FAILS them as they were): test_calc.py." in test_warnings(result)[-1]
+    told = "The change touches what it is judged by: test_calc.py. With these as they were, the tests FAIL."
+    assert test_warnings(result)[-1] == told
     with pytest.raises(TamperedTestsError, match=r"touches test_calc\.py, and fails the tests as they were"):
         refuse_tampering(result)
 
@@ -474,8 +501,30 @@ def test_a_change_that_passes_the_bases_tests_too_is_only_told(bench: Bench, rem
     result = bench.run(bench.change(calc__py=FIXED_CALC, test_calc__py=tests, **other), bench.plan(COMMAND))
     assert result.base_version is not None
     assert result.base_version.success
-    assert "(which passes them as they were): test_calc.py." in test_warnings(result)[-1]
+    assert test_warnings(result)[-1].endswith("by: test_calc.py. With these as they were, the tests pass too.")
     refuse_tampering(result)
+
+
+@pytest.mark.parametrize(
+    ("tests", "lost"),
+    [
+        (None, ("test_more.py", "test_more.CalcTest.test_add", "test_more.CalcTest.test_zero")),
+        (TESTS.replace("test_zero", "zero"), ("test_more.CalcTest.test_zero",)),
+        (TESTS.replace("    def test_z", "    @unittest.skip('')\n    def test_z"), ("test_more.CalcTest.test_zero",)),
+    ],
+)
+def test_tests_that_are_removed_or_disabled_are_refused_although_the_bases_pass(
+    tmp_path: Path, tests: str | None, lost: tuple[str, ...]
+) -> None:
+    files = FILES | {"test_more.py": TESTS}
+    with opened(make_repository(tmp_path / "repo", files), tmp_path) as bench:
+        result = bench.run(bench.change(calc__py=FIXED_CALC, test_more__py=tests), bench.plan(COMMAND))
+    assert result.base_version is not None
+    assert result.base_version.success
+    assert result.tamper is not None
+    assert result.tamper.lost == lost
+    with pytest.raises(TamperedTestsError, match="removes or disables tests: test_more"):
+        refuse_tampering(result)
 
 
 def test_new_tests_are_no_tampering(bench: Bench) -> None:

@@ -10,13 +10,15 @@ from necrocode.agent_runner.errors import TamperedTestsError, TestExecutionError
 from necrocode.agent_runner.verdict.base_runs import BaseRuns
 from necrocode.agent_runner.verdict.comparison import (
     is_success,
+    lost_cases,
     make_verdict,
     newly_failing,
     with_lost_tests,
     with_second_run,
 )
 from necrocode.agent_runner.verdict.detection import can_be_used, detect_test_commands, is_proven
-from necrocode.agent_runner.verdict.tamper import TreeFiles, tamper_report
+from necrocode.agent_runner.verdict.missing_programs import missing_program
+from necrocode.agent_runner.verdict.tamper import TreeFiles, removed_files, tamper_report
 from necrocode.agent_runner.verdict.test_run import TestRunner
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ def plan_tests(
     The checkout must hold the base, or be a brought one, whose files git moves there. Commands that nobody asked for
     are used only where the base shows that they work, or fails before they come to run a test; they ask for no more
     than that nothing fails anew. Otherwise nothing is tested, and ``on_trouble`` says why.
+    ``TestExecutionError`` where the program of a command that the task names is not there.
     """
     commands, detected = task.test_commands, ""
     if not commands and config.detect_tests and config.test_base:
@@ -90,6 +93,7 @@ def plan_tests(
     runs = BaseRuns(config.state_dir / "base-tests", deadline.clock)
     base = runs.result(workspace, commands, runner, on_note=on_note)
     if not detected:
+        _refuse_missing_programs(base)
         return TestPlan(tuple(commands), rule, base)
     if base is None or not can_be_used(base):
         on_trouble(
@@ -134,7 +138,9 @@ def run_tests(
         second = runner.run(plan.commands, workspace.path, implementation.tree, fail_fast=fail_fast)
         result = _judged(with_second_run(result, second), plan)
     workspace.check_hold()  # another holder may have written to the slot meanwhile: then it was not this tree
-    tamper = _tampering(workspace, implementation, plan)
+    if plan.base is None:
+        _refuse_missing_programs(result)
+    tamper = _tampering(workspace, implementation, plan, result)
     result = result.model_copy(update={"tamper": tamper, "detected": plan.detected})
     if tamper is None or not result.success or not (tamper.tests or tamper.configuration):
         return result
@@ -155,6 +161,11 @@ def refuse_tampering(result: TestResult) -> None:
         raise TamperedTestsError(
             f"The change touches {_listed(deciding)}, which decides what is tested.",
             hint="Look at the diff; if the task is to change that, run it with tamper: flag.",
+        )
+    if tamper.lost:
+        raise TamperedTestsError(
+            f"The change removes or disables tests: {_listed(tamper.lost)}.",
+            hint="Look at the diff; if the task is to remove them, run it with tamper: flag.",
         )
     if result.base_version is None or not result.base_version.success:
         raise TamperedTestsError(
@@ -179,12 +190,18 @@ def test_warnings(result: TestResult) -> tuple[str, ...]:
             warnings.append(f"Failing as before the change: {names}.")
     if tamper is not None:
         under_base = result.base_version
-        how = "" if under_base is None else f" (which {'passes' if under_base.success else 'FAILS'} them as they were)"
-        warnings.append(f"The change touches what it is judged by{how}: {_listed(tamper.paths)}.")
+        how = "" if under_base is None else f" With these as they were, the tests {_word(under_base)}."
+        warnings.append(f"The change touches what it is judged by: {_listed(tamper.paths)}.{how}")
+        if removed := tuple(path for path in tamper.tests if path in tamper.lost):
+            warnings.append(f"The change removes tests: {_listed(removed)}.")
     return tuple(warnings)
 
 
 test_warnings.__test__ = False  # type: ignore[attr-defined]  # pytest: as above
+
+
+def _word(result: TestResult) -> str:
+    return "pass too" if result.success else "FAIL"
 
 
 def _ran_nothing(command: CommandResult) -> bool:
@@ -197,7 +214,8 @@ def failure_text(result: TestResult) -> str:
     failed = next((command for command in result.commands if not command.passed), None)
     if failed is None:
         return "The tests failed."
-    how = "ran out of the task's time" if failed.timed_out else f"exited with {failed.exit_code}"
+    stopped = "ran out of the task's time" if failed.timed_out else f"was stopped at a limit ({failed.stopped_by})"
+    how = stopped if failed.exit_code is None else f"exited with {failed.exit_code}"
     how += " and came to no test" if failed.came_to_no_test else ""
     lines = [line.strip() for line in failed.output.splitlines() if line.strip()]
     last = f": {lines[-1][:200]}" if lines else ""
@@ -219,6 +237,17 @@ def _place(workspace: Workspace, commit: str, hint: str, deadline: Deadline) -> 
         ) from error
 
 
+def _refuse_missing_programs(result: TestResult | None) -> None:
+    """Raise ``TestExecutionError`` where a command can never be run, whatever the change is."""
+    missing = None if result is None else missing_program(result)
+    if missing is not None:
+        command, program = missing
+        raise TestExecutionError(
+            f"The test command `{command}` cannot be run: there is no program {program}, or it cannot be executed.",
+            hint="Correct the command, install the program, or put its folder on the PATH (test_environment).",
+        )
+
+
 def _judged(result: TestResult, plan: TestPlan) -> TestResult:
     result = result if plan.base is None else with_lost_tests(plan.base, result)
     success = is_success(result, plan.base, asked_for=len(plan.commands), rule=plan.pass_rule)
@@ -237,11 +266,17 @@ def _is_worth_another(result: TestResult, plan: TestPlan, deadline: Deadline) ->
     )
 
 
-def _tampering(workspace: Workspace, implementation: ImplementationResult, plan: TestPlan) -> TamperReport | None:
+def _tampering(
+    workspace: Workspace, implementation: ImplementationResult, plan: TestPlan, result: TestResult
+) -> TamperReport | None:
     objects = workspace.objects
     before = TreeFiles(objects, objects.tree_of(implementation.base_commit))
     after = TreeFiles(objects, implementation.tree)
-    return tamper_report(implementation.files, before.read, after.read, commands=plan.commands)
+    report = tamper_report(implementation.files, before.read, after.read, commands=plan.commands)
+    if report is None or not result.success or not (report.tests or report.configuration):
+        return report
+    cases = () if plan.base is None else lost_cases(plan.base, result)
+    return report.model_copy(update={"lost": (*removed_files(implementation.files, before, after), *cases)})
 
 
 def _under_base_tests(

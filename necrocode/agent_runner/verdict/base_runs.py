@@ -95,11 +95,12 @@ class BaseRuns:
     def _key(self, commands: Sequence[str], runner: TestRunner, tree: str) -> str:
         """All that the result depends on, as far as it can be told."""
         sandbox = type(runner.sandbox)
+        identity = getattr(runner.sandbox, "identity", "")
         inherited = {name: value for name, value in os.environ.items() if name in {"PATH", "LANG", "TZ"}}
         parts = [
             FORMAT, tree, list(commands), runner.is_by_cases,
             sorted(runner.environment.items()), sorted(inherited.items()),
-            f"{sandbox.__module__}.{sandbox.__qualname__}", sys.version, os.getuid(),
+            f"{sandbox.__module__}.{sandbox.__qualname__} {identity}", sys.version, os.getuid(),
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts).encode(errors="surrogatepass")).hexdigest()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -99,6 +100,23 @@ def with_lost_tests(base: TestResult, result: TestResult) -> TestResult:
 def newly_failing(base: TestResult, result: TestResult) -> bool:
     """Whether something fails that did not on the base: then it is worth a second run."""
     return any(one.newly_broken for one in compare_commands(base, result))
+
+
+def lost_cases(base: TestResult, result: TestResult) -> tuple[str, ...]:
+    """The first of the cases that ran on the base and are gone or skipped now, in order.
+
+    One that came back under the same name in another file or class is not lost.
+    """
+    compared = [one for one in compare_commands(base, result) if one.has_cases]
+    missing = set[str]().union(*(one.missing for one in compared))
+    back = {_last_name(name) for one in compared for name in one.new & one.passed}
+    return case_list(name for name in missing if _last_name(name) not in back).names
+
+
+def _last_name(name: str) -> str:
+    """The case's own name, without what it is in."""
+    plain, bracket, parameters = name.partition("[")
+    return re.split(r"::|\.| > ", plain)[-1] + bracket + parameters
 
 
 def with_second_run(first: TestResult, second: TestResult) -> TestResult:

@@ -101,6 +101,14 @@ def tamper_report(
     return TamperReport(tests=tuple(tests), configuration=tuple(configuration), ci=tuple(ci))
 
 
+def removed_files(paths: Iterable[str], before: TreeFiles, after: TreeFiles) -> tuple[str, ...]:
+    """The test files among these paths that a change removes, other than those that it moves as they are."""
+    changed = sorted(paths)
+    new = {entry.oid for path in changed if before.entry(path) is None and (entry := after.entry(path)) is not None}
+    gone = (path for path in changed if is_test(path) and after.entry(path) is None)
+    return tuple(path for path in gone if (was := before.entry(path)) is not None and was.oid not in new)
+
+
 @dataclass(frozen=True)
 class TreeFiles:
     """The files of a git tree, by path."""
