@@ -279,8 +279,9 @@ def test_files_that_cannot_be_read_exit_2(
 
 
 def test_no_key_for_openai_exits_2_before_anything_is_done(bench: Bench) -> None:
-    assert bench.run("--quiet") == 2
+    assert bench.run("--quiet", "--json") == 2
     assert "Set OPENAI_API_KEY" in bench.err
+    assert "allocate" not in bench.result.timings
 
 
 @pytest.mark.parametrize("arguments", [["--json"], ["run", "--json"], ["run", "t.yaml", "--json", "--fast"]])

@@ -163,6 +163,14 @@ class RunBudget:
                 raise
             raise _without_books(str(error)) from error
 
+    def check_room(self) -> None:
+        """Return when there is room for a question at all, whatever others have reserved.
+
+        ``BudgetExhaustedError`` when not even the shortest would be asked: then nothing else needs to be done.
+        """
+        for book in self._books:
+            book.check_room(self._price)
+
     def reserve(
         self, prompt_tokens: int, max_completion_tokens: int, *, deadline: Deadline | None = None
     ) -> Reservation:

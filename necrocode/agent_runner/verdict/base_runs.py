@@ -1,8 +1,9 @@
 """The tests on the base, run once per base and kept on disk for the runs that start from the same tree.
 
 An entry is one file: the sha256 of the rest on its first line, then JSON. It is written aside and moved into place, so
-a reader finds a whole one or none; a damaged one counts as none. Of several processes that want the same entry one runs
-the tests; the others wait for it, as long as they would have run them themselves.
+a reader finds a whole one or none; a damaged one counts as none. The digest finds damage, no forgery: code that runs as
+the same user could read a key as well. Of several processes that want the same entry one runs the tests; the others
+wait for it, as long as they would have run them themselves.
 """
 
 from __future__ import annotations
