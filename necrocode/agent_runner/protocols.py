@@ -151,8 +151,8 @@ class ArtifactStore(Protocol):
 class LanguageModel(Protocol):
     """A model that continues a conversation.
 
-    One that has a method ``check()`` is called by it before a run begins: it raises a ``RunnerError`` when the model can
-    never be asked, for want of a key for instance.
+    A method ``check()``, where there is one, is called before a run begins: it raises a ``RunnerError`` when the model
+    can never be asked, for want of a key for instance.
     """
 
     def complete(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._git import Author
 from necrocode.agent_runner.errors import (
+    BudgetExhaustedError,
     ContextOverflowError,
     ImplementationError,
     RunnerError,
@@ -321,6 +322,7 @@ class Solver:
             return self._ask_within_window(attempt)
         if not self._candidates:
             self._candidates = self._ask_for_candidates(attempt)
+            self._tell_left_out()
         return self._candidates[attempt.candidate - 1].result()
 
     def _ask_for_candidates(self, attempt: Attempt) -> list[Future[ModelAnswer]]:
@@ -333,6 +335,13 @@ class Solver:
             if shorter is None:
                 return answers
             attempt.conversation = shorter
+
+    def _tell_left_out(self) -> None:
+        """Say of how many candidates the budget took the place; where it is all of them, that is the run's error."""
+        errors = [answer.exception() for answer in self._candidates]
+        exhausted = [error for error in errors if isinstance(error, BudgetExhaustedError)]
+        if 0 < len(exhausted) < len(errors):
+            self.record.warn(f"Of {len(errors)} candidates the budget left out {len(exhausted)}: {exhausted[0]}")
 
     def _ask_within_window(self, attempt: Attempt) -> ModelAnswer:
         """One answer; a prompt that the endpoint finds too long is made shorter and sent again: a refusal is free."""

@@ -535,7 +535,17 @@ def test_a_wait_past_the_deadline_is_not_begun(asked: str, left: float, clock: F
             client(server, clock).complete(MESSAGES, deadline=Deadline(left, clock))
         assert len(server.requests) == 1
     assert caught.value.retryable
+    assert caught.value.hint == f"It asks to be tried again in {asked} seconds."
     assert clock.sleeps == []
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [("slow down", "Try again later"), ("insufficient_quota", "Add credit to the account")],
+)
+def test_a_rate_limit_and_a_quota_say_what_to_do(said: str, words: str, clock: FakeClock) -> None:
+    with serving([refusal(429, "no", said)]) as server, pytest.raises(RateLimitError, match=words):
+        client(server, clock, retry_count=0).complete(MESSAGES)
 
 
 def test_nothing_is_asked_once_the_time_is_used_up(clock: FakeClock) -> None:

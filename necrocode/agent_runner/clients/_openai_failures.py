@@ -6,6 +6,7 @@ The wordings come from the servers themselves: OpenAI, Azure, vLLM, llama.cpp, l
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -241,8 +242,8 @@ def _connection_failure(error: openai.APIConnectionError, asked: Asked) -> Endpo
 def _refusal(
     status: int, said: str, asked: Asked, *, wait: float | None = None, request_id: str | None = None
 ) -> EndpointFailureError:
-    told = f"{said} (request {request_id})" if request_id else said
-    error = _status_error(status, said, told, asked)
+    told = f"{said} (request {asked.redact(request_id)})" if request_id else said
+    error = _status_error(status, said, told, asked, wait)
     is_lasting = isinstance(error, (AuthenticationError, ContextOverflowError)) or (
         isinstance(error, RateLimitError) and _QUOTA.search(said) is not None
     )
@@ -259,10 +260,10 @@ def _status_in(error: object, said: str) -> int:
     return next((status for status, words in _KINDS if words.search(said)), _UNKNOWN_KIND)
 
 
-def _status_error(status: int, said: str, told: str, asked: Asked) -> RunnerError:
+def _status_error(status: int, said: str, told: str, asked: Asked, wait: float | None) -> RunnerError:
     endpoint = asked.endpoint
     where = f"The model endpoint {endpoint} answered {status}: {told}"
-    hint = None
+    hint = None if not wait else f"It asks to be tried again in {math.ceil(wait)} seconds."
     if status in {401, 403} or (status == 400 and _WRONG_KEY.search(said)):  # noqa: PLR2004  LiteLLM says 400
         return AuthenticationError(
             f"Invalid API key for {endpoint} (it answered {status}: {told}).",
@@ -274,7 +275,9 @@ def _status_error(status: int, said: str, told: str, asked: Asked) -> RunnerErro
     if status == 400 and _FILTERED.search(said):  # noqa: PLR2004
         return ContentFilterError(where, hint="Say the task in other words.", status_code=status)
     if status == 429:  # noqa: PLR2004
-        return RateLimitError(where, status_code=status)
+        if _QUOTA.search(said):
+            hint = "Add credit to the account or raise its limit at the provider, or name another key."
+        return RateLimitError(where, hint=hint or "Try again later.", status_code=status)
     if status == 404 or "model_not_found" in said:  # noqa: PLR2004  llama-cpp-python says 400
         hint = f"Does it serve the model {asked.model!r}? try: curl {endpoint}/models"
     if status in _REDIRECTS:
