@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from necrocode.agent_runner.sandbox.request import Wall
 
+_RUSTUP = "rustup"
 # What systemd gives to services without an account of their own: on no machine does a person have such a number.
 _FIRST_USER, _LAST_USER = 61184, 65519
 
@@ -76,6 +77,7 @@ class ConfinedSandbox(LayeredSandbox):
     def _open(self, checkout: Path) -> Iterator[Layer]:
         kind = self._confinement.layer if can_be_named(checkout, self._root) else "copy"
         with open_layer(checkout, self._root, kind=kind) as layer:
+            visible.make_rustup_home(layer.folder / _RUSTUP)
             if os.getuid() == 0:
                 give_away(layer, checkout)
             yield layer
@@ -107,10 +109,13 @@ class ConfinedSandbox(LayeredSandbox):
         policy, how = self._policy, self._confinement
         has_temporary = how.has_own_root or how.wall == "bwrap"
         temporary = {"TMPDIR": "/tmp"} if has_temporary else {}  # noqa: S108  a fresh folder of the command's own
-        folders = (layer.temporary, layer.start_folder, layer.home, reports)
+        folders = [layer.temporary, layer.start_folder, layer.home, reports]
+        rustup = layer.folder / _RUSTUP
+        tools = {"RUSTUP_HOME": str(rustup)} if rustup.exists() else {}
+        folders += [rustup] if tools else []
         return Request(
             argv=("sh", "-c", command),
-            environment=command_environment(layer, visible.tool_variables() | temporary | dict(environment)),
+            environment=command_environment(layer, tools | temporary | dict(environment)),
             wall=how.wall,
             folder=str(layer.start_folder),
             readable=self._readable,
@@ -134,6 +139,7 @@ def give_away(layer: Layer, checkout: Path) -> None:
     layer.folder.chmod(0o711)
     given = [layer.folder / name for name in ("upper", "work", "top", "home", "tmp")]
     given[0].chmod(checkout.stat().st_mode & 0o7777)  # the overlay's top has the mode of its upper folder
+    given += [path for path in (layer.folder / _RUSTUP, layer.folder / _RUSTUP / "settings.toml") if path.exists()]
     if layer.kind == "copy":
         given += (path for path in (layer.folder / "top").rglob("*"))
     try:

@@ -59,10 +59,18 @@ def network_files() -> dict[str, str]:
     return {str(path): str(path.resolve()) for path in paths if path.exists()}
 
 
-def tool_variables() -> dict[str, str]:
-    """Variables by which tools find what lies in the runner's home folder."""
-    rustup = _rustup_folder()
-    return {"RUSTUP_HOME": str(rustup)} if rustup.is_dir() else {}
+def make_rustup_home(folder: Path) -> bool:
+    """Make a folder that rustup takes for its own, with the runner's toolchains; False: there are none.
+
+    It wants to write there, and is the ``cargo`` and ``rustc`` on the PATH of those who use it.
+    """
+    toolchains, settings = _rustup_folder() / "toolchains", _rustup_folder() / "settings.toml"
+    if not (toolchains.is_dir() and settings.is_file()):
+        return False
+    folder.mkdir()
+    (folder / "toolchains").symlink_to(toolchains)
+    (folder / "settings.toml").write_bytes(settings.read_bytes())
+    return True
 
 
 def _rustup_folder() -> Path:
@@ -75,7 +83,7 @@ def _python_folders() -> list[str]:
 
 def _tool_folders() -> list[str]:
     """The toolchains of rustup, and what version managers installed: node, and those that put shims on the PATH."""
-    found = [str(_rustup_folder() / name) for name in ("toolchains", "settings.toml")]
+    found = [str(_rustup_folder() / "toolchains")]
     for folder in map(Path, _folders_on_path()):
         real = folder.resolve()
         is_node = real.name == "bin" and (real / "node").exists() and (real.parent / "lib/node_modules").is_dir()
