@@ -70,7 +70,7 @@ def test_a_task_becomes_a_tested_commit_on_a_branch(bench: Bench) -> None:
 
 
 def test_the_steps_are_timed_and_shown_in_order(bench: Bench) -> None:
-    result = bench.run(GOOD_ANSWER)
+    result = bench.run(GOOD_ANSWER, test_base=True)
     order = ["prepare", "allocate", "examine", "generate", "apply", "test", "deliver", "upload", "report"]
     assert list(result.timings) == order
     assert [progress.step for progress in bench.progress if progress.seconds is None] == order
@@ -162,7 +162,7 @@ def test_a_task_without_test_commands_is_delivered_untested(bench: Bench) -> Non
 
 
 def test_a_task_that_names_no_tests_gets_those_of_the_project(bench: Bench) -> None:
-    result = bench.run(GOOD_ANSWER, task=bench.task(test_commands=[]))
+    result = bench.run(GOOD_ANSWER, task=bench.task(test_commands=[]), test_base=True)
     assert (result.success, result.warnings) == (True, ())
     assert result.test_result is not None
     assert [command.command for command in result.test_result.commands] == ["python -m unittest"]
@@ -407,6 +407,16 @@ def test_secrets_of_a_file_are_hidden_from_the_model_and_kept_in_the_file(bench:
     assert "hunter22" not in asked[0]
     assert "ghp_" not in asked[0]
     assert "Names such as REDACTED_SECRET_1 stand for secrets" in asked[0]
+
+
+def test_a_file_that_holds_a_secret_of_the_runner_can_be_edited_and_the_result_says_so(bench: Bench) -> None:
+    commit_files(bench.repository, {"settings.py": f'KEY = "{SECRET}"\nDEBUG = True\n'})
+    task = bench.task(description="In settings.py set DEBUG to False.", test_commands=["true"])
+    answer = './settings.py\n```python\nKEY = "REDACTED_SECRET_1"\nDEBUG = False\n```\n'
+    result = bench.run(answer, task=task, llm_config=LLMConfig(api_key=SECRET))
+    assert result.success, result.error
+    assert files_at(bench.repository, result.branch)["settings.py"] == f'KEY = "{SECRET}"\nDEBUG = False\n'.encode()
+    assert any("settings.py holds a secret of this runner" in warning for warning in result.warnings)
 
 
 def test_a_secret_is_not_moved_to_another_file(bench: Bench) -> None:
@@ -773,7 +783,7 @@ def test_ctrl_c_during_the_tests_kills_them(bench: Bench, tmp_path: Path) -> Non
     mark = tmp_path / "mark"
     command = f"kill -INT {os.getpid()}; sleep 2; touch {mark}"
     with pytest.raises(RunInterrupted) as caught:
-        bench.run(GOOD_ANSWER, task=bench.task(test_commands=[command]), test_base=False)
+        bench.run(GOOD_ANSWER, task=bench.task(test_commands=[command]), sandbox="none")
     assert caught.value.result.impl_result is not None
     assert {artifact.type for artifact in caught.value.result.artifacts} >= {"diff", "log"}
     assert not mark.exists()
@@ -784,7 +794,7 @@ def test_ctrl_c_during_the_tests_of_the_base_kills_them(bench: Bench, tmp_path: 
     mark = tmp_path / "mark"
     command = f"kill -INT {os.getpid()}; sleep 2; touch {mark}"
     with pytest.raises(RunInterrupted) as caught:
-        bench.run(GOOD_ANSWER, task=bench.task(test_commands=[command]))
+        bench.run(GOOD_ANSWER, task=bench.task(test_commands=[command]), test_base=True, sandbox="none")
     assert caught.value.result.status == "cancelled"
     assert not mark.exists()
     bench.assert_nothing_is_left()

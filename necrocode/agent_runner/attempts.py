@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.models import ImplementationResult, LLMResponse
     from necrocode.agent_runner.test_results import TestResult
 
+Outcome = Literal["accepted", "tests-failed", "unparsable", "unusable", "unanswered"]
+"""As in :class:`RoundResult`."""
+
 
 @dataclass
 class Attempt:
@@ -27,16 +30,20 @@ class Attempt:
     candidate: int
     conversation: Conversation
     """What the model was asked with."""
+    is_turned: bool = False
+    """Whether it was asked to find another way, because it went in circles."""
     before: tuple[FileChange, ...] = ()
     """What earlier answers had changed, relative to the base, when this one was asked for."""
     answer_text: str = ""
     response: LLMResponse | None = None
     changes: tuple[FileChange, ...] = ()
     """What the base would have to become, this answer included."""
+    keeps_secrets: tuple[str, ...] = ()
+    """The files that still hold a secret of the runner, as the base has it."""
     implementation: ImplementationResult | None = None
     diff: bytes = b""
     tests: TestResult | None = None
-    outcome: Literal["accepted", "tests-failed", "unparsable", "unusable"] = "unusable"
+    outcome: Outcome = "unanswered"
     is_broken: bool = False
     """Whether code that parsed before no longer does."""
     error: Exception | None = None
@@ -87,6 +94,7 @@ class Attempts:
     made: list[Attempt] = field(default_factory=list)
     _watch: LoopWatch = field(default_factory=LoopWatch)
     _is_stuck: bool = False
+    _turned_at: Attempt | None = None
 
     @property
     def current(self) -> Attempt:
@@ -120,6 +128,12 @@ class Attempts:
         )
 
     @property
+    def has_others(self) -> bool:
+        """Whether there are other answers to the same question: still to be tried, or tried and to be mended."""
+        current = self.current
+        return self.has_pending or (current.round == 0 and any(attempt.reply for attempt in self.made))
+
+    @property
     def _leading(self) -> Attempt:
         """The attempt that the next one goes on from: the last one; after several candidates, the best of them."""
         last = self.made[-1]
@@ -134,14 +148,14 @@ class Attempts:
             last = self._leading
             conversation = last.conversation.continued(last.answer_text, last.reply)
             before = last.changes if last.outcome == "tests-failed" else last.before
-            attempt = Attempt(number, last.round + 1, 1, conversation, before)
+            attempt = Attempt(number, last.round + 1, 1, conversation, is_turned=last is self._turned_at, before=before)
         self.made.append(attempt)
         return attempt
 
     def reject(
         self,
         attempt: Attempt,
-        outcome: Literal["tests-failed", "unparsable", "unusable"],
+        outcome: Outcome,
         message: str,
         reply: str,
         *,
@@ -159,3 +173,4 @@ class Attempts:
         self._is_stuck = state == "stuck"
         if state == "again":
             attempt.reply = turned(reply, what)
+            self._turned_at = attempt

@@ -48,7 +48,7 @@ Explanation = Annotated[str, AfterValidator(lambda text: shown(text, _LONGEST_EX
 
 def checked_related_files(paths: tuple[str, ...]) -> tuple[str, ...]:
     """Paths of a task or playbook that lie inside a repository."""
-    return tuple(_names.check_change_path(path) for path in paths)
+    return tuple(_names.check_path_inside(path) for path in paths)
 
 
 def checked_test_commands(commands: tuple[str, ...]) -> tuple[str, ...]:
@@ -320,8 +320,9 @@ class RoundResult(Value):
     """0: the first question; n: the n-th repair round."""
     candidate: int = 1
     """Which of the answers to that question it is; there is one unless ``LLMConfig.candidates`` asks for more."""
-    outcome: Literal["accepted", "tests-failed", "unparsable", "unusable"]
-    """``unparsable``: code that parsed before no longer does; ``unusable``: no change set, or a refused one."""
+    outcome: Literal["accepted", "tests-failed", "unparsable", "unusable", "unanswered"]
+    """``unparsable``: code that parsed before no longer does; ``unusable``: no change set, or a refused one;
+    ``unanswered``: the question was not asked, or brought no answer."""
     message: str = ""
     """One line on what was wrong; empty when it was accepted."""
     edit_format: str = ""
@@ -354,7 +355,10 @@ class RunnerResult(Value):
     test_result: TestResult | None = None
     push_result: PushResult | None = None
     rounds: tuple[RoundResult, ...] = ()
-    """Every answer of the model, in order; ``impl_result`` and ``test_result`` are those of the best one."""
+    """Every answer that was tried, in order; ``impl_result`` and ``test_result`` are those of the best one.
+
+    Of several candidates those after the accepted one are not tried; all are in the transcript.
+    """
     reported: bool = True
     """Whether the registry has the final status."""
     usage: RunUsage = Field(default_factory=RunUsage)

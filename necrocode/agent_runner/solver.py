@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._git import Author
 from necrocode.agent_runner.errors import (
@@ -12,7 +12,6 @@ from necrocode.agent_runner.errors import (
     ContextOverflowError,
     ImplementationError,
     RunnerError,
-    RunnerTimeoutError,
     TamperedTestsError,
 )
 from necrocode.agent_runner.generation.blind_rewrites import SMALL_FILE_LINES, refuse_blind_rewrites
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from necrocode.agent_runner._clock import Deadline
-    from necrocode.agent_runner.attempts import Attempt, Attempts
+    from necrocode.agent_runner.attempts import Attempt, Attempts, Outcome
     from necrocode.agent_runner.config import RunnerConfig
     from necrocode.agent_runner.generation.conversation import Conversation
     from necrocode.agent_runner.models import ImplementationResult, ModelAnswer, TaskContext
@@ -119,11 +118,12 @@ class Solver:
             yield
         except RunnerError as error:
             attempt.error, attempt.message = error, str(error)
-            is_final = isinstance(error, RunnerTimeoutError) or not self.attempts.has_pending
+            is_final = self.deadline.remaining_seconds() <= 0 or not self.attempts.has_others
             if is_final and not isinstance(error, (ImplementationError, TamperedTestsError)):
                 raise
             reply = self._told(refused_answer_reply(error, self._asked().form)) if is_mendable(error) else ""
-            outcome: Literal["unparsable", "unusable"] = "unparsable" if attempt.is_broken else "unusable"
+            outcome: Outcome = "unusable" if attempt.answer_text else "unanswered"
+            outcome = "unparsable" if attempt.is_broken else outcome
             self.attempts.reject(attempt, outcome, str(error), reply, signature=str(error))
         finally:
             self.record.rounds = self.attempts.summaries(self.record.shown)
@@ -154,7 +154,7 @@ class Solver:
                 Limits.of(self.config),
                 already={change.path: change for change in attempt.before},
             )
-            refuse_secrets(attempt.changes, self.services.redactor.holds_secret)
+            attempt.keeps_secrets = refuse_secrets(attempt.changes, base, self.services.redactor.secrets_in)
             attempt.implementation = record.implementation = commit_changes(
                 workspace,
                 attempt.changes,
@@ -222,6 +222,8 @@ class Solver:
         self._point_out(best)
         if best.outcome == "accepted":
             return True
+        if best.implementation is None and self.plan.base is not None and self.plan.base.success:
+            record.warn("The tests pass before the change already: perhaps there is nothing to do.")
         if best.error is not None:
             raise best.error
         record.fail_with(ErrorDetails(type="TestsFailed", message=best.message, step="test"))
@@ -272,6 +274,8 @@ class Solver:
             return
         if self.services.redactor.text(shown := attempt.diff.decode(errors="replace")) != shown:
             self.record.warn("The diff holds text that looks like a secret; it is stored as it is, to be whole.")
+        for path in attempt.keeps_secrets:
+            self.record.warn(f"{path} holds a secret of this runner, as the repository has it already.")
         for path in telling_paths(attempt.implementation.files):
             self.record.warn(
                 f"The change touches {path}, which decides what runs elsewhere: look at it before merging."
@@ -316,13 +320,23 @@ class Solver:
 
     def _answer(self, attempt: Attempt) -> ModelAnswer:
         """The answer to try: one of the first question's candidates, or one to what went wrong."""
-        count = self.attempts.candidates
-        if attempt.round or count == 1:
+        if attempt.round or self.attempts.candidates == 1:
             return self._ask_within_window(attempt)
         if not self._candidates:
-            self._candidates = self.asker.ask_for_several(attempt.conversation, self._asked().answer_format, count)
+            self._candidates = self._ask_for_candidates(attempt)
             self._tell_left_out()
         return self._candidates[attempt.candidate - 1].result()
+
+    def _ask_for_candidates(self, attempt: Attempt) -> list[Future[ModelAnswer]]:
+        """All answers to the first question, asked for within the model's window."""
+        while True:
+            form, count = self._asked().answer_format, self.attempts.candidates
+            answers = self.asker.ask_for_several(attempt.conversation, form, count)
+            overflows = all(isinstance(answer.exception(), ContextOverflowError) for answer in answers)
+            shorter = self._with_half_the_context() if overflows else None
+            if shorter is None:
+                return answers
+            attempt.conversation = shorter
 
     def _tell_left_out(self) -> None:
         """Say of how many candidates the budget took the place; where it is all of them, that is the run's error."""
@@ -333,21 +347,28 @@ class Solver:
 
     def _ask_within_window(self, attempt: Attempt) -> ModelAnswer:
         """One answer; a prompt that the endpoint finds too long is made shorter and sent again: a refusal is free."""
-        budget_tokens = self.config.llm_config.context_tokens
         while True:
             try:
-                return self.asker.ask(attempt.conversation, self._asked().answer_format)
+                form = self._asked().answer_format
+                return self.asker.ask(attempt.conversation, form, is_varied=attempt.is_turned)
             except ContextOverflowError:
-                shorter: Conversation | None = attempt.conversation.shortened()
-                if attempt.round == 0:
-                    budget_tokens //= 2
-                    if budget_tokens >= _SMALLEST_CONTEXT_TOKENS:
-                        self._question = self._compose(budget_tokens)
-                        shorter = self._question.opening
+                shorter = attempt.conversation.shortened() if attempt.round else self._with_half_the_context()
                 if shorter is None:
                     raise
                 self.record.log("the prompt does not fit the model's window: asking again with less")
                 attempt.conversation = shorter
+
+    def _with_half_the_context(self) -> Conversation | None:
+        """The question with half as much of the repository as it had; None where that would be hardly anything."""
+        had = min(self._asked().context.tokens, self.config.llm_config.context_tokens)
+        if had // 2 < _SMALLEST_CONTEXT_TOKENS:
+            return None
+        self.record.warn(
+            f"The prompt does not fit the model's window: only about {had // 2} tokens of the repository were shown."
+            " Set llm.context_tokens to what fits."
+        )
+        self._question = self._compose(had // 2)
+        return self._question.opening
 
     # --- committing
 

@@ -57,6 +57,8 @@ class TaskRun:
         """Look whether outputs can be stored and the model asked, tell the registry that the task runs; then begin."""
         with self.record.step("prepare"):
             self._services.artifact_store.ensure_available()
+            if self._task.test_commands:
+                self._services.sandbox.ensure_available()
             self._budget.check()
             check: Callable[[], None] | None = getattr(self._services.llm, "check", None)
             if check is not None:

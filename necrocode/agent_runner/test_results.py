@@ -9,6 +9,7 @@ from pydantic import Field
 from necrocode.agent_runner._strict import Value, Writable
 
 CaseStatus = Literal["passed", "failed", "error", "skipped"]
+StopReason = Literal["timeout", "cpu-limit", "oom", "process-limit", "output-limit", "disk-limit"]
 PassRule = Literal["exit-code", "no-new-failures"]
 
 
@@ -40,18 +41,23 @@ class CommandResult(Value):
 
     command: str
     exit_code: int | None
-    """None when the command was stopped at the time limit; negative: the signal that ended it."""
+    """None when the command was stopped at a limit; negative: the signal that ended it."""
     duration_seconds: float
     output: Writable
     """Standard output and error in order, the middle left out where it was too long."""
     truncated_bytes: int = 0
     timed_out: bool = False
+    stopped_by: StopReason | None = None
+    """The limit that the command met and was stopped at: ``timeout`` (then ``timed_out`` too), ``cpu-limit``, ``oom``
+    (memory), ``process-limit``, ``output-limit`` or ``disk-limit``; None: it ended by itself."""
     cases: tuple[TestCase, ...] = ()
     """What is known of single test cases, each named once; empty where no report can be relied on."""
     report: str = ""
     """Where the cases come from: ``junit``, ``go``, ``cargo``, ``jest``, ``unittest``; empty: there are none."""
     report_note: Writable = ""
     """Why there are no cases although a report was looked for, or what about the report does not fit the exit code."""
+    came_to_no_test: bool = False
+    """Whether it exited with 0 without a known test, though it ran some on the base: then it counts as failed."""
     ended_early: bool = False
     """Whether the tool says that it ended before all tests had run, as pytest does with ``-x`` or after an error in a
     module."""
@@ -62,8 +68,13 @@ class CommandResult(Value):
 
     @property
     def passed(self) -> bool:
-        """Whether it exited with 0, at the latest in its second run."""
-        return self.exit_code == 0 or (self.rerun is not None and self.rerun.exit_code == 0)
+        """Whether it exited with 0, at the latest in its second run; and ran tests, where it did on the base."""
+        return self.passed_at_once or (self.rerun is not None and self.rerun.passed_at_once)
+
+    @property
+    def passed_at_once(self) -> bool:
+        """The same for the first run alone."""
+        return self.exit_code == 0 and not self.came_to_no_test
 
     @property
     def failing(self) -> tuple[TestCase, ...]:

@@ -881,6 +881,18 @@ def test_a_secret_header_that_the_endpoint_repeats_is_masked(clock: FakeClock) -
     assert "gateway-secret-1" not in "".join(traceback.format_exception(caught.value))
 
 
+@pytest.mark.parametrize("in_header", [True, False])
+def test_a_key_that_the_endpoint_repeats_beside_its_answer_is_masked(in_header: bool) -> None:
+    key = "a-key-that-nobody-may-see"
+    body = {**completion(f"the key is {key}", f"stop {key}"), "model": f"m {key}", "id": f"id {key}"}
+    padding = "x" * 190
+    with serving([Answer(200, body, headers={"x-request-id": padding + key} if in_header else {})]) as server:
+        answer = client(server, api_key=key).complete(MESSAGES)
+    assert answer.text == f"the key is {key}"
+    assert (answer.model, answer.finish_reason) == ("m ***", "stop ***")
+    assert answer.request_id == (f"{padding}***" if in_header else "id ***")
+
+
 @pytest.mark.parametrize("header", ["x-request-id", "apim-request-id", "request-id"])
 def test_the_request_id_of_a_refusal_is_told(header: str, clock: FakeClock) -> None:
     answer = refusal(400, "no", **{header: "req-9"})

@@ -22,6 +22,7 @@ from necrocode.agent_runner import (
 )
 from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner._git import Author, FileChange, Git, Repository
+from necrocode.agent_runner._process import HeadAndTail
 from necrocode.agent_runner._redact import Redactor
 from necrocode.agent_runner.sandbox.plain import PlainSandbox
 from necrocode.agent_runner.steps.run_tests import (
@@ -32,9 +33,12 @@ from necrocode.agent_runner.steps.run_tests import (
     run_tests,
     test_warnings,
 )
+from necrocode.agent_runner.verdict.feedback import failure_feedback
+from necrocode.agent_runner.verdict.test_run import masked_output
 from necrocode.agent_runner.workspace import Workspace
 from tests.support.repositories import BROKEN_CALC, FIXED_CALC, git, make_repository
 
+KEY = "s3cr3t-0123456789"
 COMMAND = "python3 -m unittest"
 TESTS = """\
 import unittest
@@ -62,7 +66,7 @@ class Bench:
         self.notes: list[str] = []
         self.troubles: list[str] = []
         self.seconds = 60.0
-        self.redact: Callable[[str], str] = Redactor(("s3cr3t-0123456789",)).text
+        self.redact: Callable[[str], str] = Redactor((KEY,)).text
         self._rounds = 0
 
     def task(self, *commands: str, **options: Any) -> TaskContext:
@@ -248,6 +252,39 @@ def test_secrets_are_masked_in_every_text(bench: Bench) -> None:
     assert "***" in result.commands[0].cases[0].message
 
 
+@pytest.mark.parametrize("before", ["", "z" * 972, "z" * 983])
+@pytest.mark.parametrize("after", ["", "z" * 3940])
+def test_no_part_of_a_secret_is_left_where_texts_are_cut(bench: Bench, before: str, after: str) -> None:
+    body = (
+        f"<testsuite><testcase name='{before[-280:]}{KEY}'><failure message='{before}{KEY}{after}'>{before}{KEY}{after}"
+    )
+    report = f"{body}</failure></testcase></testsuite>"
+    command = f"""cat >"$NECROCODE_REPORTS/a.xml" <<'END'\n{report}\nEND\nexit 1"""
+    result = bench.run(bench.change(a__py=""), TestPlan((command,)))
+    (case,) = result.commands[0].cases
+    assert case.message
+    for text in (case.name, case.message, case.details):
+        assert KEY[:6] not in text
+        assert KEY[-6:] not in text
+
+
+@pytest.mark.parametrize("shift", range(0, 20, 3))
+def test_no_part_of_a_secret_is_left_where_output_is_cut(shift: int) -> None:
+    for text in (f"{'a ' * 240}{'b' * shift}{KEY} {'c' * 2000} {KEY}{'d' * shift}{' e' * 240}", f"{KEY} " * 100):
+        kept = HeadAndTail(1000)
+        kept.write(text.encode())
+        output = masked_output(kept.content().decode(), Redactor((KEY,)).text)
+        assert "bytes left out" in output
+        assert not any(KEY[start : start + 4] in output for start in range(len(KEY) - 3))
+        assert len(output) > 200
+
+
+def test_a_secret_with_colours_in_it_is_masked() -> None:
+    redact = Redactor((KEY,)).text
+    assert masked_output(f"a {KEY[:5]}\x1b[31m{KEY[5:]}\x1b[0m b", redact) == "a *** b"
+    assert masked_output("\x1b[31mred\x1b[0m", redact) == "\x1b[31mred\x1b[0m"
+
+
 def test_a_forged_report_does_not_outweigh_the_exit_code(tmp_path: Path) -> None:
     forge = (
         "import os, pathlib\n"
@@ -408,6 +445,34 @@ def test_a_command_that_passes_without_a_test_is_told(tmp_path: Path) -> None:
     assert test_warnings(result) == (f"`{COMMAND}` exited with 0 and ran no test.",)
 
 
+# --- tests that are not come to
+
+
+PYTEST = f"{sys.executable} -m pytest -q -p no:cacheprovider"
+ENDED = "import os\nos._exit(0)\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "files"),
+    [
+        (COMMAND, {"calc__py": ENDED}),
+        (COMMAND, {"unittest__py": "raise SystemExit(0)\n"}),
+        (PYTEST, {"test_aaa__py": ENDED}),
+    ],
+)
+def test_a_change_that_ends_the_tests_with_0_fails(bench: Bench, command: str, files: dict[str, str]) -> None:
+    plan = bench.plan(command)
+    result = bench.run(bench.change(**files), plan)
+    assert not result.success
+    assert result.verdict is not None
+    assert result.verdict.missing.count == 2
+    assert "without a word on any test" in test_warnings(result)[0]
+    assert failure_text(result).startswith(f"The tests failed: `{command}` exited with 0 and came to no test")
+    feedback = failure_feedback(result, plan.base)
+    assert "exited with 0 without a word on any test" in feedback
+    assert "Ran before the change and not now: " in feedback
+
+
 # --- tampering
 
 
@@ -470,7 +535,7 @@ def test_new_tests_are_no_tampering(bench: Bench) -> None:
 
 @pytest.mark.parametrize(
     ("name", "is_run"),
-    [("conftest__py", True), ("pytest__ini", True), (".github__workflows__ci__yml", False)],
+    [("conftest__py", True), ("pytest__ini", True), ("nose2__py", True), (".github__workflows__ci__yml", False)],
 )
 def test_configuration_is_told_even_when_it_is_new(bench: Bench, name: str, is_run: bool) -> None:
     result = bench.run(bench.change(**{"calc__py": FIXED_CALC, name: "x = 1\n"}), bench.plan(COMMAND))

@@ -44,7 +44,8 @@ class Bench:
         return TaskContext(**(values | changes))
 
     def orchestrator(self, llm: Any, services: dict[str, Any] | None = None, **settings: Any) -> RunnerOrchestrator:
-        config = RunnerConfig(state_dir=self.state_dir, **settings)
+        # What tests say on the base is the business of few tests, and would double the time of the others.
+        config = RunnerConfig(state_dir=self.state_dir, **{"test_base": False, **settings})
         return RunnerOrchestrator(config, llm=llm, **{"on_progress": self.progress.append, **(services or {})})
 
     def run(self, *answers: Any, services: dict[str, Any] | None = None, task: TaskContext | None = None,

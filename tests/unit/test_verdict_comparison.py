@@ -2,12 +2,21 @@ from __future__ import annotations
 
 import pytest
 
-from necrocode.agent_runner.test_results import CaseStatus, CommandResult, TestCase, TestResult, Verdict
+from necrocode.agent_runner.test_results import (
+    CaseStatus,
+    CommandResult,
+    PassRule,
+    TestCase,
+    TestResult,
+    Verdict,
+)
 from necrocode.agent_runner.verdict.comparison import (
+    LOST_NOTE,
     MAX_LISTED,
     is_success,
     make_verdict,
     newly_failing,
+    with_lost_tests,
     with_second_run,
 )
 
@@ -113,6 +122,42 @@ def test_a_command_that_was_not_come_to_is_not_compared() -> None:
     verdict = make_verdict(result(ran("a+"), ran("b+")), result(ran("a-")))
     assert told(verdict) == "newly_broken: a"
     assert make_verdict(result(), result()).basis == "exit-code"
+
+
+def lost(base: TestResult, *commands: CommandResult, rule: PassRule = "exit-code") -> tuple[bool, str]:
+    """Whether it counts as passed, and the verdict."""
+    now = with_lost_tests(base, result(*commands))
+    return is_success(now, base, asked_for=len(commands), rule=rule), told(make_verdict(base, now))
+
+
+@pytest.mark.parametrize("rule", ["exit-code", "no-new-failures"])
+@pytest.mark.parametrize("now", ["", "a0 b0"])
+def test_an_exit_code_of_0_without_the_tests_of_the_base_is_no_pass(now: str, rule: PassRule) -> None:
+    gone = ran(now, code=0)
+    assert lost(result(ran("a+ b+")), gone, rule=rule) == (False, "newly_broken: $ t; missing: a b")
+    assert lost(result(ran("a+ b-")), gone, rule=rule) == (False, "pre_existing: $ t; missing: a b")
+    both = gone.model_copy(update={"rerun": gone})
+    assert lost(result(ran("a+ b+")), both, rule=rule) == (False, "newly_broken: $ t; missing: a b")
+    failed = ran("a-").model_copy(update={"rerun": gone})
+    assert not lost(result(ran("a+")), failed, rule=rule)[0]
+
+
+def test_a_command_that_ran_no_test_on_the_base_is_judged_by_its_exit_code() -> None:
+    for before in (ran("", code=0), ran("a0")):
+        assert lost(result(before), ran("", code=0))[0]
+    assert lost(result(ran("a+")), ran("b+"), ran("", code=0, command="lint"))[0]
+
+
+def test_a_second_run_that_comes_to_the_tests_is_a_pass() -> None:
+    once = ran("", code=0).model_copy(update={"rerun": ran("a+")})
+    assert lost(result(ran("a+")), once) == (True, "flaky: $ t")
+
+
+def test_lost_tests_are_told_with_the_reports_own_reason() -> None:
+    base, gone = result(ran("a+")), ran("", code=0, report_note="the report was not written")
+    now = with_lost_tests(base, result(gone))
+    assert now.commands[0].report_note == f"{LOST_NOTE} (the report was not written)"
+    assert with_lost_tests(base, now) == now
 
 
 def test_what_passes_in_the_second_run_is_flaky() -> None:

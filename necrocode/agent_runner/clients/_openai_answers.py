@@ -127,7 +127,10 @@ def _parsed(body: bytes, asked: Asked) -> dict[str, Any]:
 
 
 def _read_completion(completion: dict[str, Any], asked: Asked, *, request_id: str | None) -> ModelAnswer:
-    """The answer in a chat completion (OpenAI API reference, "The chat completion object")."""
+    """The answer in a chat completion (OpenAI API reference, "The chat completion object").
+
+    Secrets that the endpoint repeats are masked, but in the text, which is taken at its word.
+    """
     if error := error_in(completion):
         raise failure_in_body(error, asked)
     try:
@@ -153,9 +156,9 @@ def _usable(completion: dict[str, Any], asked: Asked, *, request_id: str | None)
     )
     return ModelAnswer(
         text=text,
-        model=_word(completion.get("model")) or asked.model,
-        request_id=request_id or _word(completion.get("id")),
-        finish_reason=None if reason is None else short(reason),
+        model=asked.redact(_word(completion.get("model")) or asked.model),
+        request_id=request_id or asked.redact(_word(completion.get("id")) or "") or None,
+        finish_reason=None if reason is None else short(asked.redact(reason)),
         **usage,
     )
 

@@ -159,7 +159,7 @@ def failure_of(error: openai.OpenAIError | AnswerTooLargeError, asked: Asked) ->
         headers = error.response.headers
         said = _said(error.body, error.response.text, asked.redact)
         wait = _wait_asked_for(headers, asked.clock)
-        return _refusal(error.status_code, said, asked, wait=wait, request_id=request_id_of(headers))
+        return _refusal(error.status_code, said, asked, wait=wait, request_id=request_id_of(headers, asked.redact))
     large = error if isinstance(error, AnswerTooLargeError) else error.__cause__
     if isinstance(large, AnswerTooLargeError):
         return final(ServiceError(f"The model endpoint {asked.endpoint} sent an answer that is too large ({large})."))
@@ -214,10 +214,10 @@ def passing(text: str) -> EndpointFailureError:
     return EndpointFailureError(ServiceError(text, retryable=True), is_retried=True)
 
 
-def request_id_of(headers: Mapping[str, str]) -> str | None:
-    """The endpoint's name for a call; Azure's gateway and Anthropic have headers of their own."""
+def request_id_of(headers: Mapping[str, str], redact: Callable[[str], str]) -> str | None:
+    """The endpoint's name for a call, secrets masked; Azure's gateway and Anthropic have headers of their own."""
     found = headers.get("x-request-id") or headers.get("apim-request-id") or headers.get("request-id")
-    return None if found is None else shown(found, _LONGEST_REQUEST_ID)
+    return None if found is None else shown(redact(found), _LONGEST_REQUEST_ID)
 
 
 def short(text: str) -> str:

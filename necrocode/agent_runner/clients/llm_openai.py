@@ -245,7 +245,7 @@ class LLMClient:
             return read_model_answer(
                 _beating(exchange, pieces_of(raw.http_response, limit_bytes=_STREAMED_TO_WHOLE * MAX_ANSWER_BYTES)),
                 trial.asked,
-                request_id=request_id_of(raw.headers),
+                request_id=request_id_of(raw.headers, trial.asked.redact),
                 max_bytes=MAX_ANSWER_BYTES,
                 is_stream_asked="stream" in request,
             )

@@ -65,8 +65,8 @@ def failed_tests_reply(feedback: str) -> str:
     """What to say of tests that failed; ``feedback`` has their most telling lines."""
     return (
         f"Your change was applied, and then the tests failed:\n\n{feedback}\n\n"
-        "Find the cause and mend it in the code; do not change the tests to make them pass. Answer in the same form,"
-        " with the files that must change now; they are as your last answer left them."
+        "First say in one sentence what is wrong with the code. Then mend it, and do not change the tests to make them"
+        " pass. Answer in the same form, with the files that must change now; they are as your last answer left them."
     )
 
 

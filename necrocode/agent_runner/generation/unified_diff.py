@@ -218,4 +218,6 @@ class DiffReader:
         line = self.lines[at]
         if line.startswith("-"):
             return self._names_begin(at) and (at + 2 >= len(self.lines) or self.lines[at + 2].startswith("@@"))
-        return line.startswith(("@@", _GIT, "Index: ", "</", "*** End")) or self.is_fence(at)
+        if line.startswith("</"):  # a tag around the diff closes; in a block for diffs it is a line that stays
+            return not self.is_lenient
+        return line.startswith(("@@", _GIT, "Index: ", "*** End")) or self.is_fence(at)

@@ -131,22 +131,21 @@ class Asker:
     deadline: Deadline
     transcript: Transcript = field(default_factory=Transcript)
 
-    def ask(self, conversation: Conversation, answer_format: Literal["json", "text"]) -> ModelAnswer:
-        """One answer. Raises ``ImplementationError``, ``ServiceError`` and their kin."""
-        return self._call(conversation, answer_format)
+    def ask(
+        self, conversation: Conversation, answer_format: Literal["json", "text"], *, is_varied: bool = False
+    ) -> ModelAnswer:
+        """One answer, ``is_varied`` warm enough to be another one. Raises ``ImplementationError`` and their kin."""
+        return self._call(conversation, answer_format, self._warm if is_varied else None)
 
     def ask_for_several(
         self, conversation: Conversation, answer_format: Literal["json", "text"], count: int
     ) -> list[Future[ModelAnswer]]:
         """That many answers, asked for at once; the first as configured, the others warm enough to differ."""
-        varied = self.llm.temperature
-        if varied is not None:
-            varied = max(varied, _VARIED_TEMPERATURE)
         answers: list[Future[ModelAnswer]] = [Future() for _ in range(count)]
 
         def answer(number: int) -> None:
             try:
-                answers[number].set_result(self._call(conversation, answer_format, varied if number else None))
+                answers[number].set_result(self._call(conversation, answer_format, self._warm if number else None))
             except BaseException as error:  # noqa: BLE001  raised again where the answer is looked at
                 answers[number].set_exception(error)
 
@@ -155,6 +154,12 @@ class Asker:
             threading.Thread(target=answer, args=(number,), name=name, daemon=True).start()
         wait(answers)
         return answers
+
+    @property
+    def _warm(self) -> float | None:
+        """None where the configuration leaves the temperature to the endpoint: some models accept no other."""
+        configured = self.llm.temperature
+        return None if configured is None else max(configured, _VARIED_TEMPERATURE)
 
     def _call(
         self, conversation: Conversation, answer_format: Literal["json", "text"], temperature: float | None = None

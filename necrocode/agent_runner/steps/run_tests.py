@@ -13,6 +13,7 @@ from necrocode.agent_runner.verdict.comparison import (
     lost_cases,
     make_verdict,
     newly_failing,
+    with_lost_tests,
     with_second_run,
 )
 from necrocode.agent_runner.verdict.detection import can_be_used, detect_test_commands, is_proven
@@ -205,7 +206,7 @@ def _word(result: TestResult) -> str:
 
 def _ran_nothing(command: CommandResult) -> bool:
     """Whether a command that is known to report on tests ended well without any."""
-    return command.exit_code == 0 and command.report != "" and not command.ran_tests
+    return command.passed_at_once and command.report != "" and not command.ran_tests
 
 
 def failure_text(result: TestResult) -> str:
@@ -213,7 +214,9 @@ def failure_text(result: TestResult) -> str:
     failed = next((command for command in result.commands if not command.passed), None)
     if failed is None:
         return "The tests failed."
-    how = "ran out of the task's time" if failed.timed_out else f"exited with {failed.exit_code}"
+    stopped = "ran out of the task's time" if failed.timed_out else f"was stopped at a limit ({failed.stopped_by})"
+    how = stopped if failed.exit_code is None else f"exited with {failed.exit_code}"
+    how += " and came to no test" if failed.came_to_no_test else ""
     lines = [line.strip() for line in failed.output.splitlines() if line.strip()]
     last = f": {lines[-1][:200]}" if lines else ""
     return f"The tests failed: `{failed.command}` {how}{last}"
@@ -246,6 +249,7 @@ def _refuse_missing_programs(result: TestResult | None) -> None:
 
 
 def _judged(result: TestResult, plan: TestPlan) -> TestResult:
+    result = result if plan.base is None else with_lost_tests(plan.base, result)
     success = is_success(result, plan.base, asked_for=len(plan.commands), rule=plan.pass_rule)
     verdict = None if plan.base is None else make_verdict(plan.base, result)
     return result.model_copy(update={"success": success, "pass_rule": plan.pass_rule, "verdict": verdict})

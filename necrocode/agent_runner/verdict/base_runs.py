@@ -1,8 +1,9 @@
 """The tests on the base, run once per base and kept on disk for the runs that start from the same tree.
 
 An entry is one file: the sha256 of the rest on its first line, then JSON. It is written aside and moved into place, so
-a reader finds a whole one or none; a damaged one counts as none. Of several processes that want the same entry one runs
-the tests; the others wait for it, as long as they would have run them themselves.
+a reader finds a whole one or none; a damaged one counts as none. The digest finds damage, no forgery: code that runs as
+the same user could read a key as well. Of several processes that want the same entry one runs the tests; the others
+wait for it, as long as they would have run them themselves.
 """
 
 from __future__ import annotations
@@ -94,11 +95,12 @@ class BaseRuns:
     def _key(self, commands: Sequence[str], runner: TestRunner, tree: str) -> str:
         """All that the result depends on, as far as it can be told."""
         sandbox = type(runner.sandbox)
+        identity = getattr(runner.sandbox, "identity", "")
         inherited = {name: value for name, value in os.environ.items() if name in {"PATH", "LANG", "TZ"}}
         parts = [
             FORMAT, tree, list(commands), runner.is_by_cases,
             sorted(runner.environment.items()), sorted(inherited.items()),
-            f"{sandbox.__module__}.{sandbox.__qualname__}", sys.version, os.getuid(),
+            f"{sandbox.__module__}.{sandbox.__qualname__} {identity}", sys.version, os.getuid(),
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts).encode(errors="surrogatepass")).hexdigest()
 
