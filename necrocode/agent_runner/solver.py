@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from necrocode.agent_runner._git import Author
 from necrocode.agent_runner.errors import (
     BudgetExhaustedError,
     ContextOverflowError,
@@ -24,7 +23,15 @@ from necrocode.agent_runner.generation.repair import (
 )
 from necrocode.agent_runner.generation.syntax import newly_broken
 from necrocode.agent_runner.models import ErrorDetails
-from necrocode.agent_runner.steps.apply import Limits, commit_changes, plan_changes, refuse_secrets, telling_paths
+from necrocode.agent_runner.steps.apply import (
+    Limits,
+    commit_author,
+    commit_changes,
+    commit_message,
+    plan_changes,
+    refuse_secrets,
+    telling_paths,
+)
 from necrocode.agent_runner.steps.context import choose_context
 from necrocode.agent_runner.steps.generate import Asker, Question, compose
 from necrocode.agent_runner.steps.run_tests import (
@@ -159,8 +166,8 @@ class Solver:
                 workspace,
                 attempt.changes,
                 ref=f"refs/necrocode/runs/{record.run_id}/{attempt.number}",
-                message=self._commit_message(),
-                author=self._author(),
+                message=commit_message(self.config, self.task, record.run_id),
+                author=commit_author(self.config, record.clock.now()),
                 response=attempt.response,
                 deadline=self.deadline,
             )
@@ -369,22 +376,6 @@ class Solver:
         )
         self._question = self._compose(had // 2)
         return self._question.opening
-
-    # --- committing
-
-    def _commit_message(self) -> str:
-        task = self.task
-        return self.config.commit_message.format(
-            task_id=task.task_id,
-            spec_name=task.spec_name,
-            title=task.title,
-            description=task.description,
-            run_id=self.record.run_id,
-        ).replace("\0", "")
-
-    def _author(self) -> Author:
-        config = self.config
-        return Author(config.commit_author_name, config.commit_author_email, int(self.record.clock.now().timestamp()))
 
 
 def _listed(commands: tuple[str, ...]) -> str:

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from necrocode.agent_runner._git import MODE_EXECUTABLE, MODE_FILE, MODE_TREE, FileChange
+from necrocode.agent_runner._git import MODE_EXECUTABLE, MODE_FILE, MODE_TREE, Author, FileChange
 from necrocode.agent_runner._names import check_change_path, check_path_inside, fold_name
 from necrocode.agent_runner.errors import ChangeRejectedError, EditRejectedError
 from necrocode.agent_runner.generation.edited_bytes import edited_bytes
@@ -19,11 +19,12 @@ from necrocode.agent_runner.models import ImplementationResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from datetime import datetime
 
     from necrocode.agent_runner._clock import Deadline
-    from necrocode.agent_runner._git import Author, ObjectReader
+    from necrocode.agent_runner._git import ObjectReader
     from necrocode.agent_runner.config import RunnerConfig
-    from necrocode.agent_runner.models import CodeChange, LLMResponse
+    from necrocode.agent_runner.models import CodeChange, LLMResponse, TaskContext
     from necrocode.agent_runner.verdict.tamper import TreeFiles
     from necrocode.agent_runner.workspace import Workspace
 
@@ -126,6 +127,18 @@ def telling_paths(paths: Iterable[str]) -> tuple[str, ...]:
     return tuple(
         path for path in paths if any(fnmatchcase(f"/{path.casefold()}", f"*/{one}") for one in _TELLING_PATHS)
     )
+
+
+def commit_message(config: RunnerConfig, task: TaskContext, run_id: str) -> str:
+    """The configured message for a task's commit."""
+    return config.commit_message.format(
+        task_id=task.task_id, spec_name=task.spec_name, title=task.title, description=task.description, run_id=run_id
+    ).replace("\0", "")
+
+
+def commit_author(config: RunnerConfig, now: datetime) -> Author:
+    """Whom the commit is by, and when."""
+    return Author(config.commit_author_name, config.commit_author_email, int(now.timestamp()))
 
 
 def commit_changes(
