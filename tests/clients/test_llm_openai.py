@@ -114,6 +114,7 @@ def test_a_question_is_asked_as_configured_and_the_answer_read_whole() -> None:
         "finish_reason": "stop",
         "asked_format": "text",
         "is_streamed": False,
+        "left_out": (),
     }
 
 
