@@ -174,6 +174,12 @@ class LanguageModel(Protocol):
 class Sandbox(Protocol):
     """Where untrusted commands run."""
 
+    def ensure_available(self) -> None:
+        """Return when commands can be run; else ``ConfigurationError``.
+
+        Asked before a run pays for a model's answer that it could not test.
+        """
+
     def run_tests(
         self,
         commands: Sequence[str],

@@ -11,7 +11,6 @@ from necrocode.agent_runner.errors import (
     ContextOverflowError,
     ImplementationError,
     RunnerError,
-    RunnerTimeoutError,
     TamperedTestsError,
 )
 from necrocode.agent_runner.generation.blind_rewrites import SMALL_FILE_LINES, refuse_blind_rewrites
@@ -34,6 +33,7 @@ from necrocode.agent_runner.steps.run_tests import (
     refuse_tampering,
     run_tests,
     test_warnings,
+    untested,
 )
 from necrocode.agent_runner.verdict.feedback import failure_feedback, failure_signature
 from necrocode.agent_runner.verdict.tamper import TreeFiles
@@ -86,6 +86,8 @@ class Solver:
         record, config = self.record, self.config
         if not config.test_base or not (self.task.test_commands or config.detect_tests):
             self.plan = TestPlan(tuple(self.task.test_commands), config.pass_rule)
+            if not self.plan.commands:
+                record.warn(untested(config))
             return
         with record.step("examine"):
             self.plan = plan_tests(
@@ -115,7 +117,7 @@ class Solver:
             yield
         except RunnerError as error:
             attempt.error, attempt.message = error, str(error)
-            is_final = isinstance(error, RunnerTimeoutError) or not self.attempts.has_pending
+            is_final = self.deadline.remaining_seconds() <= 0 or not self.attempts.has_others
             if is_final and not isinstance(error, (ImplementationError, TamperedTestsError)):
                 raise
             reply = self._told(refused_answer_reply(error, self._asked().form)) if is_mendable(error) else ""
@@ -149,7 +151,7 @@ class Solver:
                 Limits.of(self.config),
                 already={change.path: change for change in attempt.before},
             )
-            refuse_secrets(attempt.changes, self.services.redactor.holds_secret)
+            attempt.keeps_secrets = refuse_secrets(attempt.changes, base, self.services.redactor.secrets_in)
             attempt.implementation = record.implementation = commit_changes(
                 workspace,
                 attempt.changes,
@@ -179,7 +181,7 @@ class Solver:
             attempt.outcome = "accepted"
             return
         with record.step("test"):
-            tests = attempt.tests = record.tests = run_tests(
+            tests = run_tests(
                 self.task,
                 self.workspace,
                 _made(attempt),
@@ -189,6 +191,12 @@ class Solver:
                 deadline=self.deadline,
                 plan=self.plan,
             )
+            if not self.plan.counts(tests):
+                record.warn(f"Nothing was tested: no test of {_listed(self.plan.commands)} could be run.")
+                record.detail = "no test could be run"
+                attempt.outcome = "accepted"
+                return
+            attempt.tests = record.tests = tests
             record.detail = "passed" if tests.success else ""
             record.step_failure = None if tests.success else failure_text(tests)
             self.reporter.event(
@@ -211,6 +219,8 @@ class Solver:
         self._point_out(best)
         if best.outcome == "accepted":
             return True
+        if best.implementation is None and self.plan.base is not None and self.plan.base.success:
+            record.warn("The tests pass before the change already: perhaps there is nothing to do.")
         if best.error is not None:
             raise best.error
         record.fail_with(ErrorDetails(type="TestsFailed", message=best.message, step="test"))
@@ -261,6 +271,8 @@ class Solver:
             return
         if self.services.redactor.text(shown := attempt.diff.decode(errors="replace")) != shown:
             self.record.warn("The diff holds text that looks like a secret; it is stored as it is, to be whole.")
+        for path in attempt.keeps_secrets:
+            self.record.warn(f"{path} holds a secret of this runner, as the repository has it already.")
         for path in telling_paths(attempt.implementation.files):
             self.record.warn(
                 f"The change touches {path}, which decides what runs elsewhere: look at it before merging."
@@ -305,12 +317,22 @@ class Solver:
 
     def _answer(self, attempt: Attempt) -> ModelAnswer:
         """The answer to try: one of the first question's candidates, or one to what went wrong."""
-        count = self.attempts.candidates
-        if attempt.round or count == 1:
+        if attempt.round or self.attempts.candidates == 1:
             return self._ask_within_window(attempt)
         if not self._candidates:
-            self._candidates = self.asker.ask_for_several(attempt.conversation, self._asked().answer_format, count)
+            self._candidates = self._ask_for_candidates(attempt)
         return self._candidates[attempt.candidate - 1].result()
+
+    def _ask_for_candidates(self, attempt: Attempt) -> list[Future[ModelAnswer]]:
+        """All answers to the first question, asked for within the model's window."""
+        while True:
+            form, count = self._asked().answer_format, self.attempts.candidates
+            answers = self.asker.ask_for_several(attempt.conversation, form, count)
+            overflows = all(isinstance(answer.exception(), ContextOverflowError) for answer in answers)
+            shorter = self._with_half_the_context() if overflows else None
+            if shorter is None:
+                return answers
+            attempt.conversation = shorter
 
     def _ask_within_window(self, attempt: Attempt) -> ModelAnswer:
         """One answer; a prompt that the endpoint finds too long is made shorter and sent again: a refusal is free."""
@@ -352,6 +374,10 @@ class Solver:
     def _author(self) -> Author:
         config = self.config
         return Author(config.commit_author_name, config.commit_author_email, int(self.record.clock.now().timestamp()))
+
+
+def _listed(commands: tuple[str, ...]) -> str:
+    return ", ".join(f"`{command}`" for command in commands)
 
 
 def _told_of(plan: TestPlan) -> str:

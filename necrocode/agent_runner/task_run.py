@@ -57,6 +57,8 @@ class TaskRun:
         """Look whether outputs can be stored, and tell the registry that the task is running; only then begin."""
         with self.record.step("prepare"):
             self._services.artifact_store.ensure_available()
+            if self._task.test_commands:
+                self._services.sandbox.ensure_available()
             self._budget.check()
             self._reporter.started()
 

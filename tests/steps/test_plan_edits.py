@@ -19,6 +19,10 @@ FILES: dict[str, str | bytes] = {
     "crlf.txt": b"one\r\ntwo\r\n",
     "sjis.txt": "日本\nx\n".encode("cp932"),
     "empty.txt": "",
+    "aux.py": "x\n",
+    "con/a.c": "x\n",
+    "a:b.txt": "x\n",
+    "x.": "x\n",
 }
 
 
@@ -141,6 +145,18 @@ def test_a_file_that_must_be_new_replaces_none(base: Base) -> None:
     assert base.plan(write("n.py", must_be_new=True))["n.py"].content == b"new\n"
     with pytest.raises(ChangeRejectedError, match=r"Cannot create 'a\.py': the file exists already"):
         base.plan(write("a.py", must_be_new=True))
+
+
+@pytest.mark.parametrize("path", ["aux.py", "con/a.c", "a:b.txt", "x."])
+def test_a_file_is_changed_under_a_name_that_no_new_file_may_have(base: Base, path: str) -> None:
+    assert base.plan(edit(path, ("x\n", "y\n")))[path].content == b"y\n"
+    assert base.plan(write(path))[path].content == b"new\n"
+    assert base.plan(delete(path))[path].removes
+    assert set(base.plan(rename(path, "fine.py"))) == {path, "fine.py"}
+    assert base.plan(write(path), already=base.plan(delete(path)))[path].content == b"new\n"
+    for change in (write(f"new/{path}"), rename("a.py", f"new/{path}"), edit(f"new/{path}", ("", "x\n"))):
+        with pytest.raises(ChangeRejectedError, match="some file systems cannot hold"):
+            base.plan(change)
 
 
 def test_half_a_character_in_an_edit_is_refused(base: Base) -> None:

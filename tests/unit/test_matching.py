@@ -92,6 +92,14 @@ def test_other_marks_in_a_quoted_line_are_forgiven_and_the_line_stays() -> None:
     )
 
 
+def test_two_lines_are_too_few_to_be_nearly_the_same() -> None:
+    text = "# Returns the square of the given number, whatever it is.\nx = 1\ny = 2\n"
+    search = "# Returns the square of the given number whatever it is.\nx = 1\n"
+    assert reasons(text, edit(search, search.replace("1", "5"))) == [("missing", ())]
+    longer = f"{search}y = 2\n"
+    assert new_text(text, edit(longer, longer.replace("1", "5"))) == text.replace("1", "5")
+
+
 @pytest.mark.parametrize(
     ("said", "meant"),
     [("encode", "decode"), ("valid", "invalid"), ("a == b", "a != b"), ("1.5", "15"), ("returns", "return")],
@@ -362,6 +370,11 @@ def test_a_refusal_says_that_the_change_is_there_already() -> None:
     (refusal,) = apply_edits("a = 2\n", [edit("a = 1\n", "a = 2\n")]).refusals
     assert refusal.is_there_already
     assert "has the replacement already" in refusal.explained()
+
+
+def test_a_word_of_the_file_is_not_the_replacement_of_a_whole_line() -> None:
+    (refusal,) = apply_edits("max = 2\n", [edit("a = 1\n", "x = 2\n")]).refusals
+    assert not refusal.is_there_already
 
 
 def test_feedback_is_bounded_whatever_the_edits_hold() -> None:

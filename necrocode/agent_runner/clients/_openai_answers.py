@@ -10,6 +10,7 @@ from necrocode.agent_runner._text import is_writable
 from necrocode.agent_runner.clients._exchange import limited
 from necrocode.agent_runner.clients._openai_failures import (
     EmptyStreamError,
+    EndpointFailureError,
     UnexplainedEndError,
     broken_off,
     failure_in_body,
@@ -27,10 +28,11 @@ from necrocode.agent_runner.clients._openai_stream import (
     events,
     text_of,
 )
-from necrocode.agent_runner.clients._token_usage import token_usage
+from necrocode.agent_runner.clients._token_usage import token_usage, told_usage
 from necrocode.agent_runner.errors import (
     ContentFilterError,
     EmptyAnswerError,
+    ImplementationError,
     MalformedAnswerError,
     ModelRefusalError,
     TruncatedAnswerError,
@@ -128,6 +130,16 @@ def _read_completion(completion: dict[str, Any], asked: Asked, *, request_id: st
     """The answer in a chat completion (OpenAI API reference, "The chat completion object")."""
     if error := error_in(completion):
         raise failure_in_body(error, asked)
+    try:
+        return _usable(completion, asked, request_id=request_id)
+    except EndpointFailureError as failure:
+        if isinstance(failure.error, ImplementationError):
+            for name, value in told_usage(completion.get("usage")).items():
+                setattr(failure.error, name, value)
+        raise
+
+
+def _usable(completion: dict[str, Any], asked: Asked, *, request_id: str | None) -> ModelAnswer:
     choice = _first(completion.get("choices") or [])
     message = choice.get("message")
     if not isinstance(message, dict):

@@ -37,6 +37,7 @@ _FIRST_SERVER_ERROR = 500
 _FORMAL_STATUSES = frozenset({400, 404, 405, 415, 422, 500, 501})
 _BREAKS = {"RemoteProtocolError", "ReadError", "UnreadableBodyError"}
 _LONGEST_SAID = 400
+_PAGE_BYTES = 20
 _LONGEST_REQUEST_ID = 200
 _OVERFLOW = re.compile(
     r"context_length_exceeded|maximum context length|exceed(?:s|ed)?[a-z ]{0,30} context (?:window|size|length)"
@@ -196,7 +197,10 @@ def broken_off(asked: Asked, how: str) -> EndpointFailureError:
 def no_completion(body: bytes, asked: Asked) -> EndpointFailureError:
     """The failure of an answer that is something else, such as a login page."""
     said = short(asked.redact(body.decode(errors="replace")))
-    return passing(f"The model endpoint answered 200 with something that is no chat completion: {said!r}")
+    text = f"The model endpoint answered 200 with something that is no chat completion: {said!r}"
+    error = ServiceError(text, retryable=True)
+    error.is_free = body.lstrip()[:_PAGE_BYTES].lower().startswith((b"<!doctype html", b"<html"))
+    return EndpointFailureError(error, is_retried=True)
 
 
 def final(error: RunnerError) -> EndpointFailureError:

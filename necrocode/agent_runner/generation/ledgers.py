@@ -247,7 +247,7 @@ class SpecLedger:
         clock: Clock,
         new_id: Callable[[], str],
     ) -> None:
-        hint = f", or reset it: necrocode registry budget {spec_name} --reset"
+        hint = f", or reset it: necrocode registry budget {spec_name} --reset (with the same --config, or --registry)"
         self._scope = Scope(f"the spec {spec_name}", "budget.spec", hint)
         self._registry = registry
         self._spec_name = spec_name

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from necrocode.agent_runner.generation.diff_signs import read_without_signs
 from necrocode.agent_runner.generation.file_lines import BOM, Effort, FileLines, end_of, indent_of
 from necrocode.agent_runner.generation.places import Place, earliest, end_place, latest, line_place, places
 from necrocode.agent_runner.generation.refusals import Refusal
@@ -72,7 +73,7 @@ class _Together:
         self._refusals: list[Refusal] = []
 
     def edited(self, *, in_order: bool) -> Edited:
-        found = [self._candidates(number, edit) for number, edit in enumerate(self._edits)]
+        found = [self._candidates(number, edit, is_diff=in_order) for number, edit in enumerate(self._edits)]
         if in_order and not self._refusals:
             found = _narrowed_by_order(found)
         chosen: list[tuple[Place, int]] = []
@@ -91,11 +92,17 @@ class _Together:
             text += self._file.common_end
         return Edited(text)
 
-    def _candidates(self, number: int, edit: TextEdit) -> list[Place]:
+    def _candidates(self, number: int, edit: TextEdit, *, is_diff: bool) -> list[Place]:
         """The places that the edit may mean, by itself; a refusal is noted where there is none."""
         if not edit.search:
             return self._place_without_search(number, edit)
         found = places(edit, self._file)
+        if not is_diff:
+            unsigned = read_without_signs(edit, self._file, found)
+            if unsigned is None:
+                self._refuse(number, "signed", found)
+                return []
+            found = unsigned
         if not found:
             is_cut = not edit.whole_lines and edit.search in self._file.text
             self._refuse(number, "cut" if is_cut else "missing")

@@ -41,6 +41,11 @@ class BaseTree:
         folder, _, name = path.rpartition("/")
         return self.siblings(folder).get(name)
 
+    def has_file(self, path: str) -> bool:
+        """Whether the base has a file under a path."""
+        entry = self.entry(path)
+        return entry is not None and entry.is_file
+
     def file(self, path: str) -> TreeEntry | None:
         """The base's file under a path; ``ChangeRejectedError`` when something else than a file is there."""
         entry = self.entry(path)

@@ -29,7 +29,6 @@ _GIT = "diff --git "
 _SEPARATOR = "=" * 20
 _OTHER_HEADERS = {"similarity", "dissimilarity", "index", "RCS", "retrieving", "diff"}
 _BINARY = ("GIT binary patch", "Binary files ")
-_CLOSING_TAGS = {f"</{name}>" for name in ("file", "diff", "patch", "change", "changes", "edit", "answer")}
 _EXECUTABLE, _ORDINARY = "100755", "100644"
 _SPECIAL = {"120000": "a symbolic link", "160000": "a submodule"}
 
@@ -225,6 +224,6 @@ class DiffReader:
         line = self.lines[at]
         if line.startswith("-"):
             return self._names_begin(at) and (at + 2 >= len(self.lines) or self.lines[at + 2].startswith("@@"))
-        if line.startswith("</") and self.is_lenient:  # else a line of the file that has lost its blank
-            return line.rstrip() in _CLOSING_TAGS
-        return line.startswith(("@@", _GIT, "Index: ", "</", "*** End")) or self.is_fence(at)
+        if line.startswith("</"):  # a tag around the diff closes; in a block for diffs it is a line that stays
+            return not self.is_lenient
+        return line.startswith(("@@", _GIT, "Index: ", "*** End")) or self.is_fence(at)

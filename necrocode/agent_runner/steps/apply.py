@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._git import MODE_EXECUTABLE, MODE_FILE, MODE_TREE, FileChange
-from necrocode.agent_runner._names import check_change_path, fold_name
+from necrocode.agent_runner._names import check_change_path, check_path_inside, fold_name
 from necrocode.agent_runner.errors import ChangeRejectedError, EditRejectedError
 from necrocode.agent_runner.generation.edited_bytes import edited_bytes
 from necrocode.agent_runner.generation.file_lines import Effort
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from necrocode.agent_runner._git import Author, ObjectReader
     from necrocode.agent_runner.config import RunnerConfig
     from necrocode.agent_runner.models import CodeChange, LLMResponse
+    from necrocode.agent_runner.verdict.tamper import TreeFiles
     from necrocode.agent_runner.workspace import Workspace
 
 _BOM = b"\xef\xbb\xbf"
@@ -87,11 +89,38 @@ def _check_count(count: int, limits: Limits) -> None:
         raise ChangeRejectedError(f"The answer changes {count} files; at most {limits.max_changed_files} may be.")
 
 
-def refuse_secrets(changes: Iterable[FileChange], holds_secret: Callable[[str], bool]) -> None:
-    """Refuse planned changes that would commit one of this runner's own secrets, in a text or in a name."""
+def refuse_secrets(
+    changes: Sequence[FileChange], base: TreeFiles, secrets_in: Callable[[str], Counter[str]]
+) -> tuple[str, ...]:
+    """Refuse planned changes that would commit this runner's own secrets, in a text or in a name.
+
+    A secret that the base's version of the file has may stay, no more often than there, and goes where its file is
+    moved. Returned are the paths of the texts that keep one.
+    """
+    moved = Counter[str]()
     for change in changes:
-        if holds_secret((change.content or b"").decode(errors="replace")) or holds_secret(change.path):
-            raise ChangeRejectedError("The answer would commit one of this runner's secrets; it was refused.")
+        if change.removes:
+            moved += secrets_in(_decoded(base.read(change.path)))
+        elif base.entry(change.path) is None and secrets_in(change.path):
+            raise ChangeRejectedError("The answer would make a file whose name holds one of this runner's secrets.")
+    keeping: list[str] = []
+    for change in changes:
+        if not (secrets := secrets_in(_text_of(change, base))):
+            continue
+        added = secrets - secrets_in(_decoded(base.read(change.path)))
+        if not added <= moved:
+            raise ChangeRejectedError(f"The answer would commit one of this runner's secrets in {change.path!r}.")
+        moved -= added
+        keeping.append(change.path)
+    return tuple(keeping)
+
+
+def _text_of(change: FileChange, base: TreeFiles) -> str:
+    return _decoded(base.objects.blob(change.oid) if change.content is None and change.oid else change.content)
+
+
+def _decoded(content: bytes | None) -> str:
+    return (content or b"").decode(errors="replace")
 
 
 def telling_paths(paths: Iterable[str]) -> tuple[str, ...]:
@@ -131,7 +160,7 @@ def commit_changes(
 
 def _resolve(change: CodeChange, tree: PlannedTree, effort: Effort) -> RefusedFile | None:
     """Plan one change on top of those before it; what is wrong with its edits, where they are refused."""
-    path = _checked_path(change.file_path)
+    path = _checked_path(change.file_path, tree)
     if change.edits and change.operation != "delete":
         path = tree.present_name(path)
     if change.operation == "delete":
@@ -177,7 +206,7 @@ def _refuse_twice(path: str, tree: PlannedTree) -> None:
 def _rename(change: CodeChange, path: str, tree: PlannedTree, effort: Effort) -> RefusedFile | None:
     waiting = tree.taken_from_aside(path)
     source = waiting or tree.existing(path, "rename")
-    target = _checked_path(change.new_path or "")
+    target = _checked_path(change.new_path or "", tree)
     if tree.file(target) is not None and not tree.put_aside(target):
         raise ChangeRejectedError(f"Cannot rename {path!r} to {target!r}: that file exists already.")
     moved = FileChange(target, _mode(change, source.mode), content=source.content, oid=source.oid)
@@ -228,9 +257,11 @@ def _mode(change: CodeChange, old: str | None) -> str:
     return MODE_EXECUTABLE if change.executable else MODE_FILE
 
 
-def _checked_path(path: str) -> str:
+def _checked_path(path: str, tree: PlannedTree) -> str:
+    """The path, by the rules; a file that the base has may have a name that not every file system can hold."""
     try:
-        return check_change_path(path.removeprefix("./"))
+        path = check_path_inside(path.removeprefix("./"))
+        return path if tree.base.has_file(path) else check_change_path(path)
     except ValueError as error:
         raise ChangeRejectedError(f"The path is refused: {error}.") from error
 
