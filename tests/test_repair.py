@@ -412,6 +412,12 @@ def test_an_outage_that_took_all_candidates_is_the_error(bench: Bench) -> None:
     assert result.error_details.type == "ServiceConnectionError"
 
 
+def test_a_setting_that_the_endpoint_does_not_take_is_told_once(bench: Bench) -> None:
+    answers = [ModelAnswer(text=text, model="m", left_out=("temperature",)) for text in (RUBBISH, GOOD_ANSWER)]
+    result, _ = run(bench, *answers)
+    assert result.warnings == ("The model endpoint does not take llm.temperature: the model is asked without.",)
+
+
 # --- secrets
 
 

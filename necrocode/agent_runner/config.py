@@ -326,8 +326,8 @@ class RunnerConfig(StrictModel):
                 "api_key": environ.get(key_variable),
                 "endpoint": environ.get("OPENAI_BASE_URL"),
             }
-            given["llm_config"] = LLMConfig(
-                **_mapping(file_values.get("llm_config"))
+            given["llm_config"] = (  # a mapping still: what is wrong in it is told with what else is wrong
+                _mapping(file_values.get("llm_config"))
                 | {field: value for field, value in llm_environment.items() if value}
                 | _mapping(argument_values.get("llm_config"))
             )

@@ -400,3 +400,5 @@ class ModelAnswer(Value):
     """What was asked of the endpoint: ``json_schema``, ``json_object_with_schema``, ``json_object`` or ``text``."""
     is_streamed: bool = False
     """Whether the answer came as a stream."""
+    left_out: tuple[str, ...] = ()
+    """Settings of the question that the endpoint refused, so that it was asked without: ``temperature``."""

@@ -140,6 +140,8 @@ class Solver:
         attempt = self.attempts.current
         with self.record.step("generate"):
             answer = self._answer(attempt)
+            for name in answer.left_out:
+                self.record.warn(f"The model endpoint does not take llm.{name}: the model is asked without.")
             attempt.answer_text = self.services.redactor.text(answer.text)
             attempt.response = response = self._asked().read(answer)
             self.record.detail = f"{response.model}: {response.tokens_used} tokens, {response.edit_format} format"

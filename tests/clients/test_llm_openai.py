@@ -234,6 +234,8 @@ def test_a_temperature_that_is_not_supported_is_left_out_and_that_is_remembered(
         asking.complete(MESSAGES)
         asking.complete(MESSAGES)
         assert ["temperature" in body for body in bodies(server)] == [True, False, False]
+        assert asking.complete(MESSAGES).left_out == ("temperature",)
+        assert client(server).complete(MESSAGES).left_out == ()
 
 
 @pytest.mark.parametrize(

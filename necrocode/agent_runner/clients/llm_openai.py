@@ -139,7 +139,9 @@ class LLMClient:
                 tried.add(manners)
             else:
                 _manners[place] = manners
-                return answer.model_copy(update={"asked_format": asked_format, "attempts": question.attempts})
+                is_without = question.temperature is not None and not manners.takes_temperature
+                known = {"asked_format": asked_format, "attempts": question.attempts}
+                return answer.model_copy(update=known | {"left_out": ("temperature",) if is_without else ()})
 
     def generate_code(
         self, prompt: str, workspace_path: Path | None = None, max_tokens: int | None = None
