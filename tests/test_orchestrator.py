@@ -409,6 +409,16 @@ def test_secrets_of_a_file_are_hidden_from_the_model_and_kept_in_the_file(bench:
     assert "Names such as REDACTED_SECRET_1 stand for secrets" in asked[0]
 
 
+def test_a_file_that_holds_a_secret_of_the_runner_can_be_edited_and_the_result_says_so(bench: Bench) -> None:
+    commit_files(bench.repository, {"settings.py": f'KEY = "{SECRET}"\nDEBUG = True\n'})
+    task = bench.task(description="In settings.py set DEBUG to False.", test_commands=["true"])
+    answer = './settings.py\n```python\nKEY = "REDACTED_SECRET_1"\nDEBUG = False\n```\n'
+    result = bench.run(answer, task=task, llm_config=LLMConfig(api_key=SECRET))
+    assert result.success, result.error
+    assert files_at(bench.repository, result.branch)["settings.py"] == f'KEY = "{SECRET}"\nDEBUG = False\n'.encode()
+    assert any("settings.py holds a secret of this runner" in warning for warning in result.warnings)
+
+
 def test_a_secret_is_not_moved_to_another_file(bench: Bench) -> None:
     commit_files(bench.repository, {"settings.py": SETTINGS})
     task = bench.task(description="Look at settings.py and write calc.py.")

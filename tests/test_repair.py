@@ -172,6 +172,7 @@ def test_tests_that_are_made_to_pass_by_changing_them_can_be_refused(bench: Benc
     refused, calls = run(bench, cheat, GOOD_ANSWER, tamper="refuse")
     assert (refused.success, outcomes(refused)) == (True, ["unusable", "accepted"])
     assert "Leave tests" in calls[1][-1].content
+    assert "tamper: flag" not in calls[1][-1].content
 
 
 # --- how it ends
@@ -411,6 +412,12 @@ def test_an_outage_that_took_all_candidates_is_the_error(bench: Bench) -> None:
     assert result.error_details.type == "ServiceConnectionError"
 
 
+def test_a_setting_that_the_endpoint_does_not_take_is_told_once(bench: Bench) -> None:
+    answers = [ModelAnswer(text=text, model="m", left_out=("temperature",)) for text in (RUBBISH, GOOD_ANSWER)]
+    result, _ = run(bench, *answers)
+    assert result.warnings == ("The model endpoint does not take llm.temperature: the model is asked without.",)
+
+
 # --- secrets
 
 
@@ -420,6 +427,17 @@ def test_a_secret_that_a_test_prints_does_not_reach_the_model(bench: Bench) -> N
     bench.orchestrator(llm, llm_config=LLMConfig(api_key=SECRET)).run(task)
     assert len(llm.calls) > 1
     assert SECRET not in json.dumps([message.content for message in llm.calls[1]])
+
+
+def test_a_secret_that_a_test_prints_in_two_colours_does_not_reach_the_model(bench: Bench) -> None:
+    halves = (f"$(echo {half[::-1]} | rev)" for half in (SECRET[:9], SECRET[9:]))
+    task = bench.task(test_commands=[f"printf '%s\\033[31m%s\\n' {' '.join(halves)}; exit 1"])
+    llm = ScriptedLLM([USELESS_ANSWER, GOOD_ANSWER])
+    result = bench.orchestrator(llm, llm_config=LLMConfig(api_key=SECRET)).run(task)
+    told = llm.calls[1][-1].content
+    assert "***" in told
+    assert SECRET[9:] not in told
+    assert SECRET[9:] not in result.model_dump_json()
 
 
 def test_what_is_quoted_of_a_file_keeps_its_secrets_under_the_names_that_the_model_knows(bench: Bench) -> None:

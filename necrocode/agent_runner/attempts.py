@@ -38,6 +38,8 @@ class Attempt:
     response: LLMResponse | None = None
     changes: tuple[FileChange, ...] = ()
     """What the base would have to become, this answer included."""
+    keeps_secrets: tuple[str, ...] = ()
+    """The files that still hold a secret of the runner, as the base has it."""
     implementation: ImplementationResult | None = None
     diff: bytes = b""
     tests: TestResult | None = None

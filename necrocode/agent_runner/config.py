@@ -231,8 +231,9 @@ class RunnerConfig(StrictModel):
     """``exit-code``: every command must exit with 0. ``no-new-failures``: one whose failing cases all failed on the
     base too is accepted."""
     tamper: Literal["flag", "refuse"] = "flag"
-    """What becomes of a change that touches the tests it is judged by. ``flag``: it is told. ``refuse``: the run fails
-    if test configuration or CI is touched, or if the base's version of the tests fails on the changed code."""
+    """What becomes of a change that touches the tests it is judged by. ``flag``: it is told. ``refuse``: the
+    answer is refused if test configuration or CI is touched, if tests are removed or disabled, or if the base's version
+    of the tests fails on the changed code; without repair rounds the run fails."""
     budget: BudgetConfig | None = None
     """What may be spent on the model: by each run, by all of a process, by all of a spec. None: no limits."""
 
@@ -325,8 +326,8 @@ class RunnerConfig(StrictModel):
                 "api_key": environ.get(key_variable),
                 "endpoint": environ.get("OPENAI_BASE_URL"),
             }
-            given["llm_config"] = LLMConfig(
-                **_mapping(file_values.get("llm_config"))
+            given["llm_config"] = (  # a mapping still: what is wrong in it is told with what else is wrong
+                _mapping(file_values.get("llm_config"))
                 | {field: value for field, value in llm_environment.items() if value}
                 | _mapping(argument_values.get("llm_config"))
             )

@@ -149,7 +149,11 @@ class ArtifactStore(Protocol):
 
 
 class LanguageModel(Protocol):
-    """A model that continues a conversation."""
+    """A model that continues a conversation.
+
+    A method ``check()``, where there is one, is called before a run begins: it raises a ``RunnerError`` when the model
+    can never be asked, for want of a key for instance.
+    """
 
     def complete(
         self,

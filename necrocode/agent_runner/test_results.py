@@ -27,6 +27,8 @@ class TestCase(Value):
     details: Writable = ""
     """Of a failing case: the end of its traceback."""
     duration_seconds: float | None = None
+    ran: bool = True
+    """False: it stands for a file or package of which no test was run, for it could not be imported or built."""
 
     @property
     def is_failing(self) -> bool:
@@ -54,6 +56,11 @@ class CommandResult(Value):
     """Where the cases come from: ``junit``, ``go``, ``cargo``, ``jest``, ``unittest``; empty: there are none."""
     report_note: Writable = ""
     """Why there are no cases although a report was looked for, or what about the report does not fit the exit code."""
+    came_to_no_test: bool = False
+    """Whether it exited with 0 without a known test, though it ran some on the base: then it counts as failed."""
+    ended_early: bool = False
+    """Whether the tool says that it ended before all tests had run, as pytest does with ``-x`` or after an error in a
+    module."""
     rerun: CommandResult | None = None
     """The second run on the same tree, where the first one failed anew; what passes in it is flaky."""
     collected: dict[str, bytes] = Field(default_factory=dict, exclude=True, repr=False)
@@ -61,13 +68,23 @@ class CommandResult(Value):
 
     @property
     def passed(self) -> bool:
-        """Whether it exited with 0, at the latest in its second run."""
-        return self.exit_code == 0 or (self.rerun is not None and self.rerun.exit_code == 0)
+        """Whether it exited with 0, at the latest in its second run; and ran tests, where it did on the base."""
+        return self.passed_at_once or (self.rerun is not None and self.rerun.passed_at_once)
+
+    @property
+    def passed_at_once(self) -> bool:
+        """The same for the first run alone."""
+        return self.exit_code == 0 and not self.came_to_no_test
 
     @property
     def failing(self) -> tuple[TestCase, ...]:
         """The cases that failed, or could not be run."""
         return tuple(case for case in self.cases if case.is_failing)
+
+    @property
+    def ran_tests(self) -> bool:
+        """Whether a single test is known to have been run."""
+        return any(case.ran and case.status != "skipped" for case in self.cases)
 
 
 class CaseList(Value):
@@ -114,6 +131,9 @@ class TamperReport(Value):
     """Files that decide which tests run, and how."""
     ci: tuple[Writable, ...] = ()
     """Files that decide what continuous integration does."""
+    lost: tuple[Writable, ...] = ()
+    """Of a change that passes: test files that it removes, and the first two hundred test cases that ran on the base
+    and, with it, are gone or skipped. What it only moves is not among them."""
 
     @property
     def paths(self) -> tuple[str, ...]:

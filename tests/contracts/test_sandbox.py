@@ -53,10 +53,12 @@ class TestSandlock(ConfinedContract):
     confinement = confinements("sandlock")[0]
 
 
+@pytest.mark.soak  # each side of it is tested by itself
 class TestSandlockOnCopies(ConfinedContract):
     confinement = confinements("sandlock")[1]
 
 
+@pytest.mark.soak  # each side of it is tested by itself
 class TestSandlockWithoutNamespaces(ConfinedContract):
     confinement = confinements("sandlock")[2]
 
@@ -65,6 +67,7 @@ class TestBwrap(ConfinedContract):
     confinement = confinements("bwrap")[0]
 
 
+@pytest.mark.soak  # each side of it is tested by itself
 class TestBwrapOnCopies(ConfinedContract):
     confinement = confinements("bwrap")[1]
 
@@ -82,5 +85,6 @@ class TestDocker(SandboxContract):
         assert list(root.glob("*")) == []
 
 
+@pytest.mark.soak  # each side of it is tested by itself
 class TestBwrapAlone(ConfinedContract):
     confinement = Confinement("bwrap", "copy", has_own_root=False)

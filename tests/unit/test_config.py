@@ -401,3 +401,12 @@ def test_secrets_are_the_key_and_the_headers_that_are_named_like_one() -> None:
     assert llm.secrets() == (SECRET, "abc-def", "k1", "c=1")
     assert LLMConfig().secrets() == ()
     assert not any(secret in repr(llm) for secret in llm.secrets())
+
+
+def test_what_is_wrong_in_every_block_is_told_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("llm: {candidates: 17, mdel: x}\npool_size: 0\nbudget: {max_calls: -1}\n")
+    with pytest.raises(ConfigurationError) as caught:
+        RunnerConfig.from_yaml(file, environ={})
+    for words in ("candidates: ", "did you mean 'model'", "pool_size: ", "max_calls: "):
+        assert words in str(caught.value)
