@@ -101,6 +101,8 @@ def test_create_on_a_file_that_exists_replaces_it(base: Base) -> None:
         ("no_newline.txt", "2", True, b"2"),
         ("blanks_last.txt", "2\n", False, b"2\n"),
         ("a.py", "2", True, b"2"),
+        ("a.py", "one\r\n2\r\n", True, b"one\n2\n"),
+        ("a.py", "one\r\n2\r\n", False, b"one\n2\n"),
         ("empty.txt", "2\n", False, b"2\n"),
         ("日本/ファイル 1.txt", "二\n", True, "二\n".encode()),
     ],

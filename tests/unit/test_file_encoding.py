@@ -91,3 +91,26 @@ def test_a_search_that_misses_in_a_known_encoding_is_told_with_the_nearest_lines
     new, refusals = edited(old, "# この関数は平均を返す。\n", "x\n")
     assert new == old
     assert "この関数は合計を返す。" in refusals[0].explained()
+
+
+@pytest.mark.parametrize(
+    ("file", "encoding", "search", "replace"),
+    [
+        ('y = "中文"\nx = "　"\n', "gbk", 'x = "　"\n', 'x = "中　"\n'),
+        ('x = "é"\n', "iso-8859-2", 'x = "é"\n', 'x = "ąé"\n'),
+        ('x = "é"\n', "iso-8859-15", 'x = "é"\n', 'x = "é €"\n'),
+    ],
+)
+def test_characters_that_several_encodings_write_differently_are_refused(
+    file: str, encoding: str, search: str, replace: str
+) -> None:
+    edits = [TextEdit(search=search, replace=replace)]
+    with pytest.raises(ChangeRejectedError, match="one of several encodings"):
+        edited_bytes(file.encode(encoding), edits, in_order=False, effort=Effort(), path="a.py")
+
+
+def test_half_a_character_is_no_place() -> None:
+    edits = [TextEdit(search="\\n", replace="\\t", whole_lines=False)]
+    old = 'msg = "表n"\n'.encode("cp932")
+    new, refusals = edited_bytes(old, edits, in_order=False, effort=Effort(), path="a.py")
+    assert (new, [refusal.reason for refusal in refusals]) == (old, ["cut"])

@@ -93,9 +93,11 @@ def test_other_marks_in_a_quoted_line_are_forgiven_and_the_line_stays() -> None:
 
 
 def test_two_lines_are_too_few_to_be_nearly_the_same() -> None:
-    text = "# Returns the square of the given number, whatever it is.\nx = 1\ny = 2\n"
-    search = "# Return the square of the given number, whatever it is.\nx = 1\n"
+    text = "# Returns the square of the given number, whatever it is.\nfirst_value = call(1)\nsecond_value = call(2)\n"
+    search = "# Returns the square of the given number whatever it is.\nfirst_value = call(1)\n"
     assert reasons(text, edit(search, search.replace("1", "5"))) == [("missing", ())]
+    longer = f"{search}second_value = call(2)\n"
+    assert new_text(text, edit(longer, longer.replace("1", "5"))) == text.replace("1", "5")
 
 
 @pytest.mark.parametrize(

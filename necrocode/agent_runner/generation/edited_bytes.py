@@ -23,10 +23,12 @@ def edited_bytes(
     """The new bytes, or the refusals; :class:`ChangeRejectedError` for a text that the file's encoding cannot hold.
 
     A file that is not UTF-8 is edited as bytes. Where the edits themselves hold other characters than ASCII, they are
-    written in the encoding that the file tells, or else in the one under which their search texts are found.
+    written in the encoding that the file tells, or else in the one under which their search texts are found; where that
+    is several, in none unless all of them write the same.
     """
     known = known_encodings(old)
     refused: tuple[Refusal, ...] = ()
+    results: set[bytes] = set()
     for encoding in _to_try(edits, known, path):
         file = decoded(old, encoding)
         if file is None:
@@ -36,7 +38,16 @@ def edited_bytes(
             refused = refused or edited.refusals
             continue
         with suppress(UnicodeEncodeError):
-            return file.encoded(edited.text), ()
+            results.add(file.encoded(edited.text))
+        if results and encoding in known:
+            break
+    if len(results) == 1:
+        return results.pop(), ()
+    if results:
+        raise ChangeRejectedError(
+            f"{path!r} is not UTF-8 text, and may be in one of several encodings that write the new text differently.",
+            hint="Search for more of the lines that hold other characters than ASCII, or write plain ASCII.",
+        )
     if refused and (known or not _has_characters(edits)):
         return old, refused
     raise _unwritable(path, known)

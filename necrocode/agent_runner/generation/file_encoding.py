@@ -7,8 +7,9 @@ import re
 from typing import NamedTuple
 
 _UTF_16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
-LEGACY = ("utf-8", "euc_jp", "cp932", "gb18030", "euc_kr", "big5", "cp1252", "latin-1")
-"""Tried from the strictest on. The last ones read any bytes at all, so that a text could be read proves little."""
+LEGACY = ("utf-8", "euc_jp", "cp932", "gb18030", "euc_kr", "big5", "cp1252", "latin-1", "iso8859-15", "iso8859-2",
+          "cp1250", "cp1251", "koi8-r")  # fmt: skip
+"""All are tried. Many read any bytes at all, so that a text could be read proves little."""
 _DECLARABLE = {
     *("shift_jis", "cp932", "euc_jp", "gb2312", "gbk", "gb18030", "euc_kr", "cp949", "big5", "cp950"),
     *("koi8-r", "koi8-u", *(f"iso8859-{part}" for part in range(1, 17)), *(f"cp{page}" for page in range(1250, 1259))),

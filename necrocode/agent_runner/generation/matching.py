@@ -8,6 +8,7 @@ hunks, when it leaves one place only. The first of several is never taken for be
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.models import TextEdit
 
 _MOST_SCOPES = 32
+_WORD = re.compile(r"\w")
 
 
 @dataclass(frozen=True)
@@ -118,12 +120,21 @@ class _Together:
         file = self._file
         if not file.text.removeprefix(BOM):
             return [Place(len(file.text), len(file.text), lambda: edit.replace, is_exact=True)]
+        if edit.line == 1 and self._has_some_of(edit.replace):
+            self._refuse(number, "nowhere")  # the file's text, written as if it were a new one
+            return []
         if edit.line is not None and 1 <= edit.line <= len(file.lines):
             return [line_place(edit, file, edit.line - 1)]
         if (edit.at_end and not edit.anchors) or edit.line == len(file.lines) + 1:
             return [end_place(edit, file)]
         self._refuse(number, "nowhere")
         return []
+
+    def _has_some_of(self, text: str) -> bool:
+        """Whether any line of a text, but for marks and blanks alone, is in the file already."""
+        self._file.effort.spend(len(self._file.text))
+        known = {body.strip() for body in self._file.bodies}
+        return any(line.strip() in known and _WORD.search(line) for line in text.splitlines())
 
     def _anchored(self, found: Sequence[Place], edit: TextEdit) -> list[Place]:
         """The places under the edit's anchors: in the scope of the last one, else anywhere after it."""

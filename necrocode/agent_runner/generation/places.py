@@ -185,9 +185,11 @@ def end_place(edit: TextEdit, file: FileLines) -> Place:
 
 
 def line_place(edit: TextEdit, file: FileLines, number: int) -> Place:
-    """Before the line of this number, counted from 0."""
+    """Before the line of this number, counted from 0; with the ends that the edit has where the file has both kinds."""
     said = Said.of("", edit.replace, file.effort)
     at = file.starts[number]
+    if 0 < file.text.count("\r\n") < file.text.count("\n") and edit.replace.endswith("\n") and number:
+        return Place(at, at, partial(str, edit.replace), is_exact=True)
     write = partial(rewritten, file, said, (), range(number, number), edit=edit, reindent=None)
     return Place(at, at, write, is_exact=True)
 
