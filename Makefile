@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PYTEST_ARGS ?=
 
-.PHONY: demo test check format fuzz-api soak local-llm clean
+.PHONY: demo test check format api-snapshot fuzz-api soak security-table local-llm clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -27,12 +27,20 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# After a change of the public API: see docs/compatibility.md.
+api-snapshot: $(VENV)/.installed
+	$(BIN)/python -m tests.docs.public_api
+
 # What default CI does with few examples or small sizes.
 fuzz-api: $(VENV)/.installed
 	NECROCODE_API_EXAMPLES=300 $(BIN)/pytest --timeout 3600 tests/services/test_openapi.py $(PYTEST_ARGS)
 
 soak: $(VENV)/.installed
 	$(BIN)/pytest --timeout 3600 -m soak tests $(PYTEST_ARGS)
+
+# Every attack on running tests behind every sandbox of this machine, for docs/security.md.
+security-table: $(VENV)/.installed
+	$(BIN)/python -m tests.security.table
 
 # Needs a real model behind OPENAI_BASE_URL; see docs/testing.md.
 local-llm: $(VENV)/.installed

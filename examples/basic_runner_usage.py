@@ -67,7 +67,7 @@ def main() -> int:
         llm = ScriptedLLM([recorded["answer"]], model=recorded["model"])
 
     task = TaskContext(
-        task_id="1.1",
+        task_id="2.1",
         spec_name="shop",
         title="Give a bulk discount",
         description="In cart.py, an item with a quantity of 10 or more gets 10 percent off its price times quantity.",
@@ -130,9 +130,9 @@ def explain(result: RunnerResult, repository: Path, config: RunnerConfig) -> Non
         database = config.state_dir / "registry.db"
         print(f"\nThe task registry, {database}:")
         with LocalTaskRegistry(f"sqlite:///{database}") as registry:
-            record = registry.get_task("1.1", spec_name="shop")
+            record = registry.get_task("2.1", spec_name="shop")
             print(f"  task {record.task_id} of {record.spec_name}: {record.status}, attempt {record.attempt}")
-            for event in registry.list_events("1.1", spec_name="shop"):
+            for event in registry.list_events("2.1", spec_name="shop"):
                 print(f"  event {event.sequence}: {event.event_type}")
     for warning in result.warnings:
         print(f"warning: {warning}")

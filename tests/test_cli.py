@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -91,9 +92,29 @@ def test_a_delivered_task_is_summed_up_and_exits_0(bench: Bench, good_model: Any
     assert lines[0].startswith("done: task 1.1 of calc in ")
     assert lines[1] == f"branch     {BRANCH} in {bench.repository}"
     assert any(line.startswith("log        file:///") for line in lines)
+    assert "tests      passed (1 fixed)" in lines
+    assert re.fullmatch(r"model      1 call, .*\d+ tokens of prompts and \d+ of answers, no price is known", lines[5])
     steps = [line.split()[1] for line in bench.err.splitlines()]
     assert steps == ["prepare", "allocate", "examine", "generate", "apply", "test", "deliver", "upload", "report"]
     assert len(good_model.requests) == 1
+
+
+@pytest.mark.usefixtures("good_model")
+def test_a_delivery_that_nothing_tested_says_so(bench: Bench, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("detect_tests: false\n")
+    assert bench.run("--config", str(config), "--no-push", test_commands=None) == 0
+    lines = bench.out.decode().splitlines()
+    assert "tests      not tested" in lines
+    assert "warning    Nothing is tested: the task names no test commands, and detect_tests is off." in lines
+
+
+def test_each_answer_is_told_by_what_it_was_an_answer_to(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    with model_server(iter(["rubbish", GOOD]).__next__) as server:
+        use(monkeypatch, server.url)
+        assert bench.run("--no-push") == 0
+    lines = bench.out.decode().splitlines()
+    assert [line[:11] for line in lines if " accepted" in line or " unusable" in line] == ["answer 1   ", "repair 1   "]
 
 
 @pytest.mark.usefixtures("good_model")
@@ -258,8 +279,9 @@ def test_files_that_cannot_be_read_exit_2(
 
 
 def test_no_key_for_openai_exits_2_before_anything_is_done(bench: Bench) -> None:
-    assert bench.run("--quiet") == 2
+    assert bench.run("--quiet", "--json") == 2
     assert "Set OPENAI_API_KEY" in bench.err
+    assert "allocate" not in bench.result.timings
 
 
 @pytest.mark.parametrize("arguments", [["--json"], ["run", "--json"], ["run", "t.yaml", "--json", "--fast"]])

@@ -119,6 +119,12 @@ def test_the_cost_is_told_where_the_price_is_known(bench: Bench) -> None:
     told = json.loads(bench.out)
     assert told["cost_usd"]["prompt"] == told["prompt_tokens"] * 10 / 1_000_000
     assert round(told["cost_usd"]["with_longest_answer"] - told["cost_usd"]["prompt"], 6) == 0.05
+    grown = 2 * (1000 + 1600) * 10 / 1_000_000 + (1000 + 1600) * 10 / 1_000_000
+    assert round(told["cost_usd"]["run_at_most"] - 3 * told["cost_usd"]["with_longest_answer"], 6) == round(grown, 6)
+    assert told["most_calls"] == 3
+    assert bench.explain("--config", str(config)) == 0
+    assert "cost       one call: 0.0" in bench.out
+    assert " at the most, with 3 calls" in bench.out
 
 
 def test_related_files_that_are_not_there_are_warned_of(bench: Bench) -> None:

@@ -277,8 +277,13 @@ def test_help_tells_the_actions(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_budget_is_shown_and_reset(bench: Bench) -> None:
     registry = ["--registry", bench.url] if bench.url else []
+    for words in ((), ("--reset",), ("--json",)):
+        assert bench.run("budget", "仕様", *words, *registry) == 2
+        assert "仕様" in bench.err
+    assert bench.run("import", bench.folder, "--spec", "仕様", *registry) == 0
     assert bench.run("budget", "仕様", *registry) == 0
-    assert bench.out.splitlines() == [
+    assert bench.out.startswith("registry   ")
+    assert bench.out.splitlines()[1:] == [
         "spec       仕様",
         "since      never",
         "spent      0 calls, 0 + 0 tokens, 0.000000 USD",
@@ -291,10 +296,20 @@ def test_a_budget_is_shown_and_reset(bench: Bench) -> None:
     assert bench.run("budget", "仕様", "--json", *registry) == 0
     assert json.loads(bench.out)["spent"]["prompt_tokens"] == 900
     assert bench.run("budget", "仕様", *registry) == 0
-    assert bench.out.splitlines()[2:4] == [
+    assert bench.out.splitlines()[3:5] == [
         "spent      1 calls (1 without a price, 1 estimated), 900 + 100 tokens, 0.000007 USD",
         "reserved   1 calls (1 estimated), 900 + 100 tokens, 0.000007 USD",
     ]
     assert bench.run("budget", "仕様", "--reset", "--json", *registry) == 0
     after = json.loads(bench.out)
     assert (after["spent"]["calls"], after["reserved"]["calls"]) == (0, 1)
+
+
+def test_the_registry_is_the_one_of_the_settings_file(local: Bench, tmp_path: Path) -> None:
+    config, url = tmp_path / "config.yaml", f"sqlite:///{tmp_path / 'shared.db'}"
+    config.write_text(f"task_registry_url: {url}\n")
+    assert local.run("import", local.folder, "--spec", "shared", "--config", config) == 0
+    assert local.run("budget", "shared", "--config", config) == 0
+    assert local.out.startswith(f"registry   {url}\n")
+    assert local.run("budget", "shared") == 2, "the embedded one does not know it"
+    assert local.run("budget", "chat", "--config", tmp_path / "nothere.yaml") == 2

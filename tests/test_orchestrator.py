@@ -409,6 +409,16 @@ def test_secrets_of_a_file_are_hidden_from_the_model_and_kept_in_the_file(bench:
     assert "Names such as REDACTED_SECRET_1 stand for secrets" in asked[0]
 
 
+def test_a_file_that_holds_a_secret_of_the_runner_can_be_edited_and_the_result_says_so(bench: Bench) -> None:
+    commit_files(bench.repository, {"settings.py": f'KEY = "{SECRET}"\nDEBUG = True\n'})
+    task = bench.task(description="In settings.py set DEBUG to False.", test_commands=["true"])
+    answer = './settings.py\n```python\nKEY = "REDACTED_SECRET_1"\nDEBUG = False\n```\n'
+    result = bench.run(answer, task=task, llm_config=LLMConfig(api_key=SECRET))
+    assert result.success, result.error
+    assert files_at(bench.repository, result.branch)["settings.py"] == f'KEY = "{SECRET}"\nDEBUG = False\n'.encode()
+    assert any("settings.py holds a secret of this runner" in warning for warning in result.warnings)
+
+
 def test_a_secret_is_not_moved_to_another_file(bench: Bench) -> None:
     commit_files(bench.repository, {"settings.py": SETTINGS})
     task = bench.task(description="Look at settings.py and write calc.py.")
@@ -773,7 +783,7 @@ def test_ctrl_c_during_the_tests_kills_them(bench: Bench, tmp_path: Path) -> Non
     mark = tmp_path / "mark"
     command = f"kill -INT {os.getpid()}; sleep 2; touch {mark}"
     with pytest.raises(RunInterrupted) as caught:
-        bench.run(GOOD_ANSWER, task=bench.task(test_commands=[command]))
+        bench.run(GOOD_ANSWER, task=bench.task(test_commands=[command]), sandbox="none")
     assert caught.value.result.impl_result is not None
     assert {artifact.type for artifact in caught.value.result.artifacts} >= {"diff", "log"}
     assert not mark.exists()
@@ -784,7 +794,7 @@ def test_ctrl_c_during_the_tests_of_the_base_kills_them(bench: Bench, tmp_path: 
     mark = tmp_path / "mark"
     command = f"kill -INT {os.getpid()}; sleep 2; touch {mark}"
     with pytest.raises(RunInterrupted) as caught:
-        bench.run(GOOD_ANSWER, task=bench.task(test_commands=[command]), test_base=True)
+        bench.run(GOOD_ANSWER, task=bench.task(test_commands=[command]), test_base=True, sandbox="none")
     assert caught.value.result.status == "cancelled"
     assert not mark.exists()
     bench.assert_nothing_is_left()

@@ -54,6 +54,31 @@ def test_a_run_whose_budget_is_used_up_fails_and_says_why(repository: Path, stat
     assert (exit_code(result), result.usage.calls, result.reported) == (1, 0, True)
 
 
+@pytest.mark.parametrize("budget", [{"max_calls": 0}, {"process": {"max_seconds": 0}}, {"spec": {"max_tokens": 100}}])
+def test_a_budget_without_room_for_a_question_ends_the_run_before_anything_is_done(
+    repository: Path, state_dir: Path, budget: dict[str, Any]
+) -> None:
+    result = run(repository, state_dir, [GOOD], budget=budget)
+    assert result.error_details is not None
+    assert (result.error_details.type, result.error_details.step) == ("BudgetExhaustedError", "prepare")
+    assert (result.reported, "allocate" in result.timings) == (True, False)
+
+
+def test_a_call_too_many_is_told_plainly(repository: Path, state_dir: Path) -> None:
+    result = run(repository, state_dir, [GOOD], budget={"max_calls": 0})
+    assert "the next question is one call more, and 0 of 0 are left" in str(result.error)
+
+
+def test_candidates_that_the_budget_has_no_room_for_are_told(repository: Path, state_dir: Path) -> None:
+    config = RunnerConfig(state_dir=state_dir, llm_config=LLMConfig(candidates=4), push=False, budget={"max_calls": 2})  # type: ignore[arg-type]
+    task = TaskContext(task_id="1", spec_name="s", title="t", description="d", repo_url=str(repository))
+    with RunnerOrchestrator(config, llm=ScriptedLLM([GOOD] * 4)) as orchestrator:
+        result = orchestrator.run(task)
+    assert (result.success, result.usage.calls) == (True, 2)
+    (warning,) = (one for one in result.warnings if "candidates" in one)
+    assert warning.startswith("Of 4 candidates the budget left out 2: The budget of the run is used up")
+
+
 def test_runs_of_a_spec_share_a_budget_by_the_registry(repository: Path, state_dir: Path) -> None:
     budget = {"spec": {"max_calls": 2}}
     results = [run(repository, state_dir, [GOOD], number, budget=budget) for number in range(3)]

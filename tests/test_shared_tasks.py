@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,28 +49,35 @@ def test_a_shared_task_is_delivered_byte_for_byte(
     clone, command = tmp_path / "clone", shlex.join(item["test_cmd"])
     wanted = {path: text.encode() for path, text in (item["files"] | item["gold"]).items()}
 
-    settings = tmp_path / "config.yaml"
-    settings.write_text("detect_tests: false\n")
-    for number, render in enumerate((as_json, as_files)):
-        task = {
-            "task_id": f"{number}",
-            "spec_name": "shared",
-            "title": item["id"],
-            "description": item["description"],
-            "repo_url": str(clone),
-            "test_commands": [command] if number == 0 else [],  # the second tree is checked to be the same
-        }
-        file = tmp_path / f"task{number}.yaml"
-        file.write_text(yaml.safe_dump(task, allow_unicode=True), encoding="utf-8")
-        with model_server(render(item["gold"])) as server:
-            monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/v1")
-            monkeypatch.setenv("NECROCODE_STATE_DIR", str(tmp_path / "state"))
-            code = main(["run", str(file), "--config", str(settings), "--json", "--quiet"])
-        result = json.loads(capsysbinary.readouterr().out)
-        assert (code, result["error"]) == (0, None)
-        assert number == 1 or result["test_result"]["success"]
-        assert number == 1 or result["test_result"]["verdict"]["fixed"]["count"] > 0
-        assert files_at(clone, result["push_result"]["branch"]) == wanted
+    task = {
+        "task_id": "1",
+        "spec_name": "shared",
+        "title": item["id"],
+        "description": item["description"],
+        "repo_url": str(clone),
+        "test_commands": [command],
+    }
+    file = tmp_path / "task.yaml"
+    file.write_text(yaml.safe_dump(task, allow_unicode=True), encoding="utf-8")
+    with model_server(as_files(item["gold"])) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/v1")
+        monkeypatch.setenv("NECROCODE_STATE_DIR", str(tmp_path / "state"))
+        code = main(["run", str(file), "--json", "--quiet"])
+    result = json.loads(capsysbinary.readouterr().out)
+    assert (code, result["error"]) == (0, None)
+    assert result["test_result"]["success"]
+    assert result["test_result"]["verdict"]["fixed"]["count"] > 0, "the tests fail on the base"
+    assert files_at(clone, result["push_result"]["branch"]) == wanted
+
+
+@pytest.mark.parametrize("render", [as_json, as_files])
+def test_the_gold_of_every_shared_task_comes_out_byte_for_byte_as_whole_files(
+    render: Callable[[dict[str, str]], str],
+) -> None:
+    shared_folder("tasks")
+    for item in TASKS:
+        wanted = encoded(item["files"] | item["gold"])
+        assert edited(encoded(item["files"]), parse_answer(render(item["gold"])).changes) == wanted, item["id"]
 
 
 @pytest.mark.parametrize("edit_format", sorted(EDITS))

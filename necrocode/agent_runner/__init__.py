@@ -128,6 +128,9 @@ if TYPE_CHECKING:
         UsageShare,
         VerifyReport,
     )
+    from necrocode.agent_runner.removed import (
+        RemovedSettingWarning,
+    )
     from necrocode.agent_runner.run_record import (
         Progress,
         RunInterrupted,
@@ -206,6 +209,7 @@ _HOME_OF = {
     "PushError": "errors",
     "PushResult": "models",
     "RateLimitError": "errors",
+    "RemovedSettingWarning": "removed",
     "RepoPool": "protocols",
     "RepoPoolClient": "clients.repo_pool_http",
     "RepositoryNotFoundError": "errors",
@@ -311,6 +315,7 @@ __all__ = [
     "PushError",
     "PushResult",
     "RateLimitError",
+    "RemovedSettingWarning",
     "RepoPool",
     "RepoPoolClient",
     "RepositoryNotFoundError",
@@ -362,7 +367,8 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        removed = import_module(f"{__name__}.removed")  # a "from" import of it would come by here again
+        raise removed.missing(__name__, name, importing=removed.is_from_importing())
     value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
     globals()[name] = value
     return value

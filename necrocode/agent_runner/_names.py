@@ -116,16 +116,19 @@ def _check_lengths(path: str) -> None:
         raise ValueError(f"a path may have at most {MAX_PATH_BYTES} bytes, and each part of it {MAX_COMPONENT_BYTES}")
 
 
-def check_change_path(path: str) -> str:
-    """A path inside a repository that is safe on every file system, in git's form (``a/b.py``)."""
+def check_path_inside(path: str) -> str:
+    """A path inside a repository, in git's form (``a/b.py``), that no file system reads as one of git's own.
+
+    Some may not be able to hold it: see :func:`check_change_path`.
+    """
     if not path:
         raise ValueError("the path is empty")
-    shown = repr(path if len(path) <= MAX_SLUG_CHARACTERS * 2 else path[: MAX_SLUG_CHARACTERS * 2] + "...")
+    shown = _shown_path(path)
     if has_control_character(path):
         raise ValueError(f"{shown} holds a control character or line break")
     if "\\" in path:
         raise ValueError(f"{shown} holds a backslash; paths use '/'")
-    if path.startswith("/") or re.match(r"^[A-Za-z]:", path):
+    if re.match(r"^(?:[A-Za-z]:)?/", path):
         raise ValueError(f"{shown} is absolute; paths are relative to the repository")
     try:
         size = len(path.encode())
@@ -138,6 +141,20 @@ def check_change_path(path: str) -> str:
     return path
 
 
+def check_change_path(path: str) -> str:
+    """A path inside a repository that is safe on every file system: for files that are not there yet."""
+    for component in check_path_inside(path).split("/"):
+        if component.endswith((" ", ".")) or _WINDOWS_FORBIDDEN.search(component) or _WINDOWS_DEVICE.match(component):
+            raise ValueError(
+                f"{_shown_path(path)} has a part that some file systems cannot hold or read as something else"
+            )
+    return path
+
+
+def _shown_path(path: str) -> str:
+    return repr(path if len(path) <= MAX_SLUG_CHARACTERS * 2 else path[: MAX_SLUG_CHARACTERS * 2] + "...")
+
+
 def _check_component(component: str, shown: str) -> None:
     if component in {"", ".", ".."}:
         raise ValueError(f"{shown} has an empty, '.' or '..' part")
@@ -145,8 +162,6 @@ def _check_component(component: str, shown: str) -> None:
         raise ValueError(f"{shown} has a part longer than {MAX_COMPONENT_BYTES} bytes")
     if _is_git_directory(component):
         raise ValueError(f"{shown} would reach into git's own directory")
-    if component.endswith((" ", ".")) or _WINDOWS_FORBIDDEN.search(component) or _WINDOWS_DEVICE.match(component):
-        raise ValueError(f"{shown} has a part that some file systems cannot hold or read as something else")
     if _is_git_file_in_disguise(component):
         raise ValueError(f"{shown} has a part that some file systems read as one of git's own files")
 

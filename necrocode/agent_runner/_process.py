@@ -3,35 +3,74 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import selectors
 import signal
 import subprocess
 import time
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from necrocode.agent_runner.test_results import StopReason
+
 _READ_SIZE = 65_536
+_POLL_SECONDS = 0.02  # where no handle tells of the end (not Linux)
 _DRAIN_SECONDS = 0.5  # how long output is still read after the command itself has ended
 
 
 @dataclass(frozen=True)
 class ProcessResult:
-    """How a command ended. ``exit_code`` is None when it was stopped at its time limit."""
+    """How a command ended. ``exit_code`` is None when it was stopped, for the reason in ``stopped_by``."""
 
     exit_code: int | None
     output: bytes
     truncated_bytes: int
     duration_seconds: float
+    stopped_by: StopReason | None = None
 
     @property
     def timed_out(self) -> bool:
         """Whether the command was stopped at its time limit."""
-        return self.exit_code is None
+        return self.stopped_by == "timeout"
+
+
+class Watch(Protocol):
+    """Looks at a running command now and then, and has it stopped."""
+
+    interval_seconds: float
+    """How long to wait before the first look, and between two."""
+    max_output_bytes: int
+    """A command that writes more than this is stopped; so much of it passes, not so much is kept."""
+
+    def look(self, pid: int) -> StopReason | None:
+        """Why the command, the process ``pid`` and all below it, has to be stopped now; None: it goes on."""
+
+    def last_look(self, exit_code: int) -> StopReason | None:
+        """Which limit it was that a command met, if it was one, that has ended by itself."""
+
+
+class Running(Protocol):
+    """A command that has been started, with its output to be read."""
+
+    pid: int
+    output: IO[bytes]
+    ended: int | None
+    """A handle that becomes readable when there is news of its end; None: there is no such thing here."""
+
+    def has_ended(self) -> bool:
+        """Whether the command itself has ended."""
+
+    def stop(self) -> None:
+        """End it, and all that belongs to it; harmless when it has ended."""
+
+    @property
+    def exit_code(self) -> int | None:
+        """Once it has ended: its exit code, negative for a signal."""
 
 
 class HeadAndTail:
@@ -42,9 +81,11 @@ class HeadAndTail:
         self._head = bytearray()
         self._tail = bytearray()
         self.dropped_bytes = 0
+        self.total_bytes = 0
 
     def write(self, chunk: bytes) -> None:
         """Take in more output."""
+        self.total_bytes += len(chunk)
         room = self._half - len(self._head)
         if room > 0:
             self._head += chunk[:room]
@@ -70,6 +111,7 @@ def run_process(
     environment: Mapping[str, str],
     timeout_seconds: float,
     max_output_bytes: int,
+    watch: Watch | None = None,
 ) -> ProcessResult:
     """Run a command in a session of its own, with exactly this environment and no input.
 
@@ -87,16 +129,65 @@ def run_process(
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
+    with _Group(process) as running:
+        return supervise(
+            running, started=started, timeout_seconds=timeout_seconds, max_output_bytes=max_output_bytes, watch=watch
+        )
+
+
+def supervise(
+    running: Running,
+    *,
+    started: float,
+    timeout_seconds: float,
+    max_output_bytes: int,
+    watch: Watch | None = None,
+) -> ProcessResult:
+    """Read a command's output until it ends, or is stopped at its time limit or by ``watch``; then it is stopped.
+
+    ``started`` is the monotonic time from which the limit counts.
+    """
     kept = HeadAndTail(max_output_bytes)
-    assert process.stdout is not None  # noqa: S101  for the type checker: stdout=PIPE above
-    with process.stdout:
-        try:
-            _pump(process, process.stdout, kept, started + timeout_seconds)
-            exit_code = process.poll()
-        finally:
-            kill_group(process)
-        _drain(process.stdout, kept)
-    return ProcessResult(exit_code, kept.content(), kept.dropped_bytes, time.monotonic() - started)
+    try:
+        stopped_by = _pump(running, kept, started + timeout_seconds, watch)
+    finally:
+        running.stop()
+    _drain(running.output, kept)
+    exit_code = None if stopped_by else running.exit_code
+    if watch is not None and exit_code is not None and (reason := watch.last_look(exit_code)):
+        stopped_by, exit_code = reason, None
+    return ProcessResult(exit_code, kept.content(), kept.dropped_bytes, time.monotonic() - started, stopped_by)
+
+
+class _Group:
+    """A process of our own and its group."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None  # noqa: S101  for the type checker: stdout=PIPE above
+        self._process = process
+        self._code: int | None = None
+        self.pid = process.pid
+        self.output = process.stdout
+        self.ended = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self.ended is not None:
+            os.close(self.ended)
+        self.output.close()
+
+    def has_ended(self) -> bool:
+        self._code = self._process.poll()
+        return self._code is not None
+
+    def stop(self) -> None:
+        kill_group(self._process)
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._code
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
@@ -106,35 +197,41 @@ def kill_group(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _pump(process: subprocess.Popen[bytes], stream: IO[bytes], kept: HeadAndTail, until: float) -> None:
-    """Read until the command has ended or its time is up."""
-    exited = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else None
-    try:
-        with selectors.DefaultSelector() as selector:
-            selector.register(stream, selectors.EVENT_READ)
-            if exited is not None:
-                selector.register(exited, selectors.EVENT_READ)
-            _pump_selected(process, stream, kept, until, selector)
-    finally:
-        if exited is not None:
-            os.close(exited)
+def _pump(running: Running, kept: HeadAndTail, until: float, watch: Watch | None) -> StopReason | None:
+    """Read until the command has ended (None), or has to be stopped."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(running.output, selectors.EVENT_READ)
+        if running.ended is not None:
+            selector.register(running.ended, selectors.EVENT_READ)
+        return _pump_selected(running, kept, until, watch, selector)
 
 
 def _pump_selected(
-    process: subprocess.Popen[bytes],
-    stream: IO[bytes],
+    running: Running,
     kept: HeadAndTail,
     until: float,
+    watch: Watch | None,
     selector: selectors.BaseSelector,
-) -> None:
-    poll_seconds = None if len(selector.get_map()) > 1 else 0.02  # no pidfd (not Linux): look for the end in between
-    while process.poll() is None and (left := until - time.monotonic()) > 0:
-        for key, _ in selector.select(left if poll_seconds is None else min(left, poll_seconds)):
-            if key.fileobj is stream:
-                chunk = os.read(stream.fileno(), _READ_SIZE)
+) -> StopReason | None:
+    poll_seconds = math.inf if running.ended is not None else _POLL_SECONDS
+    next_look = math.inf if watch is None else time.monotonic() + watch.interval_seconds
+    while not running.has_ended():
+        now = time.monotonic()
+        if now >= until:
+            return "timeout"
+        if watch is not None and now >= next_look:
+            if reason := watch.look(running.pid):
+                return reason
+            next_look = time.monotonic() + watch.interval_seconds
+        for key, _ in selector.select(min(until - now, max(0, next_look - now), poll_seconds)):
+            if key.fileobj is running.output:
+                chunk = os.read(running.output.fileno(), _READ_SIZE)
                 kept.write(chunk)
                 if not chunk:
-                    selector.unregister(stream)
+                    selector.unregister(running.output)
+        if watch is not None and kept.total_bytes > watch.max_output_bytes:
+            return "output-limit"
+    return None
 
 
 def _drain(stream: IO[bytes], kept: HeadAndTail) -> None:

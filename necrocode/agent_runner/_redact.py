@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import shlex
+from collections import Counter
 from functools import lru_cache
 from html import escape
 from typing import TYPE_CHECKING, Any, Protocol
@@ -109,10 +110,13 @@ class Redactor:
             return {self.text(key): self.data(item) for key, item in value.items()}
         return value
 
-    def holds_secret(self, text: str) -> bool:
-        """Whether the text holds one of the given secrets; key shapes do not count, for test data is full of them."""
+    def secrets_in(self, text: str) -> Counter[str]:
+        """How often each form of the given secrets is in the text; key shapes do not count."""
+        if not self.forms:
+            return Counter()
         data = text.encode(errors="surrogatepass")
-        return bool(self.forms) and _pattern(self.forms, with_marks=False).search(data) is not None
+        found = _pattern(self.forms, with_marks=False).finditer(data)
+        return Counter(one[0].decode(errors="surrogatepass") for one in found)
 
 
 class StreamRedactor:

@@ -193,6 +193,15 @@ def _expanded_size(node: yaml.Node, written: dict[int, int]) -> int:
     return written[id(node)]
 
 
+def _without_snippets(error: Exception) -> str:
+    """What is wrong and where, without the lines of the file that PyYAML shows: they may hold a secret."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return " ".join(str(error).split())
+    parts = ", ".join(filter(None, [getattr(error, "context", None), getattr(error, "problem", None)]))
+    return f"{' '.join(parts.split())} (line {mark.line + 1}, column {mark.column + 1})"
+
+
 def read_yaml_mapping(path: Path, *, what: str, error_type: type[RunnerError]) -> dict[str, Any]:
     """The mapping in a YAML file, in UTF-8; ``error_type`` names the file and line when it cannot be read."""
     loader = _unique_key_loader()
@@ -204,9 +213,9 @@ def read_yaml_mapping(path: Path, *, what: str, error_type: type[RunnerError]) -
         raise error_type(f"Cannot read the {what} {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise error_type(f"The {what} {path} is not UTF-8 (byte {error.start}).") from error
-    except (YAMLError, ValueError, RecursionError) as error:
-        text = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
-        raise error_type(f"The {what} {path} is not valid YAML: {text}.") from error
+    except (YAMLError, ValueError, OverflowError, RecursionError) as error:
+        text = "nested too deeply" if isinstance(error, RecursionError) else _without_snippets(error)
+        raise error_type(f"The {what} {path} is not valid YAML: {text}.") from None  # the cause would quote the file
     if data is None:
         return {}
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):

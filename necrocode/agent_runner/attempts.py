@@ -38,6 +38,8 @@ class Attempt:
     response: LLMResponse | None = None
     changes: tuple[FileChange, ...] = ()
     """What the base would have to become, this answer included."""
+    keeps_secrets: tuple[str, ...] = ()
+    """The files that still hold a secret of the runner, as the base has it."""
     implementation: ImplementationResult | None = None
     diff: bytes = b""
     tests: TestResult | None = None
@@ -124,6 +126,12 @@ class Attempts:
         return all(attempt.outcome != "accepted" for attempt in self.made) and (
             self.made[-1].round == 0 and self.made[-1].candidate < self.candidates
         )
+
+    @property
+    def has_others(self) -> bool:
+        """Whether there are other answers to the same question: still to be tried, or tried and to be mended."""
+        current = self.current
+        return self.has_pending or (current.round == 0 and any(attempt.reply for attempt in self.made))
 
     @property
     def _leading(self) -> Attempt:

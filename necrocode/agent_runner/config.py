@@ -15,6 +15,7 @@ from pydantic import Field, SecretStr, field_validator
 from necrocode.agent_runner._names import expand_home
 from necrocode.agent_runner._strict import StrictModel, read_yaml_mapping
 from necrocode.agent_runner.errors import ConfigurationError
+from necrocode.agent_runner.removed import explain_setting, warn_of_variables
 from necrocode.agent_runner.spending import BudgetConfig, ModelPrice
 from necrocode.agent_runner.test_results import PassRule
 
@@ -199,6 +200,27 @@ class RunnerConfig(StrictModel):
     """How often the model may mend what it did: an answer that cannot be used, or failing tests. 0: never."""
     max_output_bytes: int = Field(default=1_000_000, ge=1000)
     """How much of each test command's output is kept: its beginning and its end."""
+    sandbox: Literal["auto", "sandlock", "bwrap", "docker", "none"] = "auto"
+    """What confines test commands. ``auto``: the first that works here of sandlock, bwrap and, if ``sandbox_image`` is
+    set, docker; where none does, a run ends with an error before the model is asked. ``none``: nothing does."""
+    sandbox_network: bool = False
+    """Whether test commands may use the network."""
+    sandbox_read_paths: tuple[str, ...] = ()
+    """Files and folders that test commands see, read-only, besides the system's programs and the tools on the PATH."""
+    sandbox_image: str | None = Field(default=None, min_length=1)
+    """The local docker image that test commands run in, for ``docker``; it is never pulled."""
+    max_test_output_bytes: int = Field(default=1 << 30, ge=1000)
+    """A test command that writes more output is stopped (``output-limit``)."""
+    max_test_memory_bytes: int = Field(default=4 << 30, ge=1 << 20)
+    """A test command whose processes together take up more memory is stopped (``oom``)."""
+    max_test_processes: int = Field(default=1024, ge=1)
+    """A test command with more processes and threads at once is stopped (``process-limit``)."""
+    max_test_cpu_seconds: float = Field(default=3600.0, gt=0, allow_inf_nan=False)
+    """A test command whose processes together take more processor time is stopped (``cpu-limit``)."""
+    max_test_file_bytes: int = Field(default=2 << 30, ge=1 << 20)
+    """A test command that makes a larger file is stopped (``disk-limit``)."""
+    max_test_disk_bytes: int = Field(default=4 << 30, ge=1 << 20)
+    """A test command is stopped when what was written takes up more space on disk (``disk-limit``)."""
     test_environment: dict[str, str] = Field(default_factory=dict)
     """Variables the test commands see besides the few allowed ones (PATH, LANG, LC_*, TZ, TERM)."""
     detect_tests: bool = True
@@ -209,8 +231,9 @@ class RunnerConfig(StrictModel):
     """``exit-code``: every command must exit with 0. ``no-new-failures``: one whose failing cases all failed on the
     base too is accepted."""
     tamper: Literal["flag", "refuse"] = "flag"
-    """What becomes of a change that touches the tests it is judged by. ``flag``: it is told. ``refuse``: the run fails
-    if test configuration or CI is touched, or if the base's version of the tests fails on the changed code."""
+    """What becomes of a change that touches the tests it is judged by. ``flag``: it is told. ``refuse``: the
+    answer is refused if test configuration or CI is touched, if tests are removed or disabled, or if the base's version
+    of the tests fails on the changed code; without repair rounds the run fails."""
     budget: BudgetConfig | None = None
     """What may be spent on the model: by each run, by all of a process, by all of a spec. None: no limits."""
 
@@ -234,6 +257,13 @@ class RunnerConfig(StrictModel):
                 raise ValueError(
                     "may only use {task_id}, {spec_name}, {title}, {description} and {run_id}, each plainly so"
                 )
+        return value
+
+    @field_validator("sandbox_read_paths")
+    @classmethod
+    def _check_read_paths(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not path.startswith("/") or "\0" in path for path in value):
+            raise ValueError("must be absolute paths")
         return value
 
     @field_validator("test_environment")
@@ -280,7 +310,13 @@ class RunnerConfig(StrictModel):
         return cls._merged({}, os.environ if environ is None else environ, arguments)
 
     @classmethod
+    def _suggestion(cls, key: str) -> str:
+        removed = explain_setting(key)
+        return super()._suggestion(key) if removed is None else f" ({removed})"
+
+    @classmethod
     def _merged(cls, data: dict[str, Any], environ: Mapping[str, str], arguments: dict[str, Any]) -> Self:
+        warn_of_variables(environ, stacklevel=3)  # shown where from_yaml or from_env is called
         file_values, argument_values = _llm_by_field_name(data), _llm_by_field_name(arguments)
         environment = {field: environ[name] for name, field in _VARIABLES.items() if environ.get(name)}
         given = file_values | environment | argument_values
@@ -290,8 +326,8 @@ class RunnerConfig(StrictModel):
                 "api_key": environ.get(key_variable),
                 "endpoint": environ.get("OPENAI_BASE_URL"),
             }
-            given["llm_config"] = LLMConfig(
-                **_mapping(file_values.get("llm_config"))
+            given["llm_config"] = (  # a mapping still: what is wrong in it is told with what else is wrong
+                _mapping(file_values.get("llm_config"))
                 | {field: value for field, value in llm_environment.items() if value}
                 | _mapping(argument_values.get("llm_config"))
             )
@@ -307,7 +343,7 @@ def _llm_by_field_name(values: dict[str, Any]) -> dict[str, Any]:
 def _mapping(llm: object) -> dict[str, Any]:
     if llm is None:
         return {}
-    if not isinstance(llm, Mapping):
+    if not isinstance(llm, Mapping) or not all(isinstance(key, str) for key in llm):
         raise ConfigurationError("Invalid configuration: llm must be a mapping of names to values.")
     return dict(llm)
 

@@ -104,7 +104,15 @@ class SlotAllocationError(RunnerError):
 
 
 class ImplementationError(RunnerError):
-    """The model's answer cannot become a change."""
+    """The model's answer cannot become a change.
+
+    ``prompt_tokens``, ``completion_tokens`` and ``cached_prompt_tokens`` are what the answer came to, as the endpoint
+    says; None: it does not say.
+    """
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_prompt_tokens: int = 0
 
 
 class MalformedAnswerError(ImplementationError):
@@ -191,7 +199,12 @@ class AuthenticationError(RunnerError):
 
 
 class ServiceError(RunnerError):
-    """A service or the model's endpoint answered with an error."""
+    """A service or the model's endpoint answered with an error.
+
+    ``is_free``: the question cannot have reached a model that would charge for it.
+    """
+
+    is_free: bool = False
 
 
 class ServiceConnectionError(ServiceError, ConnectionError):

@@ -12,6 +12,7 @@ from necrocode.agent_runner.spending import price_of
 from necrocode.agent_runner.steps.context import choose_context
 from necrocode.agent_runner.steps.generate import compose
 from necrocode.agent_runner.task_run import masked, workspace_for
+from necrocode.agent_runner.verdict.feedback import MAX_FEEDBACK_TOKENS
 from necrocode.agent_runner.wiring import build_services
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.protocols import RepoPool
     from necrocode.agent_runner.spending import ModelPrice
 
+_REPLY_TOKENS = MAX_FEEDBACK_TOKENS + 100
+"""About what a model is told of an answer that did not do, at the most."""
 _HOLDER = "necrocode-explain"
 
 
@@ -40,6 +43,28 @@ class Explanation:
     price: ModelPrice | None
     """What the model's tokens cost. None: ``llm.prices`` does not say."""
     warnings: tuple[str, ...]
+    candidates: int = 1
+    """How often the first question is asked."""
+    repair_rounds: int = 0
+    """How often a run may ask again, at the most."""
+
+    @property
+    def most_calls(self) -> int:
+        """How many questions a run asks at the most."""
+        return self.candidates + self.repair_rounds
+
+    @property
+    def most_cost_micro_usd(self) -> int | None:
+        """About what a run costs at the most, in millionths of a dollar: all rounds, each with the longest answer.
+
+        Every round's prompt holds the answers before it, and what was said of them.
+        """
+        if self.price is None:
+            return None
+        prompt, answer = self.prompt_tokens, self.max_answer_tokens
+        first = self.candidates * self.price.cost_micro_usd(prompt, answer)
+        grown = (prompt + number * (answer + _REPLY_TOKENS) for number in range(1, self.repair_rounds + 1))
+        return first + sum(self.price.cost_micro_usd(tokens, answer) for tokens in grown)
 
     @property
     def cost_micro_usd(self) -> tuple[int, int] | None:
@@ -102,6 +127,8 @@ def explain(
             max_answer_tokens=task.max_tokens or llm.max_tokens,
             price=price_of(llm.prices, llm.model),
             warnings=tuple(warnings),
+            candidates=llm.candidates,
+            repair_rounds=config.max_repair_rounds,
         )
     finally:
         services.close()

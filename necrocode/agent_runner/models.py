@@ -48,7 +48,7 @@ Explanation = Annotated[str, AfterValidator(lambda text: shown(text, _LONGEST_EX
 
 def checked_related_files(paths: tuple[str, ...]) -> tuple[str, ...]:
     """Paths of a task or playbook that lie inside a repository."""
-    return tuple(_names.check_change_path(path) for path in paths)
+    return tuple(_names.check_path_inside(path) for path in paths)
 
 
 def checked_test_commands(commands: tuple[str, ...]) -> tuple[str, ...]:
@@ -400,3 +400,5 @@ class ModelAnswer(Value):
     """What was asked of the endpoint: ``json_schema``, ``json_object_with_schema``, ``json_object`` or ``text``."""
     is_streamed: bool = False
     """Whether the answer came as a stream."""
+    left_out: tuple[str, ...] = ()
+    """Settings of the question that the endpoint refused, so that it was asked without: ``temperature``."""

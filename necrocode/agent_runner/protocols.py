@@ -149,7 +149,11 @@ class ArtifactStore(Protocol):
 
 
 class LanguageModel(Protocol):
-    """A model that continues a conversation."""
+    """A model that continues a conversation.
+
+    A method ``check()``, where there is one, is called before a run begins: it raises a ``RunnerError`` when the model
+    can never be asked, for want of a key for instance.
+    """
 
     def complete(
         self,
@@ -173,6 +177,12 @@ class LanguageModel(Protocol):
 
 class Sandbox(Protocol):
     """Where untrusted commands run."""
+
+    def ensure_available(self) -> None:
+        """Return when commands can be run; else ``ConfigurationError``.
+
+        Asked before a run pays for a model's answer that it could not test.
+        """
 
     def run_tests(
         self,

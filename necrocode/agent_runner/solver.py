@@ -6,12 +6,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from necrocode.agent_runner._git import Author
 from necrocode.agent_runner.errors import (
+    BudgetExhaustedError,
     ContextOverflowError,
     ImplementationError,
     RunnerError,
-    RunnerTimeoutError,
     TamperedTestsError,
 )
 from necrocode.agent_runner.generation.blind_rewrites import SMALL_FILE_LINES, refuse_blind_rewrites
@@ -24,7 +23,15 @@ from necrocode.agent_runner.generation.repair import (
 )
 from necrocode.agent_runner.generation.syntax import newly_broken
 from necrocode.agent_runner.models import ErrorDetails
-from necrocode.agent_runner.steps.apply import Limits, commit_changes, plan_changes, refuse_secrets, telling_paths
+from necrocode.agent_runner.steps.apply import (
+    Limits,
+    commit_author,
+    commit_changes,
+    commit_message,
+    plan_changes,
+    refuse_secrets,
+    telling_paths,
+)
 from necrocode.agent_runner.steps.context import choose_context
 from necrocode.agent_runner.steps.generate import Asker, Question, compose
 from necrocode.agent_runner.steps.run_tests import (
@@ -34,6 +41,7 @@ from necrocode.agent_runner.steps.run_tests import (
     refuse_tampering,
     run_tests,
     test_warnings,
+    untested,
 )
 from necrocode.agent_runner.verdict.feedback import failure_feedback, failure_signature
 from necrocode.agent_runner.verdict.tamper import TreeFiles
@@ -86,6 +94,8 @@ class Solver:
         record, config = self.record, self.config
         if not config.test_base or not (self.task.test_commands or config.detect_tests):
             self.plan = TestPlan(tuple(self.task.test_commands), config.pass_rule)
+            if not self.plan.commands:
+                record.warn(untested(config))
             return
         with record.step("examine"):
             self.plan = plan_tests(
@@ -115,7 +125,7 @@ class Solver:
             yield
         except RunnerError as error:
             attempt.error, attempt.message = error, str(error)
-            is_final = isinstance(error, RunnerTimeoutError) or not self.attempts.has_pending
+            is_final = self.deadline.remaining_seconds() <= 0 or not self.attempts.has_others
             if is_final and not isinstance(error, (ImplementationError, TamperedTestsError)):
                 raise
             reply = self._told(refused_answer_reply(error, self._asked().form)) if is_mendable(error) else ""
@@ -130,6 +140,8 @@ class Solver:
         attempt = self.attempts.current
         with self.record.step("generate"):
             answer = self._answer(attempt)
+            for name in answer.left_out:
+                self.record.warn(f"The model endpoint does not take llm.{name}: the model is asked without.")
             attempt.answer_text = self.services.redactor.text(answer.text)
             attempt.response = response = self._asked().read(answer)
             self.record.detail = f"{response.model}: {response.tokens_used} tokens, {response.edit_format} format"
@@ -149,13 +161,13 @@ class Solver:
                 Limits.of(self.config),
                 already={change.path: change for change in attempt.before},
             )
-            refuse_secrets(attempt.changes, self.services.redactor.holds_secret)
+            attempt.keeps_secrets = refuse_secrets(attempt.changes, base, self.services.redactor.secrets_in)
             attempt.implementation = record.implementation = commit_changes(
                 workspace,
                 attempt.changes,
                 ref=f"refs/necrocode/runs/{record.run_id}/{attempt.number}",
-                message=self._commit_message(),
-                author=self._author(),
+                message=commit_message(self.config, self.task, record.run_id),
+                author=commit_author(self.config, record.clock.now()),
                 response=attempt.response,
                 deadline=self.deadline,
             )
@@ -179,7 +191,7 @@ class Solver:
             attempt.outcome = "accepted"
             return
         with record.step("test"):
-            tests = attempt.tests = record.tests = run_tests(
+            tests = run_tests(
                 self.task,
                 self.workspace,
                 _made(attempt),
@@ -189,6 +201,12 @@ class Solver:
                 deadline=self.deadline,
                 plan=self.plan,
             )
+            if not self.plan.counts(tests):
+                record.warn(f"Nothing was tested: no test of {_listed(self.plan.commands)} could be run.")
+                record.detail = "no test could be run"
+                attempt.outcome = "accepted"
+                return
+            attempt.tests = record.tests = tests
             record.detail = "passed" if tests.success else ""
             record.step_failure = None if tests.success else failure_text(tests)
             self.reporter.event(
@@ -211,6 +229,8 @@ class Solver:
         self._point_out(best)
         if best.outcome == "accepted":
             return True
+        if best.implementation is None and self.plan.base is not None and self.plan.base.success:
+            record.warn("The tests pass before the change already: perhaps there is nothing to do.")
         if best.error is not None:
             raise best.error
         record.fail_with(ErrorDetails(type="TestsFailed", message=best.message, step="test"))
@@ -261,6 +281,8 @@ class Solver:
             return
         if self.services.redactor.text(shown := attempt.diff.decode(errors="replace")) != shown:
             self.record.warn("The diff holds text that looks like a secret; it is stored as it is, to be whole.")
+        for path in attempt.keeps_secrets:
+            self.record.warn(f"{path} holds a secret of this runner, as the repository has it already.")
         for path in telling_paths(attempt.implementation.files):
             self.record.warn(
                 f"The change touches {path}, which decides what runs elsewhere: look at it before merging."
@@ -303,12 +325,30 @@ class Solver:
 
     def _answer(self, attempt: Attempt) -> ModelAnswer:
         """The answer to try: one of the first question's candidates, or one to what went wrong."""
-        count = self.attempts.candidates
-        if attempt.round or count == 1:
+        if attempt.round or self.attempts.candidates == 1:
             return self._ask_within_window(attempt)
         if not self._candidates:
-            self._candidates = self.asker.ask_for_several(attempt.conversation, self._asked().answer_format, count)
+            self._candidates = self._ask_for_candidates(attempt)
+            self._tell_left_out()
         return self._candidates[attempt.candidate - 1].result()
+
+    def _ask_for_candidates(self, attempt: Attempt) -> list[Future[ModelAnswer]]:
+        """All answers to the first question, asked for within the model's window."""
+        while True:
+            form, count = self._asked().answer_format, self.attempts.candidates
+            answers = self.asker.ask_for_several(attempt.conversation, form, count)
+            overflows = all(isinstance(answer.exception(), ContextOverflowError) for answer in answers)
+            shorter = self._with_half_the_context() if overflows else None
+            if shorter is None:
+                return answers
+            attempt.conversation = shorter
+
+    def _tell_left_out(self) -> None:
+        """Say of how many candidates the budget took the place; where it is all of them, that is the run's error."""
+        errors = [answer.exception() for answer in self._candidates]
+        exhausted = [error for error in errors if isinstance(error, BudgetExhaustedError)]
+        if 0 < len(exhausted) < len(errors):
+            self.record.warn(f"Of {len(errors)} candidates the budget left out {len(exhausted)}: {exhausted[0]}")
 
     def _ask_within_window(self, attempt: Attempt) -> ModelAnswer:
         """One answer; a prompt that the endpoint finds too long is made shorter and sent again: a refusal is free."""
@@ -335,21 +375,9 @@ class Solver:
         self._question = self._compose(had // 2)
         return self._question.opening
 
-    # --- committing
 
-    def _commit_message(self) -> str:
-        task = self.task
-        return self.config.commit_message.format(
-            task_id=task.task_id,
-            spec_name=task.spec_name,
-            title=task.title,
-            description=task.description,
-            run_id=self.record.run_id,
-        ).replace("\0", "")
-
-    def _author(self) -> Author:
-        config = self.config
-        return Author(config.commit_author_name, config.commit_author_email, int(self.record.clock.now().timestamp()))
+def _listed(commands: tuple[str, ...]) -> str:
+    return ", ".join(f"`{command}`" for command in commands)
 
 
 def _told_of(plan: TestPlan) -> str:

@@ -54,11 +54,17 @@ class TaskRun:
         self._reporter = Reporter(services.task_registry, self._task, record.run_id, record.runner_id)
 
     def prepare(self) -> None:
-        """Look whether outputs can be stored, and tell the registry that the task is running; only then begin."""
+        """Look whether outputs can be stored and the model asked, tell the registry that the task runs; then begin."""
         with self.record.step("prepare"):
             self._services.artifact_store.ensure_available()
+            if self._task.test_commands:
+                self._services.sandbox.ensure_available()
             self._budget.check()
+            check: Callable[[], None] | None = getattr(self._services.llm, "check", None)
+            if check is not None:
+                check()
             self._reporter.started()
+            self._budget.check_room()
 
     @contextmanager
     def allocate(self) -> Iterator[Workspace]:

@@ -9,6 +9,7 @@ from pydantic import Field
 from necrocode.agent_runner._strict import Value, Writable
 
 CaseStatus = Literal["passed", "failed", "error", "skipped"]
+StopReason = Literal["timeout", "cpu-limit", "oom", "process-limit", "output-limit", "disk-limit"]
 PassRule = Literal["exit-code", "no-new-failures"]
 
 
@@ -26,6 +27,8 @@ class TestCase(Value):
     details: Writable = ""
     """Of a failing case: the end of its traceback."""
     duration_seconds: float | None = None
+    ran: bool = True
+    """False: it stands for a file or package of which no test was run, for it could not be imported or built."""
 
     @property
     def is_failing(self) -> bool:
@@ -38,18 +41,26 @@ class CommandResult(Value):
 
     command: str
     exit_code: int | None
-    """None when the command was stopped at the time limit; negative: the signal that ended it."""
+    """None when the command was stopped at a limit; negative: the signal that ended it."""
     duration_seconds: float
     output: Writable
     """Standard output and error in order, the middle left out where it was too long."""
     truncated_bytes: int = 0
     timed_out: bool = False
+    stopped_by: StopReason | None = None
+    """The limit that the command met and was stopped at: ``timeout`` (then ``timed_out`` too), ``cpu-limit``, ``oom``
+    (memory), ``process-limit``, ``output-limit`` or ``disk-limit``; None: it ended by itself."""
     cases: tuple[TestCase, ...] = ()
     """What is known of single test cases, each named once; empty where no report can be relied on."""
     report: str = ""
     """Where the cases come from: ``junit``, ``go``, ``cargo``, ``jest``, ``unittest``; empty: there are none."""
     report_note: Writable = ""
     """Why there are no cases although a report was looked for, or what about the report does not fit the exit code."""
+    came_to_no_test: bool = False
+    """Whether it exited with 0 without a known test, though it ran some on the base: then it counts as failed."""
+    ended_early: bool = False
+    """Whether the tool says that it ended before all tests had run, as pytest does with ``-x`` or after an error in a
+    module."""
     rerun: CommandResult | None = None
     """The second run on the same tree, where the first one failed anew; what passes in it is flaky."""
     collected: dict[str, bytes] = Field(default_factory=dict, exclude=True, repr=False)
@@ -57,13 +68,23 @@ class CommandResult(Value):
 
     @property
     def passed(self) -> bool:
-        """Whether it exited with 0, at the latest in its second run."""
-        return self.exit_code == 0 or (self.rerun is not None and self.rerun.exit_code == 0)
+        """Whether it exited with 0, at the latest in its second run; and ran tests, where it did on the base."""
+        return self.passed_at_once or (self.rerun is not None and self.rerun.passed_at_once)
+
+    @property
+    def passed_at_once(self) -> bool:
+        """The same for the first run alone."""
+        return self.exit_code == 0 and not self.came_to_no_test
 
     @property
     def failing(self) -> tuple[TestCase, ...]:
         """The cases that failed, or could not be run."""
         return tuple(case for case in self.cases if case.is_failing)
+
+    @property
+    def ran_tests(self) -> bool:
+        """Whether a single test is known to have been run."""
+        return any(case.ran and case.status != "skipped" for case in self.cases)
 
 
 class CaseList(Value):
@@ -110,6 +131,9 @@ class TamperReport(Value):
     """Files that decide which tests run, and how."""
     ci: tuple[Writable, ...] = ()
     """Files that decide what continuous integration does."""
+    lost: tuple[Writable, ...] = ()
+    """Of a change that passes: test files that it removes, and the first two hundred test cases that ran on the base
+    and, with it, are gone or skipped. What it only moves is not among them."""
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.config import LLMConfig, RunnerConfig
     from necrocode.agent_runner.generation.context_cache import ContextCache
     from necrocode.agent_runner.protocols import ArtifactStore, LanguageModel, RepoPool, Sandbox, TaskRegistry
+    from necrocode.agent_runner.sandbox.request import Wall
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,6 @@ def build_services(
     Raises :class:`ConfigurationError`.
     """
     from necrocode.agent_runner.generation.context_cache import ContextCache  # noqa: PLC0415  as are the steps
-    from necrocode.agent_runner.sandbox.plain import PlainSandbox  # noqa: PLC0415  steps are imported at first use
 
     git_token = _secret(config.git_token, "GIT_TOKEN")
     service_token = _secret(config.service_token, "NECROCODE_SERVICE_TOKEN")
@@ -77,12 +77,14 @@ def build_services(
         own.append(repo_pool := _repo_pool(config, clock, service_token, git))
     if artifact_store is None:
         own.append(artifact_store := _artifact_store(config, clock, service_token))
+    if sandbox is None:
+        own.append(sandbox := _sandbox(config))
     return Services(
         task_registry=task_registry,
         repo_pool=repo_pool,
         artifact_store=artifact_store,
         llm=llm or _llm(llm_config, clock),
-        sandbox=sandbox or PlainSandbox(config.state_dir / "layers", max_output_bytes=config.max_output_bytes),
+        sandbox=sandbox,
         git=git,
         contexts=ContextCache(config.state_dir / "contexts"),
         redactor=Redactor(tuple(filter(None, secrets))),
@@ -187,6 +189,35 @@ def _folder(setting: str, url: str | None, default: Path, others: str = " or fil
     if not url.startswith("file:///"):
         raise ConfigurationError(f"{setting} {url!r} must be http(s)://host:port{others}.")
     return Path(unquote(urlsplit(url).path))
+
+
+def _sandbox(config: RunnerConfig) -> Sandbox:
+    from necrocode.agent_runner.sandbox.confined import Policy  # noqa: PLC0415
+    from necrocode.agent_runner.sandbox.docker import DockerSandbox  # noqa: PLC0415
+    from necrocode.agent_runner.sandbox.ladder import LadderSandbox  # noqa: PLC0415
+    from necrocode.agent_runner.sandbox.limits import Limits  # noqa: PLC0415
+    from necrocode.agent_runner.sandbox.plain import PlainSandbox  # noqa: PLC0415
+
+    root = config.state_dir / "layers"
+    limits = Limits(
+        kept_output_bytes=config.max_output_bytes,
+        output_bytes=config.max_test_output_bytes,
+        memory_bytes=config.max_test_memory_bytes,
+        processes=config.max_test_processes,
+        cpu_seconds=config.max_test_cpu_seconds,
+        file_bytes=config.max_test_file_bytes,
+        disk_bytes=config.max_test_disk_bytes,
+    )
+    if config.sandbox == "none":
+        return PlainSandbox(root, limits)
+    policy = Policy(config.state_dir, limits, config.sandbox_read_paths, has_network=config.sandbox_network)
+    walls: dict[str, tuple[Wall, ...]] = {"auto": ("sandlock", "bwrap"), "sandlock": ("sandlock",), "bwrap": ("bwrap",)}
+    docker = None
+    if config.sandbox == "docker" and config.sandbox_image is None:
+        raise ConfigurationError("sandbox: docker needs sandbox_image, the local image to run tests in.")
+    if config.sandbox in {"auto", "docker"} and config.sandbox_image is not None:
+        docker = DockerSandbox(root, config.sandbox_image, policy)
+    return LadderSandbox(walls.get(config.sandbox, ()), root, policy, last=docker)
 
 
 def _llm(config: LLMConfig, clock: Clock) -> LanguageModel:

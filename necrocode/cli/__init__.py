@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from necrocode import __version__
-from necrocode.cli import explain, registry, run, serve
+from necrocode.agent_runner.removed import untold_variables
+from necrocode.cli import explain, migrate, registry, run, serve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +40,21 @@ class _UsageError(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     words = sys.argv[1:] if argv is None else argv
+    parser = command_parser()
+    try:
+        arguments = parser.parse_args(words)
+    except _UsageError as error:
+        if "--json" in words:  # then whoever reads the output expects an object, whatever happens
+            run.print_refusal("ConfigurationError", f"{error.parser.prog}: {error}")
+        argparse.ArgumentParser.error(error.parser, str(error))
+    for text in untold_variables(os.environ) if getattr(arguments, "tells_of_variables", True) else ():
+        run.tell(sys.stderr, f"necrocode: warning: {text}\n")
+    code: int = arguments.handler(arguments)
+    return code
+
+
+def command_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
     parser: argparse.ArgumentParser = _Parser(
         prog="necrocode",
         description="Run LLM coding tasks with the reliability of a CI runner.",
@@ -51,11 +68,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     explain.add_parser(commands)
     registry.add_parser(commands)
     serve.add_parser(commands)
-    try:
-        arguments = parser.parse_args(words)
-    except _UsageError as error:
-        if "--json" in words:  # then whoever reads the output expects an object, whatever happens
-            run.print_refusal("ConfigurationError", f"{error.parser.prog}: {error}")
-        argparse.ArgumentParser.error(error.parser, str(error))
-    code: int = arguments.handler(arguments)
-    return code
+    migrate.add_parser(commands)
+    return parser

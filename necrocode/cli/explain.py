@@ -71,12 +71,18 @@ def _data(explanation: Explanation, *, with_prompt: bool) -> dict[str, Any]:
         "budget_tokens": explanation.budget_tokens,
         "context_tokens": context.tokens,
         "prompt_tokens": explanation.prompt_tokens,
-        "cost_usd": None if cost is None else {"prompt": cost[0] / _MICRO, "with_longest_answer": cost[1] / _MICRO},
+        "cost_usd": None if cost is None else _cost_data(explanation, *cost),
+        "most_calls": explanation.most_calls,
         "paths_left_out": context.paths_left_out,
         "pieces": [_piece(piece) for piece in context.pieces],
         "warnings": list(explanation.warnings),
     }
     return data | {"prompt": [message.model_dump() for message in explanation.messages]} if with_prompt else data
+
+
+def _cost_data(explanation: Explanation, prompt: int, with_answer: int) -> dict[str, float]:
+    whole = explanation.most_cost_micro_usd or 0
+    return {"prompt": prompt / _MICRO, "with_longest_answer": with_answer / _MICRO, "run_at_most": whole / _MICRO}
 
 
 def _piece(piece: Piece) -> dict[str, Any]:
@@ -111,7 +117,9 @@ def _cost(explanation: Explanation) -> str:
     if cost is None:
         return f"not known: llm.prices has no price for {explanation.model}"
     least, most = (f"{micro_usd / _MICRO:.4f}" for micro_usd in cost)
-    return f"{least} US dollars for the prompt, {most} with the longest answer ({explanation.max_answer_tokens} tokens)"
+    longest = f"the longest answer ({explanation.max_answer_tokens} tokens)"
+    whole = f"{(explanation.most_cost_micro_usd or 0) / _MICRO:.4f} at the most, with {explanation.most_calls} calls"
+    return f"one call: {least} US dollars for the prompt, {most} with {longest}; a run: {whole}"
 
 
 def _prompt(explanation: Explanation) -> Iterator[str]:

@@ -91,7 +91,10 @@ def _add_action(
         parser.add_argument(
             "--registry",
             metavar="URL",
-            help="http(s)://…, sqlite:///path or postgresql://…; default: TASK_REGISTRY_URL, or the embedded one",
+            help="http(s)://…, sqlite:///path or postgresql://…; default: the one of the settings, or the embedded one",
+        )
+        parser.add_argument(
+            "--config", metavar="FILE", help="settings (see config.example.yaml); the environment overrides"
         )
     parser.set_defaults(handler=lambda arguments: _handled(handler, arguments))
     return parser
@@ -152,7 +155,7 @@ class _Target:
         from necrocode.agent_runner.kiro_spec import tasks_file_of  # noqa: PLC0415
         from necrocode.agent_runner.spec_sync import SyncMemory, plan_sync  # noqa: PLC0415
 
-        config = _config()
+        config = _config(arguments)
         url = _url(arguments, config)
         self.file = tasks_file_of(arguments.spec)
         self.registry = _registry(url, config)
@@ -174,21 +177,28 @@ class _Target:
 def _graph(arguments: argparse.Namespace) -> None:
     from necrocode.agent_runner.task_graph import TaskGraph, render_graph  # noqa: PLC0415
 
-    config = _config()
+    config = _config(arguments)
     with _registry(_url(arguments, config), config) as registry:
         tasks = registry.get_taskset(arguments.spec).tasks
     print_text(render_graph(TaskGraph.of(arguments.spec, tasks), arguments.format).rstrip("\n"))
 
 
 def _budget(arguments: argparse.Namespace) -> None:
-    config = _config()
-    with _registry(_url(arguments, config), config) as registry:
-        usage = registry.reset_budget(arguments.spec) if arguments.reset else registry.budget_usage(arguments.spec)
-    print_text(usage.model_dump_json(indent=2) if arguments.json else "\n".join(map(shown, _spent(usage))))
+    config = _config(arguments)
+    url = _url(arguments, config)
+    with _registry(url, config) as registry:
+        usage = registry.budget_usage(arguments.spec)
+        if usage.since is None:
+            registry.get_taskset(arguments.spec)  # refuses a spec that it does not know
+        if arguments.reset:
+            usage = registry.reset_budget(arguments.spec)
+    told = _spent(usage, _shown_url(url))
+    print_text(usage.model_dump_json(indent=2) if arguments.json else "\n".join(map(shown, told)))
 
 
-def _spent(usage: BudgetUsage) -> Iterator[str]:
+def _spent(usage: BudgetUsage, registry: str) -> Iterator[str]:
     since = "never" if usage.since is None else f"{usage.since:%Y-%m-%dT%H:%M:%SZ}, {usage.seconds:.0f} s ago"
+    yield f"registry   {registry}"
     yield f"spec       {usage.spec_name}"
     yield f"since      {since}"
     for name, part in (("spent", usage.spent), ("reserved", usage.reserved), ("unsettled", usage.unsettled)):
@@ -204,14 +214,14 @@ def _backup(arguments: argparse.Namespace) -> None:
     from necrocode.agent_runner._clock import SYSTEM_CLOCK  # noqa: PLC0415
     from necrocode.agent_runner.clients.registry_backup import write_backup  # noqa: PLC0415
 
-    summary = write_backup(_url(arguments, _config()), arguments.file, now=SYSTEM_CLOCK.now())
+    summary = write_backup(_url(arguments, _config(arguments)), arguments.file, now=SYSTEM_CLOCK.now())
     print_text(f"wrote {arguments.file}, and read it again: {_counts(summary)}")
 
 
 def _restore(arguments: argparse.Namespace) -> None:
     from necrocode.agent_runner.clients.registry_backup import restore_backup  # noqa: PLC0415
 
-    summary = restore_backup(_url(arguments, _config()), arguments.file, force=arguments.force)
+    summary = restore_backup(_url(arguments, _config(arguments)), arguments.file, force=arguments.force)
     print_text(f"restored {arguments.file} of {summary.header.created_at}: {_counts(summary)}")
 
 
@@ -225,16 +235,16 @@ def _verify(arguments: argparse.Namespace) -> None:
 def _upgrade(arguments: argparse.Namespace) -> None:
     from necrocode.agent_runner.clients.registry_backup import upgrade_database  # noqa: PLC0415
 
-    before, after = upgrade_database(_url(arguments, _config()))
+    before, after = upgrade_database(_url(arguments, _config(arguments)))
     print_text(
         f"the schema is {after} already" if before == after else f"the schema is {after} (was {before or 'not there'})"
     )
 
 
-def _config() -> RunnerConfig:
+def _config(arguments: argparse.Namespace) -> RunnerConfig:
     from necrocode.agent_runner import RunnerConfig  # noqa: PLC0415
 
-    return RunnerConfig.from_env()
+    return RunnerConfig.from_yaml(arguments.config) if arguments.config else RunnerConfig.from_env()
 
 
 def _url(arguments: argparse.Namespace, config: RunnerConfig) -> str:
@@ -260,6 +270,12 @@ def _without_user(url: str) -> str:
     """The URL without what must not be written down."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+
+
+def _shown_url(url: str) -> str:
+    """The URL as it was written, without what nobody must see."""
+    user, at, _ = urlsplit(url).netloc.rpartition("@")
+    return url.partition("?")[0].replace(f"{user}{at}", "", 1)
 
 
 def _counts(summary: BackupSummary) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from necrocode.agent_runner import Progress, RunnerConfig, RunnerError, RunnerResult
+    from necrocode.agent_runner.models import RoundResult, RunUsage
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_UNAVAILABLE = 0, 1, 2, 3
 EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_HUNG_UP = 130, 143, 129
@@ -191,13 +192,38 @@ def _summary(result: RunnerResult) -> Iterator[str]:
     if result.impl_result is not None:
         yield f"commit     {result.impl_result.commit}"
         yield f"files      {', '.join(result.impl_result.files)}"
+        yield f"tests      {_tests(result)}"
     for one in result.rounds if len(result.rounds) > 1 else ():
-        which = f"repair {one.round}" if one.round else f"answer {one.candidate}"
-        yield f"{which:<10} {one.outcome}{f': {one.message}' if one.message else ''}"
+        yield f"{_answer(one):<10} {one.outcome}{f': {one.message}' if one.message else ''}"
+    if result.usage.calls:
+        yield f"model      {_usage(result.usage)}"
     for artifact in result.artifacts:
         yield f"{artifact.type:<10} {artifact.uri}"
     for warning in result.warnings:
         yield f"warning    {warning}"
+
+
+def _answer(one: RoundResult) -> str:
+    return f"repair {one.round}" if one.round else f"answer {one.candidate}"
+
+
+def _tests(result: RunnerResult) -> str:
+    """What the tests say of the commit, in a few words."""
+    tests = result.test_result
+    if tests is None:
+        return "not tested"
+    verdict = tests.verdict
+    counted = () if verdict is None else (("fixed", verdict.fixed), ("newly broken", verdict.newly_broken))
+    told = ", ".join(f"{one.count} {name}" for name, one in counted if one.count)
+    return f"{'passed' if tests.success else 'failed'}{f' ({told})' if told else ''}"
+
+
+def _usage(usage: RunUsage) -> str:
+    """What was used of the model, in a few words."""
+    about = "about " if usage.is_estimated else ""
+    cost = "no price is known" if usage.cost_usd is None else f"{about}{usage.cost_usd:.4f} US dollars"
+    calls = f"{usage.calls} call{'s' if usage.calls != 1 else ''}"
+    return f"{calls}, {about}{usage.prompt_tokens} tokens of prompts and {usage.completion_tokens} of answers, {cost}"
 
 
 def print_text(text: str) -> None:

@@ -114,6 +114,7 @@ def test_a_question_is_asked_as_configured_and_the_answer_read_whole() -> None:
         "finish_reason": "stop",
         "asked_format": "text",
         "is_streamed": False,
+        "left_out": (),
     }
 
 
@@ -234,6 +235,8 @@ def test_a_temperature_that_is_not_supported_is_left_out_and_that_is_remembered(
         asking.complete(MESSAGES)
         asking.complete(MESSAGES)
         assert ["temperature" in body for body in bodies(server)] == [True, False, False]
+        assert asking.complete(MESSAGES).left_out == ("temperature",)
+        assert client(server).complete(MESSAGES).left_out == ()
 
 
 @pytest.mark.parametrize(
@@ -535,7 +538,17 @@ def test_a_wait_past_the_deadline_is_not_begun(asked: str, left: float, clock: F
             client(server, clock).complete(MESSAGES, deadline=Deadline(left, clock))
         assert len(server.requests) == 1
     assert caught.value.retryable
+    assert caught.value.hint == f"It asks to be tried again in {asked} seconds."
     assert clock.sleeps == []
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [("slow down", "Try again later"), ("insufficient_quota", "Add credit to the account")],
+)
+def test_a_rate_limit_and_a_quota_say_what_to_do(said: str, words: str, clock: FakeClock) -> None:
+    with serving([refusal(429, "no", said)]) as server, pytest.raises(RateLimitError, match=words):
+        client(server, clock, retry_count=0).complete(MESSAGES)
 
 
 def test_nothing_is_asked_once_the_time_is_used_up(clock: FakeClock) -> None:
@@ -867,6 +880,18 @@ def test_a_secret_header_that_the_endpoint_repeats_is_masked(clock: FakeClock) -
     with serving([echo]) as server, pytest.raises(ServiceError, match="of my-title is no good") as caught:
         client(server, clock, headers=headers).complete(MESSAGES)
     assert "gateway-secret-1" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("in_header", [True, False])
+def test_a_key_that_the_endpoint_repeats_beside_its_answer_is_masked(in_header: bool) -> None:
+    key = "a-key-that-nobody-may-see"
+    body = {**completion(f"the key is {key}", f"stop {key}"), "model": f"m {key}", "id": f"id {key}"}
+    padding = "x" * 190
+    with serving([Answer(200, body, headers={"x-request-id": padding + key} if in_header else {})]) as server:
+        answer = client(server, api_key=key).complete(MESSAGES)
+    assert answer.text == f"the key is {key}"
+    assert (answer.model, answer.finish_reason) == ("m ***", "stop ***")
+    assert answer.request_id == (f"{padding}***" if in_header else "id ***")
 
 
 @pytest.mark.parametrize("header", ["x-request-id", "apim-request-id", "request-id"])

@@ -13,11 +13,13 @@ import pytest
 
 from necrocode.agent_runner import Sandbox, TestExecutionError, TestResult
 from necrocode.agent_runner._clock import Deadline
+from necrocode.agent_runner.sandbox.limits import Limits
 from tests.contracts.threads import at_once
 from tests.support.repositories import BROKEN_CALC, CALC_TEST_COMMAND, git
 
-OpenSandbox = Callable[[int], Sandbox]
+OpenSandbox = Callable[[Limits], Sandbox]
 OUTPUT_BYTES = 20_000
+LIMITS = Limits(kept_output_bytes=OUTPUT_BYTES)
 
 
 def run(sandbox: Sandbox, checkout: Path, *commands: str, seconds: float = 60, **options: Any) -> TestResult:
@@ -69,7 +71,7 @@ def assert_gone(marker: str) -> None:
 
 
 class SandboxContract:
-    """Inherit it, and say how the sandbox under test is opened: with how much output kept a command."""
+    """Inherit it, and say how the sandbox under test is opened, with which limits."""
 
     @pytest.fixture
     def open_sandbox(self) -> OpenSandbox:
@@ -77,7 +79,7 @@ class SandboxContract:
 
     @pytest.fixture
     def sandbox(self, open_sandbox: OpenSandbox) -> Sandbox:
-        return open_sandbox(OUTPUT_BYTES)
+        return open_sandbox(LIMITS)
 
     # --- what a command says
 
@@ -168,7 +170,7 @@ class SandboxContract:
     # --- time
 
     def test_a_command_that_does_not_end_is_stopped_and_is_the_last(self, sandbox: Sandbox, repository: Path) -> None:
-        result = run(sandbox, repository, "echo begun; sleep 600", "true", seconds=2, fail_fast=False)
+        result = run(sandbox, repository, "echo begun; sleep 600", "true", seconds=1, fail_fast=False)
         assert codes(result) == [None]
         assert result.commands[0].timed_out
         assert result.commands[0].output == "begun\n"
@@ -181,7 +183,7 @@ class SandboxContract:
 
     def test_a_flood_is_stopped_in_time(self, sandbox: Sandbox, repository: Path) -> None:
         result = run(sandbox, repository, "yes", seconds=0.5)
-        assert result.commands[0].timed_out
+        assert result.commands[0].stopped_by in {"timeout", "output-limit"}
         assert len(result.commands[0].output) < OUTPUT_BYTES + 200
 
     def test_no_time_left_is_a_failed_test(self, sandbox: Sandbox, repository: Path) -> None:
@@ -288,7 +290,7 @@ class SandboxContract:
         result = run(
             sandbox,
             repository,
-            'truncate -s 50G "$NECROCODE_REPORTS/big"',
+            'truncate -s 1900M "$NECROCODE_REPORTS/big"',
             'cd "$NECROCODE_REPORTS" && seq 1 5000 | xargs touch',
             'cd "$NECROCODE_REPORTS" && for i in $(seq 1 60); do mkdir d; cd d; done; touch deep',
         )

@@ -132,5 +132,6 @@ class TestServedFolder(InFolder, Served):
     compress = True
 
 
+@pytest.mark.soak  # each side of it is tested by itself
 class TestServedBucket(InBucket, Served):
     pass

@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from necrocode.agent_runner.sandbox.confined import ConfinedSandbox, Confinement, Policy
+from necrocode.agent_runner.sandbox.docker import DockerSandbox
+from necrocode.agent_runner.sandbox.ladder import confinements, layers_root
+from necrocode.agent_runner.sandbox.limits import Limits
 from necrocode.agent_runner.sandbox.plain import PlainSandbox
 from tests.contracts.sandbox_contract import OpenSandbox, SandboxContract
+from tests.support.sandboxes import skip_unless_confined
 
 
 class TestPlainSandbox(SandboxContract):
@@ -15,7 +22,7 @@ class TestPlainSandbox(SandboxContract):
     @pytest.fixture
     def open_sandbox(self, tmp_path: Path) -> Iterator[OpenSandbox]:
         root = tmp_path / "layers"
-        yield lambda max_output_bytes: PlainSandbox(root, max_output_bytes=max_output_bytes)
+        yield lambda limits: PlainSandbox(root, limits)
         assert list(root.glob("*")) == []
 
 
@@ -25,3 +32,59 @@ class TestPlainSandboxOnCopies(TestPlainSandbox):
     @pytest.fixture(autouse=True)
     def _no_overlay(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("necrocode.agent_runner.sandbox.layer.overlay_works", lambda _root: False)
+
+
+class ConfinedContract(SandboxContract):
+    """Behind sandlock or bwrap, set up in one of the ways that there are."""
+
+    confinement: Confinement
+
+    @pytest.fixture
+    def open_sandbox(self, tmp_path: Path) -> Iterator[OpenSandbox]:
+        root = layers_root(tmp_path / "layers", self.confinement)
+        skip_unless_confined(self.confinement)
+        policy = Policy(tmp_path / "state", Limits())
+        yield lambda limits: ConfinedSandbox(root, self.confinement, replace(policy, limits=limits))
+        if root.is_relative_to(tmp_path):
+            assert list(root.glob("*")) == []
+
+
+class TestSandlock(ConfinedContract):
+    confinement = confinements("sandlock")[0]
+
+
+@pytest.mark.soak  # each side of it is tested by itself
+class TestSandlockOnCopies(ConfinedContract):
+    confinement = confinements("sandlock")[1]
+
+
+@pytest.mark.soak  # each side of it is tested by itself
+class TestSandlockWithoutNamespaces(ConfinedContract):
+    confinement = confinements("sandlock")[2]
+
+
+class TestBwrap(ConfinedContract):
+    confinement = confinements("bwrap")[0]
+
+
+@pytest.mark.soak  # each side of it is tested by itself
+class TestBwrapOnCopies(ConfinedContract):
+    confinement = confinements("bwrap")[1]
+
+
+@pytest.mark.docker_engine
+class TestDocker(SandboxContract):
+    """On the engine of DOCKER_HOST, in the image of NECROCODE_TEST_IMAGE."""
+
+    @pytest.fixture
+    def open_sandbox(self, tmp_path: Path) -> Iterator[OpenSandbox]:
+        root = tmp_path / "layers"
+        policy = Policy(tmp_path / "state", Limits())
+        image = os.environ["NECROCODE_TEST_IMAGE"]
+        yield lambda limits: DockerSandbox(root, image, replace(policy, limits=limits))
+        assert list(root.glob("*")) == []
+
+
+@pytest.mark.soak  # each side of it is tested by itself
+class TestBwrapAlone(ConfinedContract):
+    confinement = Confinement("bwrap", "copy", has_own_root=False)

@@ -145,6 +145,7 @@ class TestSqliteRegistryOverHttp(_OnSqlite, _OverHttp, TaskRegistryContract, Tas
     pass
 
 
+@pytest.mark.soak  # each side of it is tested by itself
 class TestPostgresRegistryOverHttp(
     _OnPostgres, _OverHttp, TaskRegistryContract, TaskQueueContract, SpecBudgetsContract
 ):

@@ -33,10 +33,7 @@ from necrocode.agent_runner import (
 from necrocode.agent_runner.clients import _http
 from necrocode.agent_runner.generation.edit_formats import read_answer
 from necrocode.agent_runner.playbook import Playbook
-from necrocode.cli import explain as cli_explain
-from necrocode.cli import registry as cli_registry
 from necrocode.cli import run as cli_run
-from necrocode.cli import serve as cli_serve
 from necrocode.services.task_registry import CAPABILITIES
 from tests.docs.markdown import DOCUMENTS, Block, Document, unquoted
 from tests.docs.snippets import (
@@ -339,13 +336,7 @@ def options_of(parser: argparse.ArgumentParser) -> set[str]:
 
 @every_document
 def test_every_option_target_and_variable_that_is_named_exists(path: Path) -> None:
-    parser = argparse.ArgumentParser()
-    commands = parser.add_subparsers()
-    cli_run.add_parser(commands, epilog="")
-    cli_explain.add_parser(commands)
-    cli_registry.add_parser(commands)
-    cli_serve.add_parser(commands)
-    options = options_of(parser)
+    options = options_of(cli.command_parser())
     for code in Document(path).inline_code:
         if code.startswith(("--", "necrocode ")):
             assert set(re.findall(r"--[a-z-]+", code)) <= options, code

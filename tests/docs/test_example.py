@@ -48,9 +48,9 @@ def demo_folder(folder: Path) -> Path:
 def assert_all_is_there(output: str, folder: Path) -> None:
     """The branch, the four artifacts and the registry's record are where the example says."""
     assert "The task is done." in output
-    assert "task 1.1 of shop: done, attempt 1" in output
+    assert "task 2.1 of shop: done, attempt 1" in output
     repository = demo_folder(folder) / "shop"
-    assert "feature/task-shop-1.1-give-a-bulk-discount" in git(repository, "branch", "--format=%(refname:short)")
+    assert "feature/task-shop-2.1-give-a-bulk-discount" in git(repository, "branch", "--format=%(refname:short)")
     artifacts = [line.split("file://")[1] for line in output.splitlines() if " file://" in line]
     assert {Path(path).is_file() for path in artifacts} == {True}
     assert len(artifacts) == 4
@@ -78,7 +78,7 @@ def test_the_endpoint_of_the_environment_is_asked(tmp_path: Path) -> None:
     assert request.json["model"] == "small-model"
     assert "10 percent off" in request.json["messages"][-1]["content"]
     assert_all_is_there(done.stdout, tmp_path)
-    branch = git(demo_folder(tmp_path) / "shop", "show", "feature/task-shop-1.1-give-a-bulk-discount:cart.py")
+    branch = git(demo_folder(tmp_path) / "shop", "show", "feature/task-shop-2.1-give-a-bulk-discount:cart.py")
     assert branch == MENDED_CART.rstrip()
 
 

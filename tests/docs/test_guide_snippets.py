@@ -18,10 +18,12 @@ from necrocode.agent_runner import (
     ConfigurationError,
     LLMClient,
     LLMConfig,
+    RemovedSettingWarning,
     RepoPoolClient,
     RunnerConfig,
     SlotAllocationError,
     TaskRegistryClient,
+    removed,
 )
 from tests.docs.markdown import Block, Document
 from tests.docs.snippets import (
@@ -242,8 +244,11 @@ def test_each_exported_variable_of_the_new_side_is_a_setting(document: Document)
 
 
 @pytest.mark.parametrize("variable", ["MESSAGE_BUS_URL", "KIRO_URL"])
-def test_old_variables_set_nothing(variable: str) -> None:
-    assert setting_of(variable) is None
+def test_old_variables_set_nothing(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(removed, "_told", set())
+    with pytest.warns(RemovedSettingWarning, match=variable):
+        RunnerConfig.from_env(environ={variable: "http://localhost:5000"})
+    assert setting_of(variable) is None  # warned about once, so no more
 
 
 def test_every_image_that_is_named_is_a_target_of_the_dockerfile() -> None:

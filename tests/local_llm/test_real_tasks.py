@@ -1,4 +1,4 @@
-"""Real tasks end as delivered changes: with recorded answers in every test run, with a model by ``make local-llm``."""
+"""Real tasks end as delivered changes: with recorded answers by ``make soak``, with a model by ``make local-llm``."""
 
 from __future__ import annotations
 
@@ -32,17 +32,13 @@ def _python_of_this_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 
 
-@pytest.mark.parametrize(("tasks", "least_at_first", "least_after_two"), [("humaneval", 15, 16), ("quixbugs", 7, 7)])
-def test_the_recorded_answers_of_a_small_model_still_solve_as_many_tasks(
-    benchmark: ModuleType, tasks: str, least_at_first: int, least_after_two: int
-) -> None:
-    experiment = benchmark.Experiment(tasks, 20 if tasks == "humaneval" else 21, "auto", 2, 1)
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_the_recorded_answers_of_a_small_model_still_solve_as_many_tasks(benchmark: ModuleType) -> None:
+    experiment = benchmark.Experiment("humaneval", 20, "files", 0, 1)
     outcomes, _, _ = benchmark.again(experiment, list(benchmark.read(benchmark.RECORDING)))
     assert len(outcomes) == experiment.count
-    at_first = sum(one.solved_in_round == 0 for one in outcomes)
-    after_two = sum(one.solved_in_round is not None for one in outcomes)
-    assert at_first >= least_at_first
-    assert after_two >= least_after_two
+    assert sum(one.solved_in_round == 0 for one in outcomes) >= 15
 
 
 @pytest.mark.local_llm

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +11,8 @@ import pytest
 from necrocode.agent_runner import ChangeRejectedError, CodeChange
 from necrocode.agent_runner._git import FileChange, Git, ObjectReader, Repository
 from necrocode.agent_runner.steps.apply import Limits, plan_changes, refuse_secrets, telling_paths
-from tests.support.repositories import git, make_repository
+from necrocode.agent_runner.verdict.tamper import TreeFiles
+from tests.support.repositories import commit_files, git, make_repository
 
 LIMITS = Limits(max_changed_files=10, max_file_bytes=1000, max_total_bytes=2000)
 FILES: dict[str, str | bytes] = {
@@ -98,6 +101,8 @@ def test_create_on_a_file_that_exists_replaces_it(base: Base) -> None:
         ("no_newline.txt", "2", True, b"2"),
         ("blanks_last.txt", "2\n", False, b"2\n"),
         ("a.py", "2", True, b"2"),
+        ("a.py", "one\r\n2\r\n", True, b"one\n2\n"),
+        ("a.py", "one\r\n2\r\n", False, b"one\n2\n"),
         ("empty.txt", "2\n", False, b"2\n"),
         ("日本/ファイル 1.txt", "二\n", True, "二\n".encode()),
     ],
@@ -196,12 +201,47 @@ def test_a_hostile_path_is_refused(base: Base, path: str) -> None:
         base.plan(rename("a.py", path))
 
 
-def test_a_change_set_that_would_commit_a_secret_is_refused() -> None:
+def secrets_in(text: str) -> Counter[str]:
+    return Counter(re.findall("hush|psst", text))
+
+
+def kept_secrets(base: Base, *changes: FileChange) -> tuple[str, ...]:
+    tree = git(base.path, "rev-parse", "HEAD^{tree}")
+    return refuse_secrets(changes, TreeFiles(base.objects, tree), secrets_in)
+
+
+def text(path: str, content: str) -> FileChange:
+    return FileChange(path, content=content.encode())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [text("new.py", "hush")],
+        [text("a.py", "hush")],
+        [text("keys.py", "hush hush hush\n")],
+        [text("keys.py", "hush psst\n")],
+        [text("keys.py", "hush\n"), text("new.py", "hush")],
+        [FileChange("keys.py"), text("new.py", "hush hush"), text("more.py", "hush")],
+        [FileChange("hush.py", content=b"x")],
+        [FileChange("hush/x.py", content=b"x")],
+    ],
+)
+def test_a_change_set_that_would_commit_a_secret_is_refused(base: Base, changes: list[FileChange]) -> None:
+    commit_files(base.path, {"keys.py": "hush hush\n"})
     with pytest.raises(ChangeRejectedError, match="secret"):
-        refuse_secrets([FileChange("a.py", content=b"key = 'hush-hush'")], lambda text: "hush" in text)
-    with pytest.raises(ChangeRejectedError, match="secret"):
-        refuse_secrets([FileChange("hush.py", oid="0" * 40)], lambda text: "hush" in text)
-    refuse_secrets([FileChange("a.py", content=b"nothing \xff")], lambda text: "hush" in text)
+        kept_secrets(base, *changes)
+
+
+def test_a_secret_that_a_file_has_already_may_stay_in_it_and_move_with_it(base: Base) -> None:
+    commit_files(base.path, {"keys.py": "hush hush\n", "hush.txt": "x\n"})
+    oid = git(base.path, "rev-parse", "HEAD:keys.py")
+    assert kept_secrets(base, text("keys.py", "x\nhush\nhush\n"), text("a.py", "x")) == ("keys.py",)
+    assert kept_secrets(base, text("keys.py", "x\n"), FileChange("a.py", content=b"\xff")) == ()
+    assert kept_secrets(base, FileChange("keys.py"), FileChange("moved.py", oid=oid)) == ("moved.py",)
+    assert kept_secrets(base, text("moved.py", "hush\n"), FileChange("keys.py")) == ("moved.py",)
+    assert kept_secrets(base, text("hush.txt", "y\n")) == ()
+    assert kept_secrets(base, FileChange("hush.txt")) == ()
 
 
 def test_paths_that_decide_what_runs_elsewhere_are_told() -> None:

@@ -19,6 +19,10 @@ FILES: dict[str, str | bytes] = {
     "crlf.txt": b"one\r\ntwo\r\n",
     "sjis.txt": "日本\nx\n".encode("cp932"),
     "empty.txt": "",
+    "aux.py": "x\n",
+    "con/a.c": "x\n",
+    "a:b.txt": "x\n",
+    "x.": "x\n",
 }
 
 
@@ -32,6 +36,11 @@ class Base:
     def plan(self, *changes: CodeChange, already: Mapping[str, FileChange] | None = None) -> dict[str, FileChange]:
         planned = plan_changes(changes, self._objects, self._tree, LIMITS, already=already or {})
         return {change.path: change for change in planned}
+
+    def oid(self, path: str) -> str:
+        folder, _, name = path.rpartition("/")
+        tree = self._objects.entries(self._tree)[folder].oid if folder else self._tree
+        return self._objects.entries(tree)[name].oid
 
 
 @pytest.fixture
@@ -138,6 +147,18 @@ def test_a_file_that_must_be_new_replaces_none(base: Base) -> None:
         base.plan(write("a.py", must_be_new=True))
 
 
+@pytest.mark.parametrize("path", ["aux.py", "con/a.c", "a:b.txt", "x."])
+def test_a_file_is_changed_under_a_name_that_no_new_file_may_have(base: Base, path: str) -> None:
+    assert base.plan(edit(path, ("x\n", "y\n")))[path].content == b"y\n"
+    assert base.plan(write(path))[path].content == b"new\n"
+    assert base.plan(delete(path))[path].removes
+    assert set(base.plan(rename(path, "fine.py"))) == {path, "fine.py"}
+    assert base.plan(write(path), already=base.plan(delete(path)))[path].content == b"new\n"
+    for change in (write(f"new/{path}"), rename("a.py", f"new/{path}"), edit(f"new/{path}", ("", "x\n"))):
+        with pytest.raises(ChangeRejectedError, match="some file systems cannot hold"):
+            base.plan(change)
+
+
 def test_half_a_character_in_an_edit_is_refused(base: Base) -> None:
     for change in (edit("a.py", ("a\n", "\ud800\n")), edit("n.py", ("", "\ud800\n"))):
         with pytest.raises(ChangeRejectedError, match="surrogate"):
@@ -194,3 +215,48 @@ def test_the_sum_of_answers_keeps_to_the_limits(base: Base) -> None:
     first = base.plan(*(write(f"{number}.py") for number in range(4)))
     with pytest.raises(ChangeRejectedError, match="changes 5 files"):
         base.plan(write("5.py"), already=first)
+
+
+def test_renames_may_follow_each_other_in_any_order_and_change_places(base: Base) -> None:
+    for changes in (
+        [rename("a.py", "src/calc.py"), rename("src/calc.py", "c.py")],
+        [rename("src/calc.py", "c.py"), rename("a.py", "src/calc.py")],
+    ):
+        planned = base.plan(*changes)
+        assert planned.keys() == {"a.py", "src/calc.py", "c.py"}
+        assert planned["a.py"].removes
+        assert (planned["src/calc.py"].oid, planned["c.py"].oid) == (base.oid("a.py"), base.oid("src/calc.py"))
+    swapped = base.plan(rename("a.py", "src/calc.py"), rename("src/calc.py", "a.py"))
+    assert (swapped["src/calc.py"].oid, swapped["a.py"].oid) == (base.oid("a.py"), base.oid("src/calc.py"))
+
+
+def test_a_rename_onto_a_file_that_stays_or_was_moved_there_is_refused(base: Base) -> None:
+    for changes in (
+        [rename("a.py", "src/calc.py")],
+        [rename("a.py", "c.py"), rename("src/calc.py", "c.py")],
+        [rename("a.py", "src/calc.py"), rename("crlf.txt", "src/calc.py"), rename("src/calc.py", "c.py")],
+    ):
+        with pytest.raises(ChangeRejectedError, match="exists already"):
+            base.plan(*changes)
+
+
+def test_a_diff_that_removes_a_file_must_show_all_of_it(base: Base) -> None:
+    def removal(text: str) -> CodeChange:
+        return edit("a.py", (text, ""), in_order=True).model_copy(update={"operation": "delete"})
+
+    assert base.plan(removal("a\nb\n"))["a.py"].removes
+    with pytest.raises(EditRejectedError):
+        base.plan(removal("other\n"))
+    with pytest.raises(ChangeRejectedError, match="does not show all of its lines"):
+        base.plan(removal("a\n"))
+
+
+def test_lines_are_put_before_the_first_one_unless_the_file_has_them(base: Base) -> None:
+    def insertion(path: str, text: str) -> CodeChange:
+        edits = (TextEdit(search="", replace=text, line=1),)
+        return CodeChange(operation="edit", file_path=path, edits=edits, in_order=True)
+
+    assert base.plan(insertion("a.py", "top\n"))["a.py"].content == b"top\na\nb\n"
+    assert base.plan(insertion("new.py", "top\n"))["new.py"].content == b"top\n"
+    with pytest.raises(EditRejectedError):
+        base.plan(insertion("a.py", "a\nb\nc\n"))

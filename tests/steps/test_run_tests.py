@@ -12,9 +12,17 @@ from typing import Any
 
 import pytest
 
-from necrocode.agent_runner import ImplementationResult, RunnerConfig, TamperedTestsError, TaskContext, TestResult
+from necrocode.agent_runner import (
+    ImplementationResult,
+    RunnerConfig,
+    TamperedTestsError,
+    TaskContext,
+    TestExecutionError,
+    TestResult,
+)
 from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner._git import Author, FileChange, Git, Repository
+from necrocode.agent_runner._process import HeadAndTail
 from necrocode.agent_runner._redact import Redactor
 from necrocode.agent_runner.sandbox.plain import PlainSandbox
 from necrocode.agent_runner.steps.run_tests import (
@@ -25,9 +33,12 @@ from necrocode.agent_runner.steps.run_tests import (
     run_tests,
     test_warnings,
 )
+from necrocode.agent_runner.verdict.feedback import failure_feedback
+from necrocode.agent_runner.verdict.test_run import masked_output
 from necrocode.agent_runner.workspace import Workspace
 from tests.support.repositories import BROKEN_CALC, FIXED_CALC, git, make_repository
 
+KEY = "s3cr3t-0123456789"
 COMMAND = "python3 -m unittest"
 TESTS = """\
 import unittest
@@ -55,7 +66,7 @@ class Bench:
         self.notes: list[str] = []
         self.troubles: list[str] = []
         self.seconds = 60.0
-        self.redact: Callable[[str], str] = Redactor(("s3cr3t-0123456789",)).text
+        self.redact: Callable[[str], str] = Redactor((KEY,)).text
         self._rounds = 0
 
     def task(self, *commands: str, **options: Any) -> TaskContext:
@@ -241,6 +252,39 @@ def test_secrets_are_masked_in_every_text(bench: Bench) -> None:
     assert "***" in result.commands[0].cases[0].message
 
 
+@pytest.mark.parametrize("before", ["", "z" * 972, "z" * 983])
+@pytest.mark.parametrize("after", ["", "z" * 3940])
+def test_no_part_of_a_secret_is_left_where_texts_are_cut(bench: Bench, before: str, after: str) -> None:
+    body = (
+        f"<testsuite><testcase name='{before[-280:]}{KEY}'><failure message='{before}{KEY}{after}'>{before}{KEY}{after}"
+    )
+    report = f"{body}</failure></testcase></testsuite>"
+    command = f"""cat >"$NECROCODE_REPORTS/a.xml" <<'END'\n{report}\nEND\nexit 1"""
+    result = bench.run(bench.change(a__py=""), TestPlan((command,)))
+    (case,) = result.commands[0].cases
+    assert case.message
+    for text in (case.name, case.message, case.details):
+        assert KEY[:6] not in text
+        assert KEY[-6:] not in text
+
+
+@pytest.mark.parametrize("shift", range(0, 20, 3))
+def test_no_part_of_a_secret_is_left_where_output_is_cut(shift: int) -> None:
+    for text in (f"{'a ' * 240}{'b' * shift}{KEY} {'c' * 2000} {KEY}{'d' * shift}{' e' * 240}", f"{KEY} " * 100):
+        kept = HeadAndTail(1000)
+        kept.write(text.encode())
+        output = masked_output(kept.content().decode(), Redactor((KEY,)).text)
+        assert "bytes left out" in output
+        assert not any(KEY[start : start + 4] in output for start in range(len(KEY) - 3))
+        assert len(output) > 200
+
+
+def test_a_secret_with_colours_in_it_is_masked() -> None:
+    redact = Redactor((KEY,)).text
+    assert masked_output(f"a {KEY[:5]}\x1b[31m{KEY[5:]}\x1b[0m b", redact) == "a *** b"
+    assert masked_output("\x1b[31mred\x1b[0m", redact) == "\x1b[31mred\x1b[0m"
+
+
 def test_a_forged_report_does_not_outweigh_the_exit_code(tmp_path: Path) -> None:
     forge = (
         "import os, pathlib\n"
@@ -267,6 +311,25 @@ def test_the_base_is_tested_once_for_the_same_tree_and_commands(bench: Bench) ->
     other = bench.plan(COMMAND, test_environment={"A": "1"})
     assert len(bench.notes) == 1
     assert other.base is not None
+
+
+@pytest.mark.parametrize("command", ["nosuchtool --all", "true && nosuchtool", "/opt/nosuch/tool", "env nosuchtool"])
+def test_a_program_that_is_not_there_ends_it_before_the_model_is_asked(bench: Bench, command: str) -> None:
+    with pytest.raises(TestExecutionError, match=r"`.*` cannot be run: there is no program .*nosuch"):
+        bench.plan("true", command)
+
+
+def test_without_a_base_a_program_that_is_not_there_is_found_with_the_change(bench: Bench) -> None:
+    with pytest.raises(TestExecutionError, match="nosuchtool"):
+        bench.run(bench.change(a__py=""), TestPlan(("nosuchtool",)))
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["./check.sh", "bash new.sh", "exit 127", "PATH=bin:$PATH newtool", "sh -c 'exit 126'"],
+)
+def test_a_program_that_the_change_may_bring_is_waited_for(bench: Bench, command: str) -> None:
+    assert bench.plan(command).commands == (command,)
 
 
 def test_every_command_is_run_on_the_base(bench: Bench) -> None:
@@ -317,13 +380,97 @@ def test_what_does_not_work_on_the_base_is_not_used(tmp_path: Path, files: dict[
     with opened(make_repository(tmp_path / "repo", files), tmp_path) as bench:
         plan = bench.plan()
         assert plan == TestPlan(())
-    assert re.match(r"Nothing was tested: `.*` was found \(.*\), but does not work on the base\.", bench.troubles[0])
+    assert re.match(r"Nothing is tested: `.*` was found \(.*\), but does not work on the base\.", bench.troubles[0])
+
+
+def test_a_project_without_tests_is_told_to_be_untested(tmp_path: Path) -> None:
+    with opened(make_repository(tmp_path / "repo", {"a.txt": ""}), tmp_path) as bench:
+        assert bench.plan() == TestPlan(())
+    assert bench.troubles == ["Nothing is tested: the task names no test commands, and no project file tells of any."]
 
 
 @pytest.mark.parametrize("settings", [{"detect_tests": False}, {"test_base": False}])
 def test_nothing_is_looked_for_where_the_settings_say_so(bench: Bench, settings: dict[str, bool]) -> None:
     assert bench.plan(**settings) == TestPlan(())
-    assert bench.troubles == []
+    (off,) = settings
+    assert bench.troubles == [f"Nothing is tested: the task names no test commands, and {off} is off."]
+
+
+# --- tests that could not be run
+
+
+SOUND: dict[str, str | bytes] = {
+    "conftest.py": "",
+    "calc.py": FIXED_CALC,
+    "test_calc.py": "import calc\ndef test_add(): assert calc.add(1, 2) == 3\n",
+}
+LACKING: dict[str, str | bytes] = {"test_lacking.py": "import nosuchmodule\ndef test_it(): pass\n"}
+
+
+def test_one_module_that_cannot_be_imported_does_not_hide_what_breaks(tmp_path: Path) -> None:
+    with opened(make_repository(tmp_path / "repo", SOUND | LACKING), tmp_path) as bench:
+        result = bench.run(bench.change(calc__py=BROKEN_CALC), bench.plan())
+    assert not result.success
+    assert result.verdict is not None
+    assert result.verdict.newly_broken.names == ("test_calc::test_add",)
+    assert result.verdict.pre_existing.names == ("test_lacking",)
+
+
+def test_commands_that_nobody_asked_for_and_that_come_to_no_test_say_nothing(tmp_path: Path) -> None:
+    files: dict[str, str | bytes] = {"a.py": "", "test_a.py": "import unittest, nosuchmodule\n"}
+    with opened(make_repository(tmp_path / "repo", files), tmp_path) as bench:
+        plan = bench.plan()
+        result = bench.run(bench.change(a__py="x = 1\n"), plan)
+    assert plan.commands == ("python -m unittest",)
+    assert (plan.counts(result), result.success) == (False, False), "named, they would not be accepted"
+
+
+def test_tests_that_only_the_change_makes_importable_count(tmp_path: Path) -> None:
+    files: dict[str, str | bytes] = {"calc.py": "", "test_calc.py": TESTS}
+    with opened(make_repository(tmp_path / "repo", files), tmp_path) as bench:
+        plan = bench.plan()
+        good = bench.run(bench.change(calc__py=FIXED_CALC), plan)
+        bad = bench.run(bench.change(calc__py=BROKEN_CALC), plan)
+    assert (good.success, bad.success, plan.counts(bad)) == (True, False, True)
+    assert good.verdict is not None
+    assert good.verdict.fixed.names == ("unittest.loader._FailedTest.test_calc",)
+    assert test_warnings(good) == (), "it is not missing"
+
+
+def test_a_command_that_passes_without_a_test_is_told(tmp_path: Path) -> None:
+    tests = "import unittest\n@unittest.skip('')\nclass T(unittest.TestCase):\n    def test_a(self): pass\n"
+    with opened(make_repository(tmp_path / "repo", {"test_a.py": tests}), tmp_path) as bench:
+        result = bench.run(bench.change(a__py=""), bench.plan(COMMAND))
+    assert result.success
+    assert test_warnings(result) == (f"`{COMMAND}` exited with 0 and ran no test.",)
+
+
+# --- tests that are not come to
+
+
+PYTEST = f"{sys.executable} -m pytest -q -p no:cacheprovider"
+ENDED = "import os\nos._exit(0)\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "files"),
+    [
+        (COMMAND, {"calc__py": ENDED}),
+        (COMMAND, {"unittest__py": "raise SystemExit(0)\n"}),
+        (PYTEST, {"test_aaa__py": ENDED}),
+    ],
+)
+def test_a_change_that_ends_the_tests_with_0_fails(bench: Bench, command: str, files: dict[str, str]) -> None:
+    plan = bench.plan(command)
+    result = bench.run(bench.change(**files), plan)
+    assert not result.success
+    assert result.verdict is not None
+    assert result.verdict.missing.count == 2
+    assert "without a word on any test" in test_warnings(result)[0]
+    assert failure_text(result).startswith(f"The tests failed: `{command}` exited with 0 and came to no test")
+    feedback = failure_feedback(result, plan.base)
+    assert "exited with 0 without a word on any test" in feedback
+    assert "Ran before the change and not now: " in feedback
 
 
 # --- tampering
@@ -341,7 +488,8 @@ def test_the_bases_tests_are_run_on_a_change_that_touches_them(bench: Bench) -> 
     assert under_base.tree == base_trees(bench), "nothing but the test was changed"
     assert git(bench.workspace.path, "rev-parse", "HEAD") == change.commit, "the slot holds the change again"
     assert (bench.workspace.path / "test_calc.py").read_text() == WEAK_TESTS
-    assert "FAILS them as they were): test_calc.py." in test_warnings(result)[-1]
+    told = "The change touches what it is judged by: test_calc.py. With these as they were, the tests FAIL."
+    assert test_warnings(result)[-1] == told
     with pytest.raises(TamperedTestsError, match=r"touches test_calc\.py, and fails the tests as they were"):
         refuse_tampering(result)
 
@@ -353,8 +501,30 @@ def test_a_change_that_passes_the_bases_tests_too_is_only_told(bench: Bench, rem
     result = bench.run(bench.change(calc__py=FIXED_CALC, test_calc__py=tests, **other), bench.plan(COMMAND))
     assert result.base_version is not None
     assert result.base_version.success
-    assert "(which passes them as they were): test_calc.py." in test_warnings(result)[-1]
+    assert test_warnings(result)[-1].endswith("by: test_calc.py. With these as they were, the tests pass too.")
     refuse_tampering(result)
+
+
+@pytest.mark.parametrize(
+    ("tests", "lost"),
+    [
+        (None, ("test_more.py", "test_more.CalcTest.test_add", "test_more.CalcTest.test_zero")),
+        (TESTS.replace("test_zero", "zero"), ("test_more.CalcTest.test_zero",)),
+        (TESTS.replace("    def test_z", "    @unittest.skip('')\n    def test_z"), ("test_more.CalcTest.test_zero",)),
+    ],
+)
+def test_tests_that_are_removed_or_disabled_are_refused_although_the_bases_pass(
+    tmp_path: Path, tests: str | None, lost: tuple[str, ...]
+) -> None:
+    files = FILES | {"test_more.py": TESTS}
+    with opened(make_repository(tmp_path / "repo", files), tmp_path) as bench:
+        result = bench.run(bench.change(calc__py=FIXED_CALC, test_more__py=tests), bench.plan(COMMAND))
+    assert result.base_version is not None
+    assert result.base_version.success
+    assert result.tamper is not None
+    assert result.tamper.lost == lost
+    with pytest.raises(TamperedTestsError, match="removes or disables tests: test_more"):
+        refuse_tampering(result)
 
 
 def test_new_tests_are_no_tampering(bench: Bench) -> None:
@@ -365,7 +535,7 @@ def test_new_tests_are_no_tampering(bench: Bench) -> None:
 
 @pytest.mark.parametrize(
     ("name", "is_run"),
-    [("conftest__py", True), ("pytest__ini", True), (".github__workflows__ci__yml", False)],
+    [("conftest__py", True), ("pytest__ini", True), ("nose2__py", True), (".github__workflows__ci__yml", False)],
 )
 def test_configuration_is_told_even_when_it_is_new(bench: Bench, name: str, is_run: bool) -> None:
     result = bench.run(bench.change(**{"calc__py": FIXED_CALC, name: "x = 1\n"}), bench.plan(COMMAND))

@@ -95,12 +95,19 @@ def _diff_lines(rows: Sequence[Row]) -> Iterator[str]:
 
 def search_replace_of(path: str, old: str | None, new: str) -> str:
     """Search/replace blocks for one file; an empty search for a file that is new."""
+    refuse_signs(old or "", new)
     pairs = [([], lines_of(new))] if not old else [
         (hunk.side("-"), hunk.side("+")) for hunk in hunks(old, new, context=1, must_be_unique=True)
     ]  # fmt: skip
     if old and not all("".join(search).strip() for search, _ in pairs):
         raise InexpressibleError
     return "\n".join(block_of(path, search, replace) for search, replace in pairs)
+
+
+def refuse_signs(old: str, new: str) -> None:
+    """New lines with a ``+`` in front, in a file without such lines, look like those of a diff in the wrong format."""
+    if any(line.startswith("+") for line in lines_of(new)) and not any(line.startswith("+") for line in lines_of(old)):
+        raise InexpressibleError
 
 
 def block_of(path: str, search: Sequence[str], replace: Sequence[str]) -> str:
@@ -144,6 +151,7 @@ def patch_of(path: str, old: str | None, new: str | None) -> str:
 
 def json_edits_of(path: str, old: str, new: str) -> dict[str, Any]:
     """One file's change as a list of edits in JSON."""
+    refuse_signs(old, new)
     found = hunks(old, new, context=1, must_be_unique=True)
     edits = [{"search": "".join(one.side("-")), "replace": "".join(one.side("+"))} for one in found]
     if any(old.find(edit["search"], old.find(edit["search"]) + 1) >= 0 for edit in edits):

@@ -200,7 +200,8 @@ def test_an_insertion_without_context_is_trusted_only_with_numbers_that_add_up()
     text = git_diff("@@ -2,0 +3,1 @@\n+x\n", "@@ -5,0 +7,2 @@\n+y\n+z\n")
     assert [edit.line for edit in only(text).edits] == [3, 6]
     assert [edit.line for edit in only(text.replace("+7,2", "+9,2")).edits] == [3, None]
-    assert [edit.line for edit in only(git_diff("@@ -0,0 +1 @@\n+x\n")).edits] == [None]
+    assert [edit.line for edit in only(git_diff("@@ -0,0 +1 @@\n+x\n")).edits] == [1]
+    assert [edit.line for edit in only(git_diff("@@ -0,0 +1,2 @@\n+x\n")).edits] == [None]
 
 
 @pytest.mark.parametrize(("text", "error", "reason"), [
@@ -317,3 +318,57 @@ def test_a_rename_may_carry_edits_and_an_edit_may_mean_every_place() -> None:
 def test_edits_in_json_that_are_none_are_refused_with_the_reason(change: dict[str, object], reason: str) -> None:
     with pytest.raises(MalformedAnswerError, match=reason):
         parse_answer(json.dumps({"changes": [{"operation": "edit", "file_path": "a.py", **change}]}))
+
+
+@pytest.mark.parametrize("new", ["src/a.py.new", "src/a.py", "src/a.py.modified"])
+def test_a_plain_diff_of_a_file_and_its_copy_edits_the_file(new: str) -> None:
+    change = only(git_diff("@@ -1 +1 @@\n-a\n+b\n", header=f"--- src/a.py\n+++ {new}\n"))
+    assert (change.operation, change.file_path) == ("edit", "src/a.py")
+
+
+@pytest.mark.parametrize("header", ["--- src/x.py\n+++ lib/x.py\n", "--- v1/x.py\n+++ v2/x.py\n"])
+def test_a_plain_diff_of_one_path_in_two_folders_is_refused(header: str) -> None:
+    with pytest.raises(MalformedAnswerError, match="write one path"):
+        parse_answer(git_diff("@@ -1 +1 @@\n-a\n+b\n", header=header))
+
+
+def test_states_of_a_folder_are_no_part_of_a_path() -> None:
+    for old, new in (("tool-1.0", "tool-1.1"), ("tool.orig", "tool"), ("old", "new"), ("a", "b")):
+        header = f"--- {old}/src/a.py\n+++ {new}/src/a.py\n"
+        assert only(git_diff("@@ -1 +1 @@\n-a\n+b\n", header=header)).file_path == "src/a.py"
+
+
+def test_two_names_and_no_line_are_no_rename() -> None:
+    with pytest.raises(MalformedAnswerError, match="changes nothing"):
+        parse_answer("--- a/x.py\n+++ b/y.py\n@@ @@\n")
+
+
+def test_a_removal_of_a_dash_is_no_signature() -> None:
+    text = git_diff("@@ -1,2 +1,2 @@\n items:\n-- a\n+- A\n-- b\n+- B\n")
+    (edit,) = only(text).edits
+    assert (edit.search, edit.replace) == ("items:\n- a\n- b\n", "items:\n- A\n- B\n")
+    (edit,) = only(git_diff("@@ -1 +1 @@\n-a\n+b\n-- \n2.40.1\n")).edits
+    assert (edit.search, edit.replace) == ("a\n", "b\n")
+
+
+def test_a_closing_tag_that_has_lost_its_blank_is_a_line_that_stays() -> None:
+    text = "```diff\n--- a/a.html\n+++ b/a.html\n@@ @@\n<div>\n-a\n+b\n</div>\n<p>\n-c\n+d\n```\n"
+    (edit,) = only(text).edits
+    assert edit.search == "<div>\na\n</div>\n<p>\nc\n"
+
+
+@pytest.mark.parametrize("marker", ["*** End Patch", "*** End of File"])
+def test_markers_of_patches_with_a_blank_before_them_are_lines_of_a_hunk(marker: str) -> None:
+    text = f"*** Begin Patch\n*** Update File: a.txt\n@@\n-a\n+b\n {marker}\n-c\n+d\n*** End Patch\n"
+    (edit,) = only(text).edits
+    assert (edit.search, edit.replace, edit.at_end) == (f"a\n{marker}\nc\n", f"b\n{marker}\nd\n", False)
+
+
+def test_a_patch_may_be_indented_as_a_whole_at_its_end() -> None:
+    (edit,) = only("*** Begin Patch\n*** Update File: a.txt\n@@\n-a\n+b\n  *** End Patch\n").edits
+    assert (edit.search, edit.replace) == ("a\n", "b\n")
+
+
+def test_a_diff_that_removes_a_file_says_what_was_in_it() -> None:
+    change = only("--- a/old.py\n+++ /dev/null\n@@ -1 +0,0 @@\n-x\n")
+    assert (change.operation, [edit.search for edit in change.edits]) == ("delete", ["x\n"])

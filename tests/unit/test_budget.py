@@ -27,6 +27,7 @@ from necrocode.agent_runner import (
     ModelPrice,
     ModelRefusalError,
     RateLimitError,
+    RunnerError,
     RunnerTimeoutError,
     RunUsage,
     ScriptedLLM,
@@ -335,6 +336,7 @@ class ConnectError(Exception):
         ContextOverflowError("too long"),
         ConfigurationError("no key"),
         ServiceError("bad request", status_code=400),
+        ServiceError("moved", status_code=302),
         connection_error(ConnectError()),
         connection_error(ConnectionRefusedError()),
         connection_error(connection_error(ConnectError())),
@@ -373,6 +375,42 @@ def test_what_may_have_been_paid_for_counts_as_reserved(clock: FakeClock, error:
     assert usage.is_estimated
     assert bool(desk.troubles) == is_told
     assert all(f"counts as {PROMPT + 1000} tokens" in trouble for trouble in desk.troubles)
+
+
+def completion_of(reason: str, text: str, usage: dict[str, int] | None) -> Answer:
+    choice = {"index": 0, "finish_reason": reason, "message": {"role": "assistant", "content": text}}
+    return Answer(200, {"id": "1", "model": "m", "choices": [choice], "usage": usage})
+
+
+@pytest.mark.parametrize(
+    ("said", "counted"),
+    [
+        (completion_of("length", "abc", {"prompt_tokens": 300, "completion_tokens": 40}), (1, 300, 40, False)),
+        (completion_of("stop", "", {"prompt_tokens": 300, "completion_tokens": 0}), (1, 300, 0, False)),
+        (completion_of("length", "abc", {"prompt_tokens": 300}), (1, 300, 1000, True)),
+        (completion_of("length", "abc", None), (1, PROMPT, 1000, True)),
+        (Answer(302, "", headers={"Location": "/elsewhere"}), (0, 0, 0, False)),
+        (Answer(200, "<!DOCTYPE html><p>log in"), (0, 0, 0, False)),
+        (Answer(200, "{}"), (1, PROMPT, 1000, True)),
+    ],
+)
+def test_an_answer_that_will_not_do_counts_as_the_endpoint_says(
+    clock: FakeClock, said: Answer, counted: tuple[int, int, int, bool]
+) -> None:
+    budget = Desk(clock).budget()
+    with serving([said]) as server:
+        client = LLMClient(LLMConfig(endpoint=f"{server.url}/v1", retry_count=0, stream=False), clock=clock)
+        with pytest.raises(RunnerError):
+            BudgetedModel(client, budget, max_tokens=1000).complete(ASKED)
+    usage = budget.usage
+    assert (usage.calls, usage.prompt_tokens, usage.completion_tokens, usage.is_estimated) == counted
+
+
+def test_an_answer_says_of_its_tokens_what_the_budget_counts(clock: FakeClock) -> None:
+    budget = Desk(clock).budget()
+    got = ask(budget, "yes")
+    assert got.usage_is_estimated
+    assert (got.prompt_tokens, got.completion_tokens) == (budget.usage.prompt_tokens, budget.usage.completion_tokens)
 
 
 def test_an_endpoint_that_is_not_there_costs_nothing(clock: FakeClock) -> None:

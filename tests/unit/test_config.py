@@ -147,6 +147,9 @@ def test_every_setting_can_be_given_in_a_file(settings: Settings) -> None:
         "commit_message": "{title}", "max_changed_files": 1, "max_file_bytes": 1, "max_total_bytes": 1,
         "max_output_bytes": 1000, "max_repair_rounds": 0, "test_environment": {"A": "1"},
         "detect_tests": False, "test_base": False, "pass_rule": "no-new-failures", "tamper": "refuse",
+        "sandbox": "bwrap", "sandbox_network": True, "sandbox_read_paths": ["/srv/tools"], "sandbox_image": "i",
+        "max_test_output_bytes": 1000, "max_test_memory_bytes": 1 << 20, "max_test_processes": 1,
+        "max_test_cpu_seconds": 1, "max_test_file_bytes": 1 << 20, "max_test_disk_bytes": 1 << 20,
         "budget": {"max_cost_usd": 0.1, "process": {"max_calls": 0}, "spec": {}},
     }  # fmt: skip
     assert set(values) == set(RunnerConfig.model_fields) - {"llm_config"} | {"llm"}
@@ -178,6 +181,12 @@ def test_a_key_that_is_near_to_none_lists_them_all() -> None:
 def test_an_unknown_key_of_the_model_is_told_too(settings: Settings) -> None:
     for told in (settings.refused("llm: {modle: m}"), refused(llm={"modle": "m"})):
         assert "unknown key 'modle' (did you mean 'model'?)" in told
+
+
+@pytest.mark.parametrize("llm", ["5", "[a]", "{1: a}", "{~: a}", "{[a]: b}"])
+def test_an_llm_section_that_is_no_mapping_of_names_is_refused(settings: Settings, llm: str) -> None:
+    told = settings.refused(f"llm: {llm}")
+    assert "mapping of names to values" in told or "unhashable" in told
 
 
 def test_one_setting_under_both_its_names_is_refused(settings: Settings) -> None:
@@ -257,6 +266,7 @@ def test_a_file_that_is_no_mapping_is_refused(settings: Settings, content: str) 
         (b"runner_id: \xff\xfe", "not UTF-8 (byte 11)"),
         ("a: \0", "not valid YAML"),
         ("a: *b", "undefined alias"),
+        ('a: "\\UFFFFFFFF"', "not valid YAML"),
         ("[a]: b\n? {x: y}\n: z", "unhashable"),
         ('pool_size: !!int ""', "not the int that it should be"),
         ('lease_seconds: !!float ""', "not the float that it should be"),
@@ -391,3 +401,12 @@ def test_secrets_are_the_key_and_the_headers_that_are_named_like_one() -> None:
     assert llm.secrets() == (SECRET, "abc-def", "k1", "c=1")
     assert LLMConfig().secrets() == ()
     assert not any(secret in repr(llm) for secret in llm.secrets())
+
+
+def test_what_is_wrong_in_every_block_is_told_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("llm: {candidates: 17, mdel: x}\npool_size: 0\nbudget: {max_calls: -1}\n")
+    with pytest.raises(ConfigurationError) as caught:
+        RunnerConfig.from_yaml(file, environ={})
+    for words in ("candidates: ", "did you mean 'model'", "pool_size: ", "max_calls: "):
+        assert words in str(caught.value)

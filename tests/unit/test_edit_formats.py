@@ -6,7 +6,7 @@ import re
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from necrocode.agent_runner import (
@@ -204,8 +204,9 @@ def test_several_files_with_prose_between_them() -> None:
 
 
 def test_delete_and_rename_lines() -> None:
-    changes = parse_answer("DELETE old/a.py\n- RENAME `b.py` -> `c/d.py`\n").changes
-    assert changes == (
+    parsed = parse_answer("Moved.\nDELETE old/a.py\n- RENAME `b.py` -> `c/d.py`\n")
+    assert parsed.explanation == "Moved."
+    assert parsed.changes == (
         CodeChange(operation="delete", file_path="old/a.py"),
         CodeChange(operation="rename", file_path="b.py", new_path="c/d.py"),
     )
@@ -298,10 +299,19 @@ def test_no_text_raises_anything_but_our_errors(text: str) -> None:
 
 
 _PATHS = st.from_regex(r"[a-z]{1,5}(/[a-z]{1,5}){0,2}\.(py|txt|md)", fullmatch=True)
-_TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r")).map(lambda text: text + "\n")
+_TEXT = (
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"))
+    .map(lambda text: text + "\n")
+    .filter(
+        lambda text: (
+            not any(mark in text for mark in ("diff --git", "***", "<<<<<", ">>>>>", "@@", "Index: ", "--- ", "think>"))
+        )
+    )
+)
 
 
 @given(st.dictionaries(_PATHS, _TEXT, min_size=1, max_size=4))
+@example({"a.py": "@@\n"})
 def test_files_rendered_as_the_prompt_asks_are_read_back(files: dict[str, str]) -> None:
     answer = "\n\n".join(f"{path}\n{fenced(text)}" for path, text in files.items())
     assert contents(answer) == files

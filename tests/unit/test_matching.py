@@ -70,12 +70,44 @@ def test_an_edit_that_leaves_out_on_one_side_alone_is_refused(replace: str) -> N
     assert reasons(CODE, edit("    def one(self):\n    # ...\n    def two(self):\n", replace)) == [("missing", ())]
 
 
-def test_a_slip_in_a_quoted_comment_is_forgiven_and_the_comment_stays() -> None:
-    text = "def f(x):\n    # Returns the square of the given number.\n    y = x * x\n    return y\n"
-    search = text.replace("Returns the square", "Return the square")
+@pytest.mark.parametrize("search", ["function f() {\n...\n  return 1;\n", "  a();\n...\n  return 1;\n"])
+def test_what_is_left_out_does_not_reach_into_another_function(search: str) -> None:
+    text = "function f() {\n  a();\n}\nfunction h() {\n  return 1;\n}\n"
+    assert reasons(text, edit(search, search.replace("1", "2"))) == [("missing", ())]
+    text = "function f() {\n  a();\n  b();\n\n  return 1;\n}\n"
+    assert new_text(text, edit(search, search.replace("1", "2"))) == text.replace("1", "2")
+
+
+def test_what_is_left_out_holds_no_dots_of_the_files_own() -> None:
+    stub = "class A:\n    def f(self):\n        ...\n    def g(self):\n        ...\n    def h(self):\n        ...\n"
+    search = "    def f(self):\n        ...\n    def h(self):\n"
+    assert reasons(stub, edit(search, search.replace("h(", "k("))) == [("missing", ())]
+
+
+def test_other_marks_in_a_quoted_line_are_forgiven_and_the_line_stays() -> None:
+    text = "def f(x):\n    # The square, of the given number.\n    y = x * x\n    return y\n"
+    search = text.replace("square, of", "square of").replace("number.", "number")
     assert new_text(text, edit(search, search.replace("return y", "return y + 1"))) == text.replace(
         "return y", "return y + 1"
     )
+
+
+def test_two_lines_are_too_few_to_be_nearly_the_same() -> None:
+    text = "# Returns the square of the given number, whatever it is.\nfirst_value = call(1)\nsecond_value = call(2)\n"
+    search = "# Returns the square of the given number whatever it is.\nfirst_value = call(1)\n"
+    assert reasons(text, edit(search, search.replace("1", "5"))) == [("missing", ())]
+    longer = f"{search}second_value = call(2)\n"
+    assert new_text(text, edit(longer, longer.replace("1", "5"))) == text.replace("1", "5")
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [("encode", "decode"), ("valid", "invalid"), ("a == b", "a != b"), ("1.5", "15"), ("returns", "return")],
+)
+def test_another_word_number_or_operator_in_a_quoted_line_is_another_place(said: str, meant: str) -> None:
+    text = f"def f(x):\n    # Whether all of it is so when this is given: {meant}, and so on\n    y = x\n    return y\n"
+    search = text.replace(f": {meant},", f": {said},")
+    assert reasons(text, edit(search, search.replace("return y", "return y + 1"))) == [("missing", ())]
 
 
 @pytest.mark.parametrize(
@@ -98,8 +130,8 @@ def test_a_near_line_that_the_edit_changes_is_not_near_enough() -> None:
 
 
 def test_of_two_near_places_neither_is_taken() -> None:
-    block = "# The answer to all questions is here.\nx = f(1)\ny = g(2)\n"
-    search = block.replace("questions", "question")
+    block = "# The answer to all questions, is here.\nfirst_value = function(1)\nsecond_value = g(2)\n"
+    search = block.replace("questions,", "questions")
     assert reasons(block + "z = 0\n" + block, edit(search, search.replace("g(2)", "g(3)"))) == [("ambiguous", (1, 5))]
 
 
@@ -166,12 +198,36 @@ def test_at_the_end_means_there() -> None:
 
 def test_every_place_can_be_meant() -> None:
     assert new_text("x\nxx\nx\n", edit("x", "y", whole_lines=False, every=True)) == "y\nyy\ny\n"
+    assert new_text("foo\n" * 400, edit("foo", "bar", whole_lines=False, every=True)) == "bar\n" * 400
+    assert new_text("foo\n" * 400, edit("foo\n", "bar\n", every=True)) == "bar\n" * 400
+    assert new_text("  foo\n" * 400, edit("foo \n", "bar\n", every=True)) == "  bar\n" * 400
+    assert new_text("aaa\n", edit("aa", "b", whole_lines=False, every=True)) == "ba\n"
 
 
 def test_a_part_of_a_line_must_be_there_once_too() -> None:
     assert new_text("a = f(1)\nb = f(2)\n", edit("f(2)", "g(2)", whole_lines=False)) == "a = f(1)\nb = g(2)\n"
     assert reasons("a = f(1)\nb = f(2)\n", edit("f(", "g(", whole_lines=False)) == [("ambiguous", (1, 2))]
     assert new_text("if a:\n    b()\n", edit("if a:\n  b()", "if a:\n  c()", whole_lines=False)) == "if a:\n    c()\n"
+
+
+@pytest.mark.parametrize("text", ["max = 10\n", "x = 10\n", "max = 1\n"])
+def test_a_part_of_a_word_or_number_is_no_place(text: str) -> None:
+    assert reasons(text, edit("x = 1", "x = 2", whole_lines=False)) == [("cut", ())]
+    assert new_text(f"{text}x = 1\n", edit("x = 1", "x = 2", whole_lines=False)) == f"{text}x = 2\n"
+    assert new_text("名前を変える\n", edit("前を", "札を", whole_lines=False)) == "名札を変える\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [("x\na\nb\na", (2, 4)), ("\ufeffa\nb\na\n", (1, 3)), ("\ufeffa\nb\na", (1, 3)), ("a\r\nb\na", (1, 3))],
+)
+def test_the_first_and_the_last_line_are_places_like_others(text: str, lines: tuple[int, ...]) -> None:
+    assert reasons(text, edit("a\n", "Z\n")) == [("ambiguous", lines)]
+
+
+def test_a_part_with_its_line_break_may_be_the_last_line_without_one() -> None:
+    assert reasons("x\na\nb\na", edit("a\n", "Z\n", whole_lines=False)) == [("ambiguous", (2, 4))]
+    assert new_text("a\na", edit("a\n", "Z\n", whole_lines=False, every=True)) == "Z\nZ"
 
 
 def test_blank_lines_alone_are_no_place_unless_there_is_one_such() -> None:
@@ -316,6 +372,11 @@ def test_a_refusal_says_that_the_change_is_there_already() -> None:
     assert "has the replacement already" in refusal.explained()
 
 
+def test_a_word_of_the_file_is_not_the_replacement_of_a_whole_line() -> None:
+    (refusal,) = apply_edits("max = 2\n", [edit("a = 1\n", "x = 2\n")]).refusals
+    assert not refusal.is_there_already
+
+
 def test_feedback_is_bounded_whatever_the_edits_hold() -> None:
     text = "".join(f"{'word ' * 1000}{number}\n" for number in range(100))
     edits = [edit(f"{'word ' * 5000}x{number}\n" * 20, "y\n") for number in range(30)]
@@ -367,6 +428,12 @@ def test_a_megabyte_of_near_matches_is_looked_through_in_time(line: str) -> None
     start = time.process_time()
     apply_edits(text, edits)
     assert time.process_time() - start < 10
+
+
+def test_comparing_the_two_sides_of_edits_is_counted_too() -> None:
+    sides = [("".join("ab"[(at * step) % 7 % 2] + "\n" for at in range(490))) for step in (1, 3)]
+    with pytest.raises(ChangeRejectedError, match="take too long to find"):
+        apply_edits(sides[0].replace("\n", "  \n"), [edit(sides[0], f"x\n{sides[1]}y\n")], effort=Effort(10_000_000))
 
 
 def test_too_much_to_look_through_is_refused() -> None:

@@ -14,6 +14,7 @@ from necrocode.agent_runner._names import (
     MAX_SLUG_CHARACTERS,
     check_branch_name,
     check_change_path,
+    check_path_inside,
     check_repository_url,
     expand_home,
     fold_name,
@@ -193,6 +194,25 @@ def test_a_hostile_path_is_refused(path: str) -> None:
     with pytest.raises(ValueError, match=r"path|holds|absolute|part|longer|git|Unicode") as caught:
         check_change_path(path)
     assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "path", ["aux.py", "src/con.c", "nul/x", "a:b.txt", "c:x", "x.", "dir /x", "*.py", 'a"b', "a?<b>|c", "com1"]
+)
+def test_a_name_that_some_file_systems_cannot_hold_lies_inside_all_the_same(path: str) -> None:
+    assert check_path_inside(path) == path
+    with pytest.raises(ValueError, match="some file systems cannot hold"):
+        check_change_path(path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["a/../b", "/aux", "c:/x", "a\\b", ".git:x", "a/.GIT./x", "git~1/aux", "a\nb", "a" * 256, "\ud800", ".gitmodules:x",
+     "gitmod~1"],
+)  # fmt: skip
+def test_a_path_that_leaves_the_repository_or_reaches_into_git_is_refused_for_files_that_exist_too(path: str) -> None:
+    with pytest.raises(ValueError, match=r"has a|holds|absolute|would reach|Unicode"):
+        check_path_inside(path)
 
 
 @pytest.mark.parametrize(

@@ -65,3 +65,38 @@ def test_the_new_side_of_an_edit_is_looked_at_too() -> None:
     edit = TextEdit(search="    return 1\n", replace="    return 3\n    # ... existing code ...\n")
     with pytest.raises(ChangeRejectedError):
         refuse_placeholders([CodeChange(operation="edit", file_path="a.py", edits=(edit,))], lambda _path: OLD)
+
+
+def dotted(search: str, replace: str, *, path: str = "a.py", in_order: bool = False) -> None:
+    edits = (TextEdit(search=search, replace=replace),)
+    change = CodeChange(operation="edit", file_path=path, edits=edits, in_order=in_order)
+    refuse_placeholders([change], lambda _path: OLD)
+
+
+@pytest.mark.parametrize(
+    ("search", "replace"),
+    [
+        ("def f():\n    a()\n    b()\n", "def f():\n    ...\n"),
+        ("def f():\n    a()\n    b()\n", "def f(x):\n    ...\n"),
+        ("def f():\n    a()\n", "def f():\n    a()\n    c()\n    ...\n"),
+        ("    a()\n    b()\n", "    c()\n    ...\n    d()\n"),
+    ],
+)
+def test_dots_in_the_place_of_lines_are_refused(search: str, replace: str) -> None:
+    with pytest.raises(ChangeRejectedError, match="in the place of code"):
+        dotted(search, replace)
+    dotted(search, replace, in_order=True)
+    dotted(search, replace, path="docs/index.rst")
+
+
+@pytest.mark.parametrize(
+    ("search", "replace"),
+    [
+        ("class P:\n    x: int\n", "class P:\n    x: int\n\n    def f(self) -> int:\n        ...\n"),
+        ("def f():\n    ...\n", "def g():\n    ...\n"),
+        ("def f():\n    ...\n    b()\n", "def f():\n    ...\n    c()\n"),
+        ("", "def f():\n    ...\n"),
+    ],
+)
+def test_the_dots_of_a_new_stub_and_of_the_search_may_stay(search: str, replace: str) -> None:
+    dotted(search, replace)

@@ -144,7 +144,7 @@ def test_short_and_empty_secrets_do_not_eat_words() -> None:
 
 def test_a_redactor_without_secrets_still_knows_key_shapes() -> None:
     assert Redactor().text(f"key {KEYS['openai']}.") == f"key {MASK}."
-    assert Redactor().holds_secret(KEYS["openai"]) is False
+    assert not Redactor().secrets_in(KEYS["openai"])
 
 
 @pytest.mark.parametrize("key", KEYS.values(), ids=KEYS)
@@ -178,12 +178,13 @@ def test_ordinary_text_is_left_alone(text: str) -> None:
     assert Redactor((SECRET,)).text(text) == text
 
 
-def test_whether_a_secret_is_held() -> None:
+def test_how_often_a_secret_is_in_a_text_is_told_for_each_of_its_forms() -> None:
     redactor = Redactor((SECRET,))
-    assert redactor.holds_secret(f"a{SECRET}")
-    assert redactor.holds_secret(json.dumps({"a": SECRET}))
-    assert not redactor.holds_secret("p4ss")
-    assert not Redactor().holds_secret("")
+    escaped = json.dumps(SECRET)[1:-1]
+    assert redactor.secrets_in(f"a{SECRET}") == {SECRET: 1}
+    assert redactor.secrets_in(f"{SECRET} {escaped} {SECRET}") == {SECRET: 2, escaped: 1}
+    assert not redactor.secrets_in("p4ss")
+    assert not Redactor().secrets_in(SECRET)
 
 
 PIECES = st.sampled_from(

@@ -146,6 +146,11 @@ def test_pytest_is_asked_by_its_variable_whatever_starts_it() -> None:
     assert kept["PYTEST_ADDOPTS"] == f"-x {OPTIONS}"
 
 
+def test_where_cases_decide_pytest_is_to_run_them_all() -> None:
+    told = project().environment(["pytest"], {}, is_by_cases=True)["PYTEST_ADDOPTS"]
+    assert told == f"{OPTIONS} --continue-on-collection-errors --maxfail=0"
+
+
 def test_a_project_or_command_with_its_own_junit_file_keeps_it() -> None:
     assert project(setup__cfg="[tool:pytest]\naddopts = --junitxml=a.xml").environment(["pytest"], {}) == {}
     assert project().environment(["pytest --junit-xml=a.xml"], {}) == {}

@@ -2,21 +2,33 @@ from __future__ import annotations
 
 import pytest
 
-from necrocode.agent_runner.test_results import CaseStatus, CommandResult, TestCase, TestResult, Verdict
+from necrocode.agent_runner.test_results import (
+    CaseStatus,
+    CommandResult,
+    PassRule,
+    TestCase,
+    TestResult,
+    Verdict,
+)
 from necrocode.agent_runner.verdict.comparison import (
+    LOST_NOTE,
     MAX_LISTED,
     is_success,
     make_verdict,
     newly_failing,
+    with_lost_tests,
     with_second_run,
 )
 
 SHORT: dict[str, CaseStatus] = {"+": "passed", "-": "failed", "!": "error", "0": "skipped"}
 
 
-def ran(text: str, *, code: int | None = None, command: str = "t", **options: object) -> CommandResult:
-    """A command by its cases: ``a+ b- c0``."""
+def ran(
+    text: str, *, code: int | None = None, command: str = "t", more: tuple[str, ...] = (), **options: object
+) -> CommandResult:
+    """A command by its cases: ``a+ b- c0``; and by ``more``, of which no test could be run."""
     cases = tuple(TestCase(name=word[:-1], status=SHORT[word[-1]]) for word in text.split())
+    cases += tuple(TestCase(name=name, status="error", ran=False) for name in more)
     failing = any(case.is_failing for case in cases)
     return CommandResult.model_validate(
         {"command": command, "exit_code": int(failing) if code is None else code, "duration_seconds": 1.0, "output": ""}
@@ -83,6 +95,23 @@ def test_a_failure_that_no_case_explains_is_one_of_the_command() -> None:
     assert told(verdict) == "fixed: $ t"
 
 
+@pytest.mark.parametrize(
+    ("file", "case"),
+    [
+        ("tests.test_a", "tests.test_a::test_x"),
+        ("unittest.loader._FailedTest.test_a", "test_a.A.test_x"),
+        ("a.test.js", "a.test.js > adds"),
+        ("example.com/m", "example.com/m.TestX"),
+    ],
+)
+def test_a_file_that_can_be_run_now_is_fixed_and_not_missing(file: str, case: str) -> None:
+    verdict = make_verdict(result(ran("b+", more=(file, "z"))), result(ran("b+", more=("z",)), tree="x"))
+    assert told(verdict) == f"pre_existing: z; missing: {file}"
+    cases = (TestCase(name=case, status="passed"), TestCase(name=f"{file}er", status="passed"))
+    now = result(ran("", cases=cases))
+    assert told(make_verdict(result(ran("", more=(file,))), now)).startswith(f"fixed: {file}; new: ")
+
+
 def test_commands_are_told_apart() -> None:
     base = result(ran("", code=0, command="lint"), ran("a-", command="t"))
     verdict = make_verdict(base, result(ran("", code=1, command="lint"), ran("a+", command="t")))
@@ -93,6 +122,42 @@ def test_a_command_that_was_not_come_to_is_not_compared() -> None:
     verdict = make_verdict(result(ran("a+"), ran("b+")), result(ran("a-")))
     assert told(verdict) == "newly_broken: a"
     assert make_verdict(result(), result()).basis == "exit-code"
+
+
+def lost(base: TestResult, *commands: CommandResult, rule: PassRule = "exit-code") -> tuple[bool, str]:
+    """Whether it counts as passed, and the verdict."""
+    now = with_lost_tests(base, result(*commands))
+    return is_success(now, base, asked_for=len(commands), rule=rule), told(make_verdict(base, now))
+
+
+@pytest.mark.parametrize("rule", ["exit-code", "no-new-failures"])
+@pytest.mark.parametrize("now", ["", "a0 b0"])
+def test_an_exit_code_of_0_without_the_tests_of_the_base_is_no_pass(now: str, rule: PassRule) -> None:
+    gone = ran(now, code=0)
+    assert lost(result(ran("a+ b+")), gone, rule=rule) == (False, "newly_broken: $ t; missing: a b")
+    assert lost(result(ran("a+ b-")), gone, rule=rule) == (False, "pre_existing: $ t; missing: a b")
+    both = gone.model_copy(update={"rerun": gone})
+    assert lost(result(ran("a+ b+")), both, rule=rule) == (False, "newly_broken: $ t; missing: a b")
+    failed = ran("a-").model_copy(update={"rerun": gone})
+    assert not lost(result(ran("a+")), failed, rule=rule)[0]
+
+
+def test_a_command_that_ran_no_test_on_the_base_is_judged_by_its_exit_code() -> None:
+    for before in (ran("", code=0), ran("a0")):
+        assert lost(result(before), ran("", code=0))[0]
+    assert lost(result(ran("a+")), ran("b+"), ran("", code=0, command="lint"))[0]
+
+
+def test_a_second_run_that_comes_to_the_tests_is_a_pass() -> None:
+    once = ran("", code=0).model_copy(update={"rerun": ran("a+")})
+    assert lost(result(ran("a+")), once) == (True, "flaky: $ t")
+
+
+def test_lost_tests_are_told_with_the_reports_own_reason() -> None:
+    base, gone = result(ran("a+")), ran("", code=0, report_note="the report was not written")
+    now = with_lost_tests(base, result(gone))
+    assert now.commands[0].report_note == f"{LOST_NOTE} (the report was not written)"
+    assert with_lost_tests(base, now) == now
 
 
 def test_what_passes_in_the_second_run_is_flaky() -> None:
@@ -144,6 +209,11 @@ def test_commands_after_a_flaky_one_come_from_the_second_run() -> None:
         (ran("a+ b-"), ran("a+ b-", code=-9), True),
         (ran("a+ b-"), ran("a+ b-", code=None, exit_code=None, timed_out=True), False),
         (ran("a+"), ran("a+"), True),
+        (ran("a-"), ran("a-", ended_early=True), False),
+        (ran("b+", more=("a",)), ran("b+", more=("a",)), True),
+        (ran("b0", more=("a",)), ran("b0", more=("a",)), False),
+        (ran("", more=("a",)), ran("", more=("a",)), False),
+        (ran("c+", more=("a", "b")), ran("c+ a::t+", more=("b",)), True),
     ],
 )
 def test_no_new_failures(before: CommandResult, after: CommandResult, expected: bool) -> None:

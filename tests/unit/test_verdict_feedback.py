@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from necrocode.agent_runner.test_results import CommandResult, TestCase, TestResult
+from necrocode.agent_runner.test_results import CommandResult, PassRule, TestCase, TestResult
 from necrocode.agent_runner.verdict.feedback import (
     MAX_FEEDBACK_TOKENS,
     _tokens,
@@ -20,26 +20,30 @@ def command(*cases: TestCase, code: int | None = 1, output: str = "", **options:
     return CommandResult.model_validate(values | options)
 
 
-def result(*commands: CommandResult) -> TestResult:
-    return TestResult(success=False, commands=commands, sandbox="none", layer="copy", tree="t", duration_seconds=1.0)
-
-
-def test_the_failing_cases_come_first_and_old_ones_are_named_as_such() -> None:
-    base = result(command(case("old"), case("a", "passed")))
-    details = "    def test():\n>       assert total() == 3\nE       assert 2 == 3\n\ntests/test_a.py:3: AssertionError"
-    now = result(command(case("old", message="old news"), case("a", message="assert 2 == 3", details=details)))
-    text = failure_feedback(now.model_copy(update={"pass_rule": "no-new-failures"}), base)
-    assert text == (
-        "The command `pytest -q` exited with 1.\n1 failing test case:\n\n- a\n"
-        f"{details}\nThese failed before the change as well; do not try to mend them: old"
+def result(*commands: CommandResult, rule: PassRule = "exit-code") -> TestResult:
+    return TestResult(
+        success=False, commands=commands, sandbox="none", layer="copy", tree="t", duration_seconds=1.0, pass_rule=rule
     )
 
 
-def test_what_failed_before_is_to_be_mended_too_where_every_command_must_pass() -> None:
-    base = result(command(case("old")))
-    text = failure_feedback(result(command(case("old", message="assert 2 == 3"))), base)
-    assert "assert 2 == 3" in text
-    assert "do not try" not in text
+def test_cases_that_are_not_judged_are_set_aside_by_name() -> None:
+    base = result(command(case("old"), case("a", "passed")))
+    details = "    def test():\n>       assert total() == 3\nE       assert 2 == 3\n\ntests/test_a.py:3: AssertionError"
+    cases = (case("old", message="old news"), case("a", message="assert 2 == 3", details=details))
+    now = result(command(*cases), rule="no-new-failures")
+    text = failure_feedback(now, base)
+    assert text == (
+        "The command `pytest -q` exited with 1.\n1 failing test case:\n\n- a\n"
+        f"{details}\nThese failed before the change as well, and do not count against it: old"
+    )
+
+
+def test_where_all_must_pass_those_that_failed_before_are_to_be_mended_too() -> None:
+    base = result(command(case("old"), case("z", "passed")))
+    text = failure_feedback(result(command(case("old", message="2 != 3"), case("z", "passed"))), base)
+    assert text == "The command `pytest -q` exited with 1.\n1 failing test case:\n\n- old\n  2 != 3"
+    text = failure_feedback(result(command(case("old"), case("z", message="broken"))), base)
+    assert text.endswith("2 failing test cases:\n\n- z\n  broken\n\n- old\nOf these, not failing before the change: z")
 
 
 def test_a_message_that_the_traceback_does_not_hold_is_shown() -> None:

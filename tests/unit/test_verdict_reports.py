@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from necrocode.agent_runner.test_results import CommandResult, TestCase
 from necrocode.agent_runner.verdict import cases as bounds
 from necrocode.agent_runner.verdict.asking import AskedCommand
-from necrocode.agent_runner.verdict.cases import CaseBook, UnreadableReport, case_name
+from necrocode.agent_runner.verdict.cases import CaseBook, UnreadableReport, case_name, shortened
 from necrocode.agent_runner.verdict.json_reports import parse_go, parse_jest
 from necrocode.agent_runner.verdict.junit import parse_junit
 from necrocode.agent_runner.verdict.reading import with_cases
@@ -21,6 +21,10 @@ RECORDINGS = Path(__file__).parents[1] / "support" / "recordings"
 
 def recorded(name: str) -> bytes:
     return (RECORDINGS / name).read_bytes()
+
+
+def not_run(cases: tuple[TestCase, ...]) -> list[str]:
+    return [case.name for case in cases if not case.ran]
 
 
 def statuses(cases: tuple[TestCase, ...]) -> dict[str, str]:
@@ -88,6 +92,7 @@ def test_jest_names_its_files_from_the_top() -> None:
         "src/a.test.js > s sk": "skipped",
         "src/a.test.js > s t": "skipped",
     }
+    assert not_run(cases) == ["b.test.js"]
     assert "Expected: 2" in cases[1].details
     assert "\x1b" not in cases[1].details
 
@@ -102,6 +107,7 @@ def test_go() -> None:
         "ex.com/m/b": "error",
         "ex.com/m/c.TestP": "failed",
     }
+    assert not_run(cases) == ["ex.com/m/b"]
     assert cases[0].message == "a_test.go:3: want 2 got 0"
     assert cases[-1].message.startswith("panic: boom")
     assert "FAIL\tex.com/m/b [build failed]\n" in text
@@ -281,6 +287,7 @@ def test_texts_are_cut_and_the_end_of_a_traceback_is_kept() -> None:
     (case,) = parse_junit(
         [junit(f'<testcase name="{"n" * 5000}"><failure message="{"m" * 5000}">{text}</failure></testcase>')]
     )
+    case = shortened(case)
     assert len(case.name) <= bounds.MAX_NAME_CHARACTERS
     assert len(case.message) <= bounds.MAX_MESSAGE_CHARACTERS + 2
     assert len(case.details) <= bounds.MAX_DETAILS_CHARACTERS + 2
@@ -297,7 +304,8 @@ def test_only_so_many_failing_cases_keep_their_texts() -> None:
 def test_names_are_the_same_in_every_run() -> None:
     assert case_name("t[<C object at 0x7f3a5c0d1e50>]") == case_name("t[<C object at 0x7f0000000010>]")
     assert case_name("a\n\tb \x1b[31mred\x1b[0m\x07") == "a b red\\x07"
-    assert case_name("x" * 400) != case_name("x" * 399 + "y")
+    long = (shortened(TestCase(name="x" * 399 + end, status="passed")).name for end in "xxy")
+    assert len({*long}) == 2
 
 
 # --- jest and go of all sorts
@@ -423,6 +431,32 @@ def test_without_a_report_to_rely_on_the_exit_code_stands_alone(
     read = with_cases(command(**options), AskedCommand.__call__("x", kind), "x")  # type: ignore[arg-type]
     assert (read.report, read.cases) == ("", ())
     assert note in read.report_note
+
+
+def test_what_stands_for_a_file_that_could_not_be_run_is_known_as_such() -> None:
+    assert not_run(parse_junit([recorded("vitest.xml")])) == ["b.test.ts::b.test.ts"]
+    assert not_run(parse_unittest(recorded("unittest.txt").decode())) == ["unittest.loader._FailedTest.test_imp"]
+    pytests = junit('<testcase classname="" name="tests.test_a"><error message="collection failure"/></testcase>')
+    assert not_run(parse_junit([pytests])) == ["tests.test_a"]
+    assert not_run(parse_junit([junit('<testcase name="a"><error/></testcase>')])) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("!!!!!!!!!!!!!!!!!!!! Interrupted: 1 error during collection !!!!!!!!!!!!!!!!!!!!", True),
+        ("!!!!!!!!!!!!!!!!!!!!!!!!!! stopping after 1 failures !!!!!!!!!!!!!!!!!!!!!!!!!!!", True),
+        ("\x1b[31m!!!!!!!!!!! xdist.dsession.Interrupted: stopping after 1 failures !!!!!!!!!!!\x1b[0m", True),
+        ("! _pytest.outcomes.Exit: a long reason !", True),
+        ("!!!!!!!!!!!!!!!!!!! KeyboardInterrupt !!!!!!!!!!!!!!!!!!!!", True),
+        ("print: !!! stopping after 1 !!!", False),
+        ("2 passed!", False),
+    ],
+)
+def test_pytest_says_that_it_did_not_come_to_all_tests(line: str, expected: bool) -> None:
+    for kind in ("pytest", ""):
+        asked = AskedCommand("x", kind)  # type: ignore[arg-type]
+        assert with_cases(command(output=f"F.\n{line}\n1 failed\n"), asked, "x").ended_early is expected
 
 
 def test_what_does_not_fit_the_exit_code_is_said() -> None:

@@ -38,6 +38,25 @@ CONFIGURATION = [
     "playwright.config.ts",
     "PyTest.ini",
     "sitecustomize.py",
+    "lib/usercustomize.py",
+    "src/own.pth",
+    "a.egg-info/entry_points.txt",
+    ".cargo/config.toml",
+    ".mvn/maven.config",
+    ".npmrc",
+    "node_modules/jest/index.js",
+]
+# Where the base has none of that name.
+SHADOWS = [
+    "unittest.py",
+    "unittest/__init__.py",
+    "pytest.py",
+    "pytest/__init__.py",
+    "_pytest/__init__.py",
+    "src/pluggy.py",
+    "argparse.py",
+    "tests/unittest.py",
+    "re.cpython-311-x86_64-linux-gnu.so",
 ]
 CI = [
     ".github/workflows/ci.yml",
@@ -66,6 +85,12 @@ OTHERS = [
     "src/conftest.md",
     "src/tester.go",
     "Makefile",
+    "unittest/a.py",
+    "unittest.txt",
+    "src/app/types.py",
+    "app/unittest.py",
+    "src/queue.py",
+    "test.py",
 ]
 
 
@@ -100,6 +125,21 @@ def test_each_path_is_of_one_kind() -> None:
 @pytest.mark.parametrize("path", TESTS)
 def test_a_new_test_is_none(path: str) -> None:
     assert report({}, {path: "x"}) is None
+
+
+@pytest.mark.parametrize("path", SHADOWS)
+def test_what_python_would_load_in_place_of_the_tools_is_configuration(path: str) -> None:
+    assert report({}, {path: "x"}) == ((), (path,), ())
+
+
+@pytest.mark.parametrize("path", ["types.py", "src/types/__init__.py", "pytest.py"])
+def test_a_module_of_the_base_is_in_nobodys_place(path: str) -> None:
+    assert report({path: "old"}, {path: "new"}) is None
+
+
+@pytest.mark.parametrize("path", OTHERS)
+def test_other_new_files_are_none(path: str) -> None:
+    assert report({}, {path: "{}" if path.endswith(".json") else ""}) is None
 
 
 @pytest.mark.parametrize("path", TESTS[:3])

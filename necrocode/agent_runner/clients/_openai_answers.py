@@ -10,6 +10,7 @@ from necrocode.agent_runner._text import is_writable
 from necrocode.agent_runner.clients._exchange import limited
 from necrocode.agent_runner.clients._openai_failures import (
     EmptyStreamError,
+    EndpointFailureError,
     UnexplainedEndError,
     broken_off,
     failure_in_body,
@@ -27,10 +28,11 @@ from necrocode.agent_runner.clients._openai_stream import (
     events,
     text_of,
 )
-from necrocode.agent_runner.clients._token_usage import token_usage
+from necrocode.agent_runner.clients._token_usage import token_usage, told_usage
 from necrocode.agent_runner.errors import (
     ContentFilterError,
     EmptyAnswerError,
+    ImplementationError,
     MalformedAnswerError,
     ModelRefusalError,
     TruncatedAnswerError,
@@ -125,9 +127,22 @@ def _parsed(body: bytes, asked: Asked) -> dict[str, Any]:
 
 
 def _read_completion(completion: dict[str, Any], asked: Asked, *, request_id: str | None) -> ModelAnswer:
-    """The answer in a chat completion (OpenAI API reference, "The chat completion object")."""
+    """The answer in a chat completion (OpenAI API reference, "The chat completion object").
+
+    Secrets that the endpoint repeats are masked, but in the text, which is taken at its word.
+    """
     if error := error_in(completion):
         raise failure_in_body(error, asked)
+    try:
+        return _usable(completion, asked, request_id=request_id)
+    except EndpointFailureError as failure:
+        if isinstance(failure.error, ImplementationError):
+            for name, value in told_usage(completion.get("usage")).items():
+                setattr(failure.error, name, value)
+        raise
+
+
+def _usable(completion: dict[str, Any], asked: Asked, *, request_id: str | None) -> ModelAnswer:
     choice = _first(completion.get("choices") or [])
     message = choice.get("message")
     if not isinstance(message, dict):
@@ -141,9 +156,9 @@ def _read_completion(completion: dict[str, Any], asked: Asked, *, request_id: st
     )
     return ModelAnswer(
         text=text,
-        model=_word(completion.get("model")) or asked.model,
-        request_id=request_id or _word(completion.get("id")),
-        finish_reason=None if reason is None else short(reason),
+        model=asked.redact(_word(completion.get("model")) or asked.model),
+        request_id=request_id or asked.redact(_word(completion.get("id")) or "") or None,
+        finish_reason=None if reason is None else short(asked.redact(reason)),
         **usage,
     )
 

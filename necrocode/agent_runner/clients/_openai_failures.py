@@ -6,6 +6,7 @@ The wordings come from the servers themselves: OpenAI, Azure, vLLM, llama.cpp, l
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -37,6 +38,7 @@ _FIRST_SERVER_ERROR = 500
 _FORMAL_STATUSES = frozenset({400, 404, 405, 415, 422, 500, 501})
 _BREAKS = {"RemoteProtocolError", "ReadError", "UnreadableBodyError"}
 _LONGEST_SAID = 400
+_PAGE_BYTES = 20
 _LONGEST_REQUEST_ID = 200
 _OVERFLOW = re.compile(
     r"context_length_exceeded|maximum context length|exceed(?:s|ed)?[a-z ]{0,30} context (?:window|size|length)"
@@ -157,7 +159,7 @@ def failure_of(error: openai.OpenAIError | AnswerTooLargeError, asked: Asked) ->
         headers = error.response.headers
         said = _said(error.body, error.response.text, asked.redact)
         wait = _wait_asked_for(headers, asked.clock)
-        return _refusal(error.status_code, said, asked, wait=wait, request_id=request_id_of(headers))
+        return _refusal(error.status_code, said, asked, wait=wait, request_id=request_id_of(headers, asked.redact))
     large = error if isinstance(error, AnswerTooLargeError) else error.__cause__
     if isinstance(large, AnswerTooLargeError):
         return final(ServiceError(f"The model endpoint {asked.endpoint} sent an answer that is too large ({large})."))
@@ -196,7 +198,10 @@ def broken_off(asked: Asked, how: str) -> EndpointFailureError:
 def no_completion(body: bytes, asked: Asked) -> EndpointFailureError:
     """The failure of an answer that is something else, such as a login page."""
     said = short(asked.redact(body.decode(errors="replace")))
-    return passing(f"The model endpoint answered 200 with something that is no chat completion: {said!r}")
+    text = f"The model endpoint answered 200 with something that is no chat completion: {said!r}"
+    error = ServiceError(text, retryable=True)
+    error.is_free = body.lstrip()[:_PAGE_BYTES].lower().startswith((b"<!doctype html", b"<html"))
+    return EndpointFailureError(error, is_retried=True)
 
 
 def final(error: RunnerError) -> EndpointFailureError:
@@ -209,10 +214,10 @@ def passing(text: str) -> EndpointFailureError:
     return EndpointFailureError(ServiceError(text, retryable=True), is_retried=True)
 
 
-def request_id_of(headers: Mapping[str, str]) -> str | None:
-    """The endpoint's name for a call; Azure's gateway and Anthropic have headers of their own."""
+def request_id_of(headers: Mapping[str, str], redact: Callable[[str], str]) -> str | None:
+    """The endpoint's name for a call, secrets masked; Azure's gateway and Anthropic have headers of their own."""
     found = headers.get("x-request-id") or headers.get("apim-request-id") or headers.get("request-id")
-    return None if found is None else shown(found, _LONGEST_REQUEST_ID)
+    return None if found is None else shown(redact(found), _LONGEST_REQUEST_ID)
 
 
 def short(text: str) -> str:
@@ -238,7 +243,7 @@ def _refusal(
     status: int, said: str, asked: Asked, *, wait: float | None = None, request_id: str | None = None
 ) -> EndpointFailureError:
     told = f"{said} (request {asked.redact(request_id)})" if request_id else said
-    error = _status_error(status, said, told, asked)
+    error = _status_error(status, said, told, asked, wait)
     is_lasting = isinstance(error, (AuthenticationError, ContextOverflowError)) or (
         isinstance(error, RateLimitError) and _QUOTA.search(said) is not None
     )
@@ -255,10 +260,10 @@ def _status_in(error: object, said: str) -> int:
     return next((status for status, words in _KINDS if words.search(said)), _UNKNOWN_KIND)
 
 
-def _status_error(status: int, said: str, told: str, asked: Asked) -> RunnerError:
+def _status_error(status: int, said: str, told: str, asked: Asked, wait: float | None) -> RunnerError:
     endpoint = asked.endpoint
     where = f"The model endpoint {endpoint} answered {status}: {told}"
-    hint = None
+    hint = None if not wait else f"It asks to be tried again in {math.ceil(wait)} seconds."
     if status in {401, 403} or (status == 400 and _WRONG_KEY.search(said)):  # noqa: PLR2004  LiteLLM says 400
         return AuthenticationError(
             f"Invalid API key for {endpoint} (it answered {status}: {told}).",
@@ -270,7 +275,9 @@ def _status_error(status: int, said: str, told: str, asked: Asked) -> RunnerErro
     if status == 400 and _FILTERED.search(said):  # noqa: PLR2004
         return ContentFilterError(where, hint="Say the task in other words.", status_code=status)
     if status == 429:  # noqa: PLR2004
-        return RateLimitError(where, status_code=status)
+        if _QUOTA.search(said):
+            hint = "Add credit to the account or raise its limit at the provider, or name another key."
+        return RateLimitError(where, hint=hint or "Try again later.", status_code=status)
     if status == 404 or "model_not_found" in said:  # noqa: PLR2004  llama-cpp-python says 400
         hint = f"Does it serve the model {asked.model!r}? try: curl {endpoint}/models"
     if status in _REDIRECTS:

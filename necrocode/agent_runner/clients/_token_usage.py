@@ -34,6 +34,18 @@ def token_usage(told: object, *, prompt: Iterable[str], answer: str) -> dict[str
     }
 
 
+def told_usage(told: object) -> dict[str, Any]:
+    """The fields of an ``ImplementationError`` about tokens: what the endpoint says of an answer that will not do."""
+    usage = told if isinstance(told, dict) else {}
+    prompt_tokens = _count(usage, "prompt_tokens") or None
+    is_told = prompt_tokens is not None and "completion_tokens" in usage  # 0 is believed: an empty answer has none
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": _count(usage, "completion_tokens") if is_told else None,
+        "cached_prompt_tokens": min(_cached(usage), prompt_tokens or 0),
+    }
+
+
 def _cached(usage: dict[str, Any]) -> int:
     return (
         _count(usage.get("prompt_tokens_details"), "cached_tokens")  # OpenAI, vLLM, llama.cpp

@@ -139,7 +139,9 @@ class LLMClient:
                 tried.add(manners)
             else:
                 _manners[place] = manners
-                return answer.model_copy(update={"asked_format": asked_format, "attempts": question.attempts})
+                is_without = question.temperature is not None and not manners.takes_temperature
+                known = {"asked_format": asked_format, "attempts": question.attempts}
+                return answer.model_copy(update=known | {"left_out": ("temperature",) if is_without else ()})
 
     def generate_code(
         self, prompt: str, workspace_path: Path | None = None, max_tokens: int | None = None
@@ -243,12 +245,13 @@ class LLMClient:
             return read_model_answer(
                 _beating(exchange, pieces_of(raw.http_response, limit_bytes=_STREAMED_TO_WHOLE * MAX_ANSWER_BYTES)),
                 trial.asked,
-                request_id=request_id_of(raw.headers),
+                request_id=request_id_of(raw.headers, trial.asked.redact),
                 max_bytes=MAX_ANSWER_BYTES,
                 is_stream_asked="stream" in request,
             )
 
-    def _client(self) -> openai.OpenAI:
+    def check(self) -> None:
+        """Return when the endpoint may be asked at all, without asking it; ``ConfigurationError`` without a key."""
         is_open = self._key is not None or bool(self._config.headers)
         if not is_open and self._endpoint.base_url == OPENAI_ENDPOINT:
             raise ConfigurationError(
@@ -256,6 +259,9 @@ class LLMClient:
                 hint="Set OPENAI_API_KEY (or the variable that llm_api_key_env_var names), or llm.endpoint /"
                 " OPENAI_BASE_URL for a server that needs none.",
             )
+
+    def _client(self) -> openai.OpenAI:
+        self.check()
         return shared_client(self._endpoint)
 
 

@@ -15,7 +15,7 @@ from necrocode.agent_runner.generation.told_paths import looks_like_path
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})([^\n]*)")
+_FENCE = re.compile(r"^( {0,3})(`{3,}|~{3,})([^\n]*)")
 
 
 class Block(NamedTuple):
@@ -32,6 +32,8 @@ class Fence(NamedTuple):
 
     marks: str
     info: str
+    indent: int = 0
+    """How many blanks stand before it."""
 
 
 class Fences:
@@ -85,9 +87,20 @@ class _Ends:
 
 def _fence(line: str) -> Fence | None:
     found = _FENCE.match(line)
-    if found is None or (found[1][0] == "`" and "`" in found[2]):
+    if found is None or (found[2][0] == "`" and "`" in found[3]):
         return None
-    return Fence(found[1], found[2].strip(" \t\r"))
+    return Fence(found[2], found[3].strip(" \t\r"), len(found[1]))
+
+
+def text_of(lines: Sequence[str], opening: Fence) -> str:
+    """A block's text, without the blanks that its fence has before it, where every line has them too.
+
+    CommonMark takes off as many as there are. Models also indent a fence and not the text in it: that is kept.
+    """
+    indent = " " * opening.indent
+    if indent and all(line.startswith(indent) or not line.strip() for line in lines):
+        return "".join(line.removeprefix(indent) if line.strip() else line.lstrip(" ") for line in lines)
+    return "".join(lines)
 
 
 def path_in_info(info: str) -> tuple[str, str]:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from necrocode.agent_runner._clock import Clock, Deadline
     from necrocode.agent_runner.config import LLMConfig
+    from necrocode.agent_runner.errors import ImplementationError
     from necrocode.agent_runner.models import ModelAnswer
 
 _NO_LIMITS = SpendingLimits()
@@ -69,18 +70,31 @@ class Reservation:
         limited = [held for held in self.held if held.seconds_left is not None]
         return min(limited, key=lambda held: held.seconds_left or 0, default=None)
 
-    def settle(self, answer: ModelAnswer) -> None:
-        """An answer came: it counts as the endpoint says; where it does not say, as estimated."""
+    def settle(self, answer: ModelAnswer) -> Spending:
+        """An answer came: it counts as the endpoint says; where it does not say, as estimated. What it counts as."""
         prompt, completion = answer.prompt_tokens, answer.completion_tokens
         is_told = prompt > 0 and completion > 0
         if answer.usage_is_estimated:  # by the client, which estimates closer; this counts on the safe side
             prompt = max(prompt, self.amount.prompt_tokens)
+        spent = self._budget.priced(
+            min(prompt if prompt > 0 else self.amount.prompt_tokens, MOST_SPENT),
+            min(completion if completion > 0 else estimate_tokens(answer.text), MOST_SPENT),
+            min(answer.cached_prompt_tokens, prompt),
+            is_estimated=answer.usage_is_estimated or not is_told,
+        )
+        self._end(spent)
+        return spent
+
+    def settle_told(self, error: ImplementationError) -> None:
+        """An answer came that will not do: it counts as the endpoint says, as far as it does, else as reserved."""
+        prompt, completion = error.prompt_tokens, error.completion_tokens
+        prompt = self.amount.prompt_tokens if prompt is None else prompt
         self._end(
             self._budget.priced(
-                min(prompt if prompt > 0 else self.amount.prompt_tokens, MOST_SPENT),
-                min(completion if completion > 0 else estimate_tokens(answer.text), MOST_SPENT),
-                min(answer.cached_prompt_tokens, prompt),
-                is_estimated=answer.usage_is_estimated or not is_told,
+                min(prompt, MOST_SPENT),
+                min(self.amount.completion_tokens if completion is None else completion, MOST_SPENT),
+                min(error.cached_prompt_tokens, prompt),
+                is_estimated=error.prompt_tokens is None or completion is None,
             )
         )
 
@@ -148,6 +162,14 @@ class RunBudget:
             if error.retryable:
                 raise
             raise _without_books(str(error)) from error
+
+    def check_room(self) -> None:
+        """Return when there is room for a question at all, whatever others have reserved.
+
+        ``BudgetExhaustedError`` when not even the shortest would be asked: then nothing else needs to be done.
+        """
+        for book in self._books:
+            book.check_room(self._price)
 
     def reserve(
         self, prompt_tokens: int, max_completion_tokens: int, *, deadline: Deadline | None = None

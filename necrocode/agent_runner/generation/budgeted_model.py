@@ -29,7 +29,7 @@ _PROMPT_MARGIN = 1.25
 _TOKENS_PER_MESSAGE = 8
 # What the HTTP libraries and Python raise before a request is on its way.
 _NEVER_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "ConnectionRefusedError", "gaierror"}
-_REFUSALS = range(400, 500)
+_REFUSALS = range(300, 500)  # a redirect is not followed
 
 
 def estimate_prompt_tokens(messages: Sequence[Message]) -> int:
@@ -60,6 +60,8 @@ class BudgetedModel:
     ) -> ModelAnswer:
         """The model's answer, which may be shorter than asked for where the budget has no room for more.
 
+        Where the endpoint does not tell its tokens, the answer has them as the budget counts them, on the safe side.
+
         ``BudgetExhaustedError`` before anything is asked, or where the answer was cut by the budget.
         """
         if deadline is not None:
@@ -79,8 +81,11 @@ class BudgetedModel:
             self._end(reservation, error)
             _raise_as_exhausted(error, reservation, deadline)
             raise
-        reservation.settle(answer)
-        return answer
+        spent = reservation.settle(answer)
+        if not spent.estimated_calls:
+            return answer
+        counted = {"prompt_tokens": spent.prompt_tokens, "completion_tokens": spent.completion_tokens}
+        return answer.model_copy(update=counted | {"usage_is_estimated": True})
 
     def _shortened(self, deadline: Deadline | None, reservation: Reservation) -> Deadline | None:
         """The earlier of the deadline and the end of the budget's wall time."""
@@ -93,6 +98,9 @@ class BudgetedModel:
         """Count a question that brought no answer by what it may have cost."""
         if _is_free(error):
             reservation.release()
+            return
+        if isinstance(error, ImplementationError) and error.prompt_tokens is not None:
+            reservation.settle_told(error)
             return
         reservation.forfeit()
         if not isinstance(error, ImplementationError):  # with such a one the endpoint did answer
@@ -111,7 +119,9 @@ def _is_free(error: BaseException) -> bool:
         return True
     if not isinstance(error, ServiceError):
         return False
-    return error.status_code in _REFUSALS or any(type(cause).__name__ in _NEVER_SENT for cause in _causes(error))
+    if error.is_free or error.status_code in _REFUSALS:
+        return True
+    return any(type(cause).__name__ in _NEVER_SENT for cause in _causes(error))
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

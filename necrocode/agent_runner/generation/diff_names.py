@@ -21,6 +21,15 @@ _QUOTED = re.compile(r'^"((?:[^"\\]|\\.)*)"')
 _ESCAPE = re.compile(r"\\([0-7]{1,3}|.)", re.DOTALL)
 _ESCAPED = {"a": 7, "b": 8, "t": 9, "n": 10, "v": 11, "f": 12, "r": 13, '"': 34, "\\": 92}
 _KEPT_COPY = re.compile(r"(?:\.orig|\.old|\.bak|~)$")
+_NEW_COPY = re.compile(r"\.(?:new|mod|modified|updated|fixed|patched)$")
+# What stands before a path on both sides: git's letters, words for before and after, or two states of one folder.
+_BEFORE_PATH = re.compile(
+    r"(?:[a-z0-9]|orig|original|old|new|mod|modified|before|after|base|head|left|right|from|to|current|updated|ours|theirs"
+    r"|src\.orig|trunk|branch|prev|previous|expected|actual)"
+)
+_STATE_OF_FOLDER = re.compile(
+    r"(?:[-._]?(?:orig|original|old|new|mod|modified|bak|fixed|patched)|-\d+(?:\.\d+)+.{0,20})$"
+)
 
 
 class Names(NamedTuple):
@@ -112,12 +121,33 @@ def _bare(names: Names) -> Names:
     old, new = names
     (first, _, old_rest), (second, _, new_rest) = old.partition("/"), new.partition("/")
     if old == new or not (old_rest or new_rest):
-        kept = new if _KEPT_COPY.sub("", old) == new else old
-        return Names(kept, new)
-    if old_rest == new_rest:
+        return _one_of_copies(old, new)
+    if old_rest == new_rest and _are_before_path(first, second):
         return Names(old_rest.lstrip("/"), new_rest.lstrip("/"))
     if (first == "a" and old_rest == new) or (second == "b" and new_rest == old):
         return Names(min(names, key=len), min(names, key=len))  # one side has lost its prefix
     if (first, second) == ("a", "b") and old_rest and new_rest:
         return Names(old_rest, new_rest)
-    return Names(new, new) if _KEPT_COPY.sub("", old) == new else names
+    return _one_of_copies(old, new)
+
+
+def _one_of_copies(old: str, new: str) -> Names:
+    """The file's own name twice where one of the two is that of a copy."""
+    if _KEPT_COPY.sub("", old) == new:
+        return Names(new, new)
+    return Names(old, old) if _NEW_COPY.sub("", new) == old else Names(old, new)
+
+
+def _are_before_path(first: str, second: str) -> bool:
+    """Whether two folders only part two states of one tree, so that the path of a file begins after them."""
+    if all(_BEFORE_PATH.fullmatch(folder.lower()) for folder in (first, second)) or "" in {first, second}:
+        return True
+    stems = {_STATE_OF_FOLDER.sub("", folder[-100:]) for folder in (first, second)}
+    return len(stems) == 1
+
+
+def may_be_of_two(names: Names, old_line: str, new_line: str) -> bool:
+    """Whether a plain diff's names may be those of two files as well as one file's below two folders."""
+    is_gits = old_line[4:].lstrip('"').startswith("a/") and new_line[4:].lstrip('"').startswith("b/")
+    old, new = (name.partition("/")[2] for name in names)
+    return bool(old) and old == new and names.old != names.new and not is_gits

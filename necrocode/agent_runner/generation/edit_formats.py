@@ -20,6 +20,7 @@ What each may look like is in ``docs/edit-formats.md``.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,14 @@ from typing import TYPE_CHECKING, Any
 from necrocode.agent_runner._text import is_writable, shown, writable
 from necrocode.agent_runner.errors import EmptyAnswerError, MalformedAnswerError
 from necrocode.agent_runner.generation.answer_reader import Change, Reading, read_lines
-from necrocode.agent_runner.generation.json_changes import as_change_list, changes_of, patch_in, read_json
+from necrocode.agent_runner.generation.json_changes import (
+    as_change_list,
+    changes_of,
+    is_surely_a_change_list,
+    patch_in,
+    read_json,
+)
+from necrocode.agent_runner.generation.thoughts import without_thoughts
 from necrocode.agent_runner.models import CodeChange, LLMResponse, ModelAnswer, TextEdit
 
 if TYPE_CHECKING:
@@ -37,7 +45,6 @@ MAX_ANSWER_CHARACTERS = 8_000_000
 _LONGEST_NAMED = 200
 _JSON_FENCES = {"json", "jsonc", "json5", ""}
 _JSON_START = re.compile(r'\{\s*"(?:explanation|summary|changes|code_changes|files|edits)"\s*:')
-_THINKING = re.compile(r"\A\s*<think(?:ing)?>.*?</think(?:ing)?>\s*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -62,16 +69,19 @@ def parse_answer(text: str) -> ParsedAnswer:
         raise MalformedAnswerError(f"The answer has {len(text)} characters, more than {MAX_ANSWER_CHARACTERS}.")
     if not is_writable(text):
         raise MalformedAnswerError("The model's answer holds half a character (a lone surrogate).")
-    body = _THINKING.sub("", text).lstrip("\ufeff")
+    body = without_thoughts(text.lstrip("\ufeff"))
     stripped = body.strip()
     if not stripped:
         raise EmptyAnswerError("The model's answer holds no text.")
     is_bare = stripped.startswith(("{", "["))
     reading = None if is_bare else read_lines(body)
-    has_edits = reading is not None and any(change.edit_format != "files" for change in reading.changes)
-    if not has_edits and (found := _find_json(stripped, reading)) is not None:
+    if (reading is None or not reading.changes) and (found := _find_json(stripped, reading)) is not None:
         return found
     reading = reading or read_lines(body)
+    if not is_bare:
+        _refuse_second_change_set(reading)
+    if reading.doubts:
+        raise MalformedAnswerError(reading.doubts[0])
     if not reading.changes:
         raise MalformedAnswerError(
             "The model's answer holds no change: neither JSON with a list of changes, nor a fenced block with a file's"
@@ -102,6 +112,11 @@ def _find_json(stripped: str, reading: Reading | None) -> ParsedAnswer | None:
         candidates = [stripped]
     else:
         candidates = [one.content for one in reading.loose_blocks if one.language in _JSON_FENCES]
+        sure = [value for value in _json_values(reading) if is_surely_a_change_list(value)]
+        if sure and all(value == sure[0] for value in sure):
+            return _of_list(sure[0])
+        if sure:
+            raise MalformedAnswerError("The model's answer holds several JSON objects with changes: write one.")
         if not candidates and (start := _JSON_START.search(stripped)):
             candidates.append(stripped[start.start() :])
     complaint = ""
@@ -118,6 +133,21 @@ def _find_json(stripped: str, reading: Reading | None) -> ParsedAnswer | None:
     if complaint and _JSON_START.match(stripped):
         raise MalformedAnswerError(f"The JSON in the model's answer cannot be read: {complaint}.")
     return None
+
+
+def _json_values(reading: Reading) -> Iterable[object]:
+    for block in reading.loose_blocks:
+        if block.language in _JSON_FENCES and block.content.lstrip()[:1] in {"{", "["}:
+            with contextlib.suppress(ValueError, MalformedAnswerError):
+                yield read_json(block.content)
+
+
+def _refuse_second_change_set(reading: Reading) -> None:
+    """Refuse JSON that surely is a change set beside other changes; other JSON there is only talked about."""
+    if reading.changes and any(map(is_surely_a_change_list, _json_values(reading))):
+        raise MalformedAnswerError(
+            "The model's answer holds changes in blocks and a JSON object with changes besides: write all in one form."
+        )
 
 
 def _of_list(found: dict[str, Any]) -> ParsedAnswer:

@@ -10,7 +10,7 @@ import re
 import sys
 from collections import Counter
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner.errors import ChangeRejectedError
@@ -157,8 +157,10 @@ class FileLines:
         self.effort.spend(offset)
         return self.text.count("\n", 0, offset)
 
-    def find(self, fold: Fold, wanted: Sequence[str], *, skip_blank: bool = False) -> list[int]:
-        """The lines at which a run of lines begins, each line compared after ``fold``; at most :data:`MOST_PLACES`.
+    def find(
+        self, fold: Fold, wanted: Sequence[str], *, skip_blank: bool = False, most: int = MOST_PLACES
+    ) -> list[int]:
+        """The lines at which a run of lines begins, each line compared after ``fold``; at most ``most``.
 
         With ``skip_blank`` neither side's blank lines count, and the numbers are those of :attr:`filled`.
         """
@@ -167,12 +169,12 @@ class FileLines:
             needle = "".join(map(table.__getitem__, map(fold, wanted)))
         except KeyError:
             return []
-        return list(self.occurrences(codes, needle))
+        return list(islice(self.occurrences(codes, needle), most))
 
     def occurrences(self, text: str, needle: str) -> Iterator[int]:
-        """Where ``needle`` is in ``text``, overlapping ones too; at most :data:`MOST_PLACES`."""
+        """Where ``needle`` is in ``text``, overlapping ones too."""
         at = -1
-        for _ in range(MOST_PLACES):
+        while True:
             found = text.find(needle, at + 1)
             self.effort.spend((len(text) if found < 0 else found) - at)
             if found < 0:

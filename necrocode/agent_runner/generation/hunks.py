@@ -128,9 +128,15 @@ def _by_counts(
         read.add(*signed(lines[position]))
         position += 1
     follows = position < len(lines) and lines[position][0] in " -+"
-    if follows and not ends_at(position) and not lines[position].startswith("-- "):
+    if follows and not ends_at(position) and not _is_signature(lines, position):
         return None
     return Hunk(read, counts_are_true=True, end=position)
+
+
+def _is_signature(lines: Sequence[str], at: int) -> bool:
+    """Whether a mail ends here: two dashes alone on a line, then git's version or nothing."""
+    after = lines[at + 1].strip() if at + 1 < len(lines) else ""
+    return lines[at].rstrip() == "--" and (not after or re.match(r"\d+\.\d", after) is not None)
 
 
 def _by_looks(lines: Sequence[str], start: int, ends_at: Callable[[int], bool], *, is_lenient: bool) -> Hunk:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from necrocode.agent_runner._text import is_writable, shown
 from necrocode.agent_runner.errors import MalformedAnswerError
@@ -109,6 +109,19 @@ def as_change_list(value: object) -> dict[str, Any] | None:
     if not has_paths and _first(value, _PATH_KEYS) and (value.get("operation") or _has_text(value)):
         return {"changes": [value]}
     return value if lists else None
+
+
+def is_surely_a_change_list(value: object) -> TypeGuard[dict[str, Any]]:
+    """Whether the value is in the form that is asked for: a list under ``changes``, each with operation and path."""
+    items = value.get("changes") if isinstance(value, dict) else None
+    return (
+        isinstance(items, list)
+        and bool(items)
+        and all(
+            isinstance(item, dict) and isinstance(item.get("operation"), str) and _first(item, _PATH_KEYS)
+            for item in items
+        )
+    )
 
 
 def _has_text(item: dict[str, Any]) -> bool:

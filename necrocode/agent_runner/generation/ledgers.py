@@ -112,6 +112,10 @@ class Book:
             rooms.append((need.completion_tokens if self.seconds < limits.max_seconds else -1, "max_seconds"))
         return min(rooms, default=(need.completion_tokens, None))
 
+    def check_room(self, price: ModelPrice | None) -> None:
+        """Return when the shortest question would fit in with what is spent; else ``BudgetExhaustedError``."""
+        replace(self, reserved=NOTHING).granted(Need(0, LEAST_COMPLETION_TOKENS, price), None)
+
     def granted(self, need: Need, deadline: Deadline | None) -> tuple[int, LimitName | None] | None:
         """How long an answer may be asked for, and the limit that makes it shorter than it was wanted.
 
@@ -148,7 +152,9 @@ class Book:
         }
         top, used, needed, unit = figures[limit]
         left = max(0.0, (top or 0) - used)
-        told = f"the next question needs {_written(needed)} {unit} at least" if needed else "its time is over"
+        told = f"the next question needs {_written(needed)} {unit} at least"
+        if limit in {"max_calls", "max_seconds"}:
+            told = "the next question is one call more" if needed else "its time is over"
         under_way = f", with {self.reserved.calls} under way" if self.reserved.calls else ""
         return self.scope.exhausted(
             f"{told}, and {_written(left)} of {_written(top or 0)} are left{under_way}",
@@ -196,6 +202,12 @@ class Ledger:
     def spent(self) -> Spending:
         """What was settled."""
         return self._spent
+
+    def check_room(self, price: ModelPrice | None) -> None:
+        """As :meth:`Book.check_room`."""
+        with self._changed:
+            book = Book(self._scope, self.limits, self._spent, self._reserved, self._seconds())
+        book.check_room(price)
 
     def reserve(self, need: Need, deadline: Deadline | None) -> Held:
         """Set aside what the question may come to, with a shorter answer where there is no room for a long one.
@@ -247,7 +259,7 @@ class SpecLedger:
         clock: Clock,
         new_id: Callable[[], str],
     ) -> None:
-        hint = f", or reset it: necrocode registry budget {spec_name} --reset"
+        hint = f", or reset it: necrocode registry budget {spec_name} --reset (with the same --config, or --registry)"
         self._scope = Scope(f"the spec {spec_name}", "budget.spec", hint)
         self._registry = registry
         self._spec_name = spec_name
@@ -261,6 +273,11 @@ class SpecLedger:
     def check(self) -> None:
         """Return when the registry keeps the spec's book; else its error."""
         self._registry.budget_usage(self._spec_name)
+
+    def check_room(self, price: ModelPrice | None) -> None:
+        """As :meth:`Book.check_room`, by what the registry says; else its error."""
+        usage = self._registry.budget_usage(self._spec_name)
+        Book(self._scope, self._limits, usage.spent, usage.reserved, usage.seconds).check_room(price)
 
     def reserve(self, need: Need, deadline: Deadline | None) -> Held:
         """As :meth:`Ledger.reserve`. A registry that does not answer is an error: nothing may be asked then."""

@@ -8,10 +8,12 @@ hunks, when it leaves one place only. The first of several is never taken for be
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from necrocode.agent_runner.generation.diff_signs import read_without_signs
 from necrocode.agent_runner.generation.file_lines import BOM, Effort, FileLines, end_of, indent_of
 from necrocode.agent_runner.generation.places import Place, earliest, end_place, latest, line_place, places
 from necrocode.agent_runner.generation.refusals import Refusal
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.models import TextEdit
 
 _MOST_SCOPES = 32
+_WORD = re.compile(r"\w")
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class _Together:
         self._refusals: list[Refusal] = []
 
     def edited(self, *, in_order: bool) -> Edited:
-        found = [self._candidates(number, edit) for number, edit in enumerate(self._edits)]
+        found = [self._candidates(number, edit, is_diff=in_order) for number, edit in enumerate(self._edits)]
         if in_order and not self._refusals:
             found = _narrowed_by_order(found)
         chosen: list[tuple[Place, int]] = []
@@ -89,13 +92,20 @@ class _Together:
             text += self._file.common_end
         return Edited(text)
 
-    def _candidates(self, number: int, edit: TextEdit) -> list[Place]:
+    def _candidates(self, number: int, edit: TextEdit, *, is_diff: bool) -> list[Place]:
         """The places that the edit may mean, by itself; a refusal is noted where there is none."""
         if not edit.search:
             return self._place_without_search(number, edit)
         found = places(edit, self._file)
+        if not is_diff:
+            unsigned = read_without_signs(edit, self._file, found)
+            if unsigned is None:
+                self._refuse(number, "signed", found)
+                return []
+            found = unsigned
         if not found:
-            self._refuse(number, "missing")
+            is_cut = not edit.whole_lines and edit.search in self._file.text
+            self._refuse(number, "cut" if is_cut else "missing")
         if found and edit.anchors:
             found = self._anchored(found, edit)
             if not found:
@@ -110,12 +120,21 @@ class _Together:
         file = self._file
         if not file.text.removeprefix(BOM):
             return [Place(len(file.text), len(file.text), lambda: edit.replace, is_exact=True)]
+        if edit.line == 1 and self._has_some_of(edit.replace):
+            self._refuse(number, "nowhere")  # the file's text, written as if it were a new one
+            return []
         if edit.line is not None and 1 <= edit.line <= len(file.lines):
             return [line_place(edit, file, edit.line - 1)]
         if (edit.at_end and not edit.anchors) or edit.line == len(file.lines) + 1:
             return [end_place(edit, file)]
         self._refuse(number, "nowhere")
         return []
+
+    def _has_some_of(self, text: str) -> bool:
+        """Whether any line of a text, but for marks and blanks alone, is in the file already."""
+        self._file.effort.spend(len(self._file.text))
+        known = {body.strip() for body in self._file.bodies}
+        return any(line.strip() in known and _WORD.search(line) for line in text.splitlines())
 
     def _anchored(self, found: Sequence[Place], edit: TextEdit) -> list[Place]:
         """The places under the edit's anchors: in the scope of the last one, else anywhere after it."""

@@ -31,11 +31,12 @@ class EnvelopeReader:
     def __init__(self, lines: Sequence[str], is_fence: Callable[[int], bool]) -> None:
         self._lines = lines
         self._is_fence = is_fence
-        self._at = 0
+        self._at = self._last_line = 0
 
     def read(self, at: int) -> tuple[list[CodeChange], int]:
         """The changes of the envelope that begins here, and the line after it."""
         self._at = at + 1
+        self._last_line = self._find_last_line(at + 1)
         changes: list[CodeChange] = []
         while not self._is_over():
             line = self._line()
@@ -63,16 +64,31 @@ class EnvelopeReader:
         """Whether the envelope ends here; a fence, or the answer's end in a section's stead, does for its last line."""
         if self._at >= len(self._lines):
             raise MalformedAnswerError(f"The patch in the model's answer has no line {_END}: it looks cut.")
-        if self._line().strip() == _END:
+        if self._is_end(self._at):
             self._at += 1
             return True
         return self._is_fence(self._at)
+
+    def _is_end(self, at: int) -> bool:
+        """Whether the last line is here; one with blanks before it is a line of a hunk while a better one follows."""
+        if self._lines[at].strip() != _END:
+            return False
+        return at >= self._last_line or not self._lines[at].startswith((" ", "\t"))
+
+    def _find_last_line(self, at: int) -> int:
+        """The first last line without blanks before it, up to the next envelope; where there is none, the beginning."""
+        for number in range(at, len(self._lines)):
+            if self._lines[number].rstrip() == _END:
+                return number
+            if self._lines[number].rstrip() == BEGIN:
+                break
+        return at
 
     def _section_goes_on(self) -> bool:
         if self._at >= len(self._lines) or self._is_fence(self._at):
             return False
         line = self._line()
-        return not line.startswith((_ADD, _UPDATE, _DELETE)) and line.strip() != _END
+        return not line.startswith((_ADD, _UPDATE, _DELETE)) and not self._is_end(self._at)
 
     def _added(self, path: str) -> CodeChange:
         content: list[str] = []
@@ -138,7 +154,7 @@ class EnvelopeReader:
         blanks = 0
         while self._section_goes_on() and not self._line().startswith("@@"):
             line = self._lines[self._at]
-            if self._line().strip() == _END_OF_FILE:
+            if self._line().rstrip() == _END_OF_FILE:
                 self._at += 1
                 return read, True
             sign, text = signed(line)

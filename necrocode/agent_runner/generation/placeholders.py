@@ -1,18 +1,22 @@
-"""Comments that stand for code which the model left out: "... rest of the code stays as it is"."""
+"""Lines that stand for code which the model left out: "# ... rest of the code stays as it is", or dots alone."""
 
 from __future__ import annotations
 
 import re
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner.errors import ChangeRejectedError
+from necrocode.agent_runner.generation.file_lines import indent_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
-    from necrocode.agent_runner.models import CodeChange
+    from necrocode.agent_runner.models import CodeChange, TextEdit
 
 _LONGEST_LINE = 200
+_DOTS = "..."
+_PROSE = {".md", ".rst", ".txt", ".adoc", ".markdown"}  # where an example may leave something out
 # A comment alone on its line, with an ellipsis and a word for what is not there, or a bracketed remark of that kind.
 _COMMENT = re.compile(r"^[ \t]*(?:#|//|/\*|<!--|--|;|%|\{/\*)[ \t]*(.{1,160})$")
 _LEFT_OUT = re.compile(
@@ -27,13 +31,17 @@ _LEFT_OUT = re.compile(
 def refuse_placeholders(changes: Iterable[CodeChange], old_text: Callable[[str], str | None]) -> None:
     """Refuse new text in which a comment stands for code that the file has: applied, it would delete that code.
 
-    ``old_text`` gives a file's text, or None where there is none; a comment that the file has already may stay. Raises
-    :class:`ChangeRejectedError` with feedback.
+    ``old_text`` gives a file's text, or None where there is none; a comment that the file has already may stay. So are
+    lines of dots alone that an edit writes in the place of lines; those of a diff are meant, as each of its lines is.
+    Raises :class:`ChangeRejectedError` with feedback.
     """
     for change in changes:
         old = old_text(change.file_path.removeprefix("./"))
         if old is None:
             continue
+        is_code = not change.in_order and PurePosixPath(change.file_path).suffix.lower() not in _PROSE
+        if is_code and any(_leaves_code_out(edit) for edit in change.edits):
+            raise _refusal(change.file_path, _DOTS)
         kept = {line.strip() for line in old.splitlines()}
         for text in (change.content or "", *(edit.replace for edit in change.edits if edit.search.strip())):
             for line in text.splitlines():
@@ -46,9 +54,35 @@ def _is_placeholder(line: str) -> bool:
     return comment is not None and _LEFT_OUT.search(comment[1]) is not None
 
 
+def _leaves_code_out(edit: TextEdit) -> bool:
+    """Whether a line of dots stands for lines that would be lost, and is not the body of a new stub."""
+    if _DOTS not in edit.replace or not edit.search.strip():
+        return False
+    old, new = edit.search.splitlines(), edit.replace.splitlines()
+    if sum(line.strip() == _DOTS for line in new) <= sum(line.strip() == _DOTS for line in old):
+        return False
+    said = [line.strip() for line in old if line.strip()]
+    written = iter([line.strip() for line in new])
+    only_adds = all(line in written for line in said)
+    return not (only_adds and _are_stubs(new, frozenset(said)))
+
+
+def _are_stubs(lines: Sequence[str], known: frozenset[str]) -> bool:
+    """Whether each line of dots is the whole body of a definition that was not known before."""
+    filled = [line for line in lines if line.strip()]
+    for at, line in enumerate(filled):
+        if line.strip() == _DOTS:
+            head = filled[at - 1] if at else ""
+            after = filled[at + 1] if at + 1 < len(filled) else ""
+            is_alone = len(indent_of(after)) < len(indent_of(line))
+            if not is_alone or not head.rstrip().endswith(":") or head.strip() in known:
+                return False
+    return True
+
+
 def _refusal(path: str, line: str) -> ChangeRejectedError:
     return ChangeRejectedError(
-        f"The answer has a comment in the place of code in {path!r}: {line}",
+        f"The answer has a line in the place of code in {path!r}: {line}",
         feedback=f"In {path} you wrote {line!r} in the place of code. What you leave out would be deleted. Nothing of"
         " your answer was applied. Send the whole answer again, with every line of the file written out, or with"
         " search/replace blocks for only the lines that change.",

@@ -9,28 +9,31 @@
 7. other blank lines, with 5;
 8. nearly the same: see :func:`_nearly`.
 
-How many places there are is not judged here.
+How many places there are is not judged here; but the first two comparisons are one where it comes to that: a place is
+not the only one because another of the same lines is the file's first or last.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from difflib import SequenceMatcher
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
+from necrocode.agent_runner.errors import ChangeRejectedError
 from necrocode.agent_runner.generation.file_lines import (
     BOM,
+    MOST_PLACES,
     FileLines,
     body_of,
+    indent_of,
     plain,
     punctuation_folded,
     split_lines,
     without_indentation,
     without_trailing_blanks,
 )
+from necrocode.agent_runner.generation.near_lines import likeness, windows
 from necrocode.agent_runner.generation.rewriting import Said, is_torn, reindenter, rewritten
 
 if TYPE_CHECKING:
@@ -43,16 +46,13 @@ LEAST_SIMILARITY = 0.9
 CLEAR_LEAD = 0.1
 """How much less alike every other place must be."""
 _LEAST_NEAR_LINES = 3
-_LEAST_WORD_SIMILARITY = 0.75
-_MOST_VOTES_OF_A_LINE = 16
-_MOST_WINDOWS = 8
-_LONGEST_COMPARED = 400
-_LEAST_PROSE_WORDS = 6
-_LONGEST_WORD = 40
+_MOST_OF_EVERY = 100_000
 
-_ELISION = re.compile(r"^\s*(?:#|//|--|;|%|/\*|<!--|\{/\*)?\s*(?:\.{3,}|…)(?:\s*(?:\*/|-->|\*/\}))?\s*$")
-_COMMENT = re.compile(r"^(?:# |// |-- |;|/\*|<!--)")
-_CODE = re.compile(r"[=;{}()<>\[\]]")
+ELISION = re.compile(r"^\s*(?:#|//|--|;|%|/\*|<!--|\{/\*)?\s*(?:\.{3,}|…)(?:\s*(?:\*/|-->|\*/\}))?\s*$")
+"""A line that stands for others: ``...``, alone or in a comment."""
+# Two of these side by side are in one word or number; scripts that write no blanks between words are not among them.
+_OF_WORD = re.compile(r"[^\W\u2e80-\uffff]|[\udc80-\udcff]")
+_HALF_OF_CHARACTER = re.compile(r"[\udc80-\udcff]")
 
 
 class Place(NamedTuple):
@@ -66,7 +66,27 @@ class Place(NamedTuple):
 
 
 def places(edit: TextEdit, file: FileLines) -> list[Place]:
-    """The places that the first successful comparison finds, in the file's order; empty when none does."""
+    """The places that the first successful comparison finds, in the file's order; empty when none does.
+
+    Of places that overlap, an edit that means all of them has the first.
+    """
+    found = _found(edit, file)
+    if not edit.every:
+        return found
+    if len(found) > _MOST_OF_EVERY:
+        raise ChangeRejectedError(f"An edit of the answer means more than {_MOST_OF_EVERY} places of one file.")
+    apart: list[Place] = []
+    for place in found:
+        if not apart or place.start >= apart[-1].end:
+            apart.append(place)
+    return apart
+
+
+def _most(edit: TextEdit) -> int:
+    return _MOST_OF_EVERY + 1 if edit.every else MOST_PLACES
+
+
+def _found(edit: TextEdit, file: FileLines) -> list[Place]:
     if not edit.whole_lines:
         if found := _parts(edit, file):
             return found
@@ -76,7 +96,7 @@ def places(edit: TextEdit, file: FileLines) -> list[Place]:
     search = edit.search.removeprefix(BOM)
     if not search.strip():
         return _blank(edit, file)
-    said = Said.of(edit.search, edit.replace)
+    said = Said.of(edit.search, edit.replace, file.effort)
     for fold, is_exact in (
         (plain, True), (without_trailing_blanks, True), (without_indentation, False), (punctuation_folded, False),
     ):  # fmt: skip
@@ -86,14 +106,33 @@ def places(edit: TextEdit, file: FileLines) -> list[Place]:
 
 
 def _parts(edit: TextEdit, file: FileLines) -> list[Place]:
-    """Every occurrence of the text; a line break that it writes becomes one of the file's where it names none."""
-    found = []
-    for start in file.occurrences(file.text, edit.search):
-        new = edit.replace
-        if "\n" not in edit.search and "\r" not in new and "\n" in new and file.common_end != "\n":
-            new = new.replace("\n", file.common_end)
-        found.append(Place(start, start + len(edit.search), partial(str, new), is_exact=True))
+    """Every occurrence of the text; a line break that it writes becomes one of the file's where it names none.
+
+    An occurrence that begins or ends amid a word or number is none, unless all are meant; nor is one that may begin
+    amid a character of an unknown encoding.
+    """
+    text, search, new = file.text, edit.search, edit.replace
+    if "\n" not in search and "\r" not in new and "\n" in new and file.common_end != "\n":
+        new = new.replace("\n", file.common_end)
+    starts = list(islice(_clean_cuts(edit, file, search), _most(edit)))
+    found = [Place(start, start + len(search), partial(str, new), is_exact=True) for start in starts]
+    if found and search.endswith("\n") and text.endswith(open_end := search[:-1]) and not file.ends_in_newline:
+        at = len(text) - len(open_end)  # the same lines once more, the last one without its line break
+        found += [Place(at, len(text), partial(str, new.removesuffix("\n")), is_exact=True)]
     return found
+
+
+def _clean_cuts(edit: TextEdit, file: FileLines, search: str) -> Iterator[int]:
+    text = file.text
+    ends_in_word = bool(_OF_WORD.match(search[-1:]))
+    inside = _OF_WORD if not edit.every and _OF_WORD.match(search) else _HALF_OF_CHARACTER
+    inside = inside if search[:1] > "/" else re.compile(r"(?!)")
+    for start in file.occurrences(text, search):
+        end = start + len(search)
+        is_cut = start > 0 and inside.match(text, start - 1)
+        is_cut = is_cut or (ends_in_word and not edit.every and _OF_WORD.match(text, end))
+        if not is_cut:
+            yield start
 
 
 def _as_lines(edit: TextEdit) -> TextEdit:
@@ -105,15 +144,22 @@ def _as_it_is(edit: TextEdit, file: FileLines) -> list[Place]:
     """The text itself, from the beginning of a line to the end of one."""
     text, search = file.text, edit.search
     starts = [0] if text.startswith(search) else []
-    starts += [at + 1 for at in file.occurrences(text, f"\n{search}")]
+    starts += [at + 1 for at in islice(file.occurrences(text, f"\n{search}"), _most(edit))]
     if not search.endswith("\n"):  # the edit says that its last line is the file's last, without a line break
         starts = [start for start in starts if start + len(search) == len(text)]
+    elif starts and (text.startswith(f"{BOM}{search}") or _is_open_end(text, search[:-1])):
+        return []  # there is another such place, which the lines without their ends show
     return [Place(start, start + len(search), partial(str, edit.replace), is_exact=True) for start in starts]
+
+
+def _is_open_end(text: str, search: str) -> bool:
+    """Whether a text ends with these lines and no line break after them."""
+    return text.endswith(f"\n{search}") or text.removeprefix(BOM) == search
 
 
 def _blank(edit: TextEdit, file: FileLines) -> list[Place]:
     """Blank lines alone: found by their number; at the end of the file when it has no such run of them."""
-    said = Said.of(edit.search, edit.replace)
+    said = Said.of(edit.search, edit.replace, file.effort)
     found = _by_lines(edit, said, file, without_trailing_blanks, is_exact=True)
     if found or not edit.at_end:
         return found
@@ -127,7 +173,7 @@ def _new_lines(edit: TextEdit, said: Said) -> Iterator[str]:
 
 def end_place(edit: TextEdit, file: FileLines) -> Place:
     """After the file's last line."""
-    said = Said.of("", edit.replace)
+    said = Said.of("", edit.replace, file.effort)
     lines = range(len(file.lines), len(file.lines))
     last = file.text[-1:]
     bridge = file.common_end if last and not file.ends_in_newline else ""
@@ -139,9 +185,11 @@ def end_place(edit: TextEdit, file: FileLines) -> Place:
 
 
 def line_place(edit: TextEdit, file: FileLines, number: int) -> Place:
-    """Before the line of this number, counted from 0."""
-    said = Said.of("", edit.replace)
+    """Before the line of this number, counted from 0; with the ends that the edit has where the file has both kinds."""
+    said = Said.of("", edit.replace, file.effort)
     at = file.starts[number]
+    if 0 < file.text.count("\r\n") < file.text.count("\n") and edit.replace.endswith("\n") and number:
+        return Place(at, at, partial(str, edit.replace), is_exact=True)
     write = partial(rewritten, file, said, (), range(number, number), edit=edit, reindent=None)
     return Place(at, at, write, is_exact=True)
 
@@ -150,7 +198,7 @@ def _by_lines(
     edit: TextEdit, said: Said, file: FileLines, fold: Callable[[str], str], *, is_exact: bool
 ) -> list[Place]:
     found = []
-    for start in file.find(fold, said.search):
+    for start in file.find(fold, said.search, most=_most(edit)):
         lines = range(start, start + len(said.search))
         if not edit.search.endswith("\n") and lines.stop < len(file.lines):
             continue
@@ -209,13 +257,33 @@ def _elided(edit: TextEdit, file: FileLines) -> list[Place]:
                 return []
             continue
         steps.append(found)
-    return [_joined(chain, file) for chain in _chains(steps)]
+    chains = _chains(steps)
+    if len(chains) == 1 and any(_leaves_block(file, one, other) for one, other in pairwise(chains[0])):
+        return []
+    return [_joined(chain, file) for chain in chains]
+
+
+def _leaves_block(file: FileLines, one: Place, other: Place) -> bool:
+    """Whether what is left out between two places may end the block that both are in, or holds a ``...`` of its own.
+
+    Then the later lines may be those of another function.
+    """
+    before, after = file.line_at(one.end), file.line_at(other.start)
+    bodies = file.bodies
+    last = next((body for body in reversed(bodies[file.line_at(one.start) : before]) if body.strip()), "")
+    depths = len(indent_of(last)), len(indent_of(bodies[after]))
+    least = depths[0] + 1 if depths[1] > depths[0] else depths[1]
+    for body in bodies[before:after]:
+        ends_signature = body.lstrip().startswith(")") and body.rstrip().endswith((":", "{"))
+        if ELISION.match(body) or (body.strip() and len(indent_of(body)) < least and not ends_signature):
+            return True
+    return False
 
 
 def _segments(text: str) -> list[str]:
     segments = [""]
     for line in split_lines(text):
-        if _ELISION.match(body_of(line)):
+        if ELISION.match(body_of(line)):
             segments.append("")
         else:
             segments[-1] += line
@@ -226,7 +294,7 @@ def _segment_places(edit: TextEdit, search: str, replace: str, file: FileLines) 
     part = edit.model_copy(update={"search": search, "replace": replace, "every": False})
     if "\r" not in file.text and (found := _as_it_is(part, file)):
         return found
-    said = Said.of(search, replace)
+    said = Said.of(search, replace, file.effort)
     for fold in (without_trailing_blanks, without_indentation, punctuation_folded):
         if found := _by_lines(part, said, file, fold, is_exact=fold is without_trailing_blanks):
             return found
@@ -309,16 +377,16 @@ def _aligned_blanks(said: Said, file: FileLines, at: dict[int, int]) -> list[int
 def _nearly(edit: TextEdit, said: Said, file: FileLines) -> list[Place]:
     """The places that have every line which the edit changes, and the others but for a slip of the pen.
 
-    A line that the edit only quotes may differ in punctuation and blanks or, in a comment or a sentence, in the letters
-    of one word, but in no digit. Another word in a line of code names another place. The whole must be alike by
+    A line that the edit only quotes may differ in blanks, quotes, and the marks that part words or end lines. Another
+    word, number or operator names another place: it may say the opposite. The whole must be alike by
     :data:`LEAST_SIMILARITY`, and no other place nearly so (:data:`CLEAR_LEAD`).
     """
     filled = [number for number, body in enumerate(said.search) if body.strip()]
     if len(filled) < _LEAST_NEAR_LINES or not edit.search.endswith("\n"):
         return []
     scored = []
-    for start in _windows(said, filled, file):
-        score, is_near = _likeness(said, file, start)
+    for start in windows(said, filled, file):
+        score, is_near = likeness(said, file, start)
         lines = range(start, start + len(said.search))
         place = _place(edit, said, file, lines, lines, is_exact=False) if is_near else None
         scored.append((score, place))
@@ -326,71 +394,3 @@ def _nearly(edit: TextEdit, said: Said, file: FileLines) -> list[Place]:
     best = max((score for score, place in scored if place in good), default=0.0)
     close = sum(score > best - CLEAR_LEAD for score, _ in scored)
     return good if len(good) > 1 or close == 1 else []
-
-
-def _windows(said: Said, filled: Sequence[int], file: FileLines) -> list[int]:
-    """The starts of the runs of lines that share the most with the search, each line at its place."""
-    votes: Counter[int] = Counter()
-    for number in filled:
-        body = said.search[number]
-        holders = file.holders(punctuation_folded, body)
-        if len(holders) <= _MOST_VOTES_OF_A_LINE:
-            votes.update({at - number: len(body) for at in holders})
-    last = len(file.lines) - len(said.search)
-    return [start for start, _ in votes.most_common(_MOST_WINDOWS * 4) if 0 <= start <= last][:_MOST_WINDOWS]
-
-
-def _likeness(said: Said, file: FileLines, start: int) -> tuple[float, bool]:
-    """How alike a run of lines is to the search, from 0 to 1, and whether each line is near enough."""
-    total = alike = 0.0
-    is_near = True
-    staying = said.staying
-    for number in range(len(said.search)):
-        one, other = punctuation_folded(said.search[number]), punctuation_folded(file.bodies[start + number])
-        file.effort.spend(len(one) + len(other))
-        is_near = is_near and (one == other or (number in staying and _is_near(one, other)))
-        total += len(one)
-        alike += len(one) * (1.0 if one == other else _similarity(one, other))
-    return (alike / total if total else 0.0), is_near
-
-
-def _similarity(one: str, other: str) -> float:
-    """The share of two lines that is the same: all but punctuation, or what they begin and end with."""
-    letters = _letters(one)
-    if letters and letters == _letters(other):
-        return 2 * len(letters) / (len(letters) + max(len(one), len(other)))
-    start = _length_shared(one, other)
-    end = _length_shared(one[:start:-1], other[:start:-1])
-    return 2 * (start + end) / (len(one) + len(other))
-
-
-def _length_shared(one: str, other: str) -> int:
-    """How many characters two texts both begin with."""
-    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-
-
-def _is_near(one: str, other: str) -> bool:
-    if max(len(one), len(other)) > _LONGEST_COMPARED:
-        return False
-    if (letters := _letters(one)) and letters == _letters(other):
-        return True
-    marks = [_COMMENT.match(text) for text in (one, other)]
-    is_prose = not _CODE.search(one) and not _CODE.search(other)
-    if not (is_prose or all(marks)) or re.findall(r"\d+", one) != re.findall(r"\d+", other):
-        return False
-    words, others = one.split(), other.split()
-    if len(words) != len(others) or len(words) < _LEAST_PROSE_WORDS:
-        return False
-    slips = [(word, said) for word, said in zip(words, others, strict=True) if word != said]
-    return len(slips) == 1 and _is_slip(*slips[0])
-
-
-def _is_slip(word: str, said: str) -> bool:
-    """Whether a word is another one with a few letters wrong."""
-    if max(len(word), len(said)) > _LONGEST_WORD:
-        return False
-    return SequenceMatcher(None, word, said, autojunk=False).ratio() >= _LEAST_WORD_SIMILARITY
-
-
-def _letters(text: str) -> str:
-    return re.sub(r"\W+", "", text)

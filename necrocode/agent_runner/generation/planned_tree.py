@@ -10,6 +10,7 @@ from necrocode.agent_runner.errors import ChangeRejectedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
     from necrocode.agent_runner._git import ObjectReader, TreeEntry
 
@@ -39,6 +40,11 @@ class BaseTree:
         """What the base has under a path."""
         folder, _, name = path.rpartition("/")
         return self.siblings(folder).get(name)
+
+    def has_file(self, path: str) -> bool:
+        """Whether the base has a file under a path."""
+        entry = self.entry(path)
+        return entry is not None and entry.is_file
 
     def file(self, path: str) -> TreeEntry | None:
         """The base's file under a path; ``ChangeRejectedError`` when something else than a file is there."""
@@ -91,8 +97,11 @@ class PlannedFile(NamedTuple):
 class PlannedTree:
     """The base with changes on top of it: those of earlier answers, and of this one so far."""
 
-    def __init__(self, base: BaseTree, already: Mapping[str, FileChange]) -> None:
+    def __init__(self, base: BaseTree, already: Mapping[str, FileChange], leaving: AbstractSet[str]) -> None:
+        """``leaving`` are the paths that this answer renames."""
         self.base = base
+        self._leaving = leaving
+        self._aside: dict[str, PlannedFile] = {}
         self._already = dict(already)
         self._now = dict(already)
         self._touched: set[str] = set()
@@ -115,6 +124,18 @@ class PlannedTree:
             return None if change.removes else PlannedFile(change.mode, change.content, change.oid)
         entry = self.base.file(path)
         return None if entry is None else PlannedFile(entry.mode, None, entry.oid)
+
+    def put_aside(self, path: str) -> bool:
+        """Keep a file for the rename of it that is still to come; whether there is one."""
+        file = self.file(path)
+        if file is None or path not in self._leaving or path in self._touched:
+            return False
+        self._aside[path] = file
+        return True
+
+    def taken_from_aside(self, path: str) -> PlannedFile | None:
+        """The file that was put aside under a path, once."""
+        return self._aside.pop(path, None)
 
     def existing(self, path: str, verb: str) -> PlannedFile:
         """The file under a path; ``ChangeRejectedError``, naming near paths, when there is none."""

@@ -26,9 +26,11 @@ _WORD = re.compile(r"\w+")
 _REASONS = {
     "missing": "its search text is not in the file",
     "ambiguous": "its search text is in the file more than once",
+    "cut": "its search text is in the file only as a part of longer words, numbers or characters",
     "unanchored": "its search text is not in the file under its @@ line",
     "not at the end": "its search text is not at the end of the file",
     "nowhere": "it has no search text that would say where to put its lines",
+    "signed": "its new lines begin with +, as in a diff, and the file has no such lines",
     "overlapping": "it changes lines that another edit of this answer changes too",
 }
 
@@ -56,7 +58,8 @@ class Refusal:
         """Whether the file has what the edit would write, and not what it would replace."""
         new = self.edit.replace.strip("\r\n")
         self.file.effort.spend(len(self.file.text))
-        return self.reason == "missing" and bool(new.strip()) and new in self.file.text
+        text, new = (f"\n{self.file.text}\n", f"\n{new}\n") if self.edit.whole_lines else (self.file.text, new)
+        return self.reason == "missing" and bool(new.strip()) and new in text
 
     def explained(self) -> str:
         """What is wrong, for the model, with the lines of the file that it needs to see."""
@@ -66,8 +69,12 @@ class Refusal:
         elif self.reason in {"missing", "unanchored", "not at the end"}:
             parts.append("The nearest lines of the file, with their numbers:\n" + self._nearest())
             parts.append("Copy the search text from the file, line by line.")
+        elif self.reason == "cut":
+            parts.append("Search for whole lines of the file.")
         elif self.reason == "ambiguous":
             parts.append("Add lines before or after it, so that the search text is in the file just once.")
+        elif self.reason == "signed":
+            parts.append("Write the lines as they stand in the file, without + and - in front.")
         elif self.reason == "overlapping":
             parts.append("Make one edit of the two.")
         else:

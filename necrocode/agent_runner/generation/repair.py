@@ -42,7 +42,8 @@ def refused_answer_reply(error: RunnerError, form: str) -> str:
             else f"Your answer was refused: {error}\n\n{_AGAIN}"
         )
     if isinstance(error, TamperedTestsError):
-        return f"Your answer was refused: {error} Leave tests and their configuration as they are.\n\n{_AGAIN}"
+        told = str(error).removesuffix(error.hint or "").rstrip()  # the hint is for people
+        return f"Your answer was refused: {told} Leave tests and their configuration as they are.\n\n{_AGAIN}"
     if isinstance(error, TruncatedAnswerError):
         return (
             "Your answer was too long and was cut, so nothing of it was applied. Answer again, shorter: only the files"

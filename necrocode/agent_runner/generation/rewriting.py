@@ -7,6 +7,7 @@ then stays as the file has it, and what it writes takes the file's indentation a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import gcd
 from typing import TYPE_CHECKING
 
@@ -15,13 +16,14 @@ from necrocode.agent_runner.generation.file_lines import BOM, body_of, end_of, i
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from necrocode.agent_runner.generation.file_lines import FileLines
+    from necrocode.agent_runner.generation.file_lines import Effort, FileLines
     from necrocode.agent_runner.models import TextEdit
 
     Reindent = Callable[[str], str]
 
 _MOST_CELLS = 250_000
 """How many pairs of lines are compared to find out which of them an edit keeps."""
+_EFFORT_OF_CELL = 800
 
 
 @dataclass(frozen=True)
@@ -32,16 +34,21 @@ class Said:
     """The bodies of the lines to find."""
     replace: tuple[str, ...]
     """The bodies of the lines to write."""
-    kept: tuple[tuple[int, int], ...]
-    """Line by line, its number in ``search`` and in ``replace``; -1 where that side does not have it."""
+    effort: Effort
+    """What the comparing of the two is counted by."""
 
     @classmethod
-    def of(cls, search: str, replace: str) -> Said:
+    def of(cls, search: str, replace: str, effort: Effort) -> Said:
         """The lines of two texts."""
         old, new = (tuple(map(body_of, split_lines(text.removeprefix(BOM)))) for text in (search, replace))
-        return cls(old, new, tuple(_pairs(old, new)))
+        return cls(old, new, effort)
 
-    @property
+    @cached_property
+    def kept(self) -> tuple[tuple[int, int], ...]:
+        """Line by line, its number in ``search`` and in ``replace``; -1 where that side does not have it."""
+        return tuple(_pairs(self.search, self.replace, self.effort))
+
+    @cached_property
     def staying(self) -> frozenset[int]:
         """The lines of ``search`` that the edit only quotes."""
         return frozenset(old for old, new in self.kept if old >= 0 and new >= 0)
@@ -52,7 +59,7 @@ class Said:
         return all(old >= 0 for old, _ in self.kept)
 
 
-def _pairs(old: Sequence[str], new: Sequence[str]) -> Iterator[tuple[int, int]]:
+def _pairs(old: Sequence[str], new: Sequence[str], effort: Effort) -> Iterator[tuple[int, int]]:
     """A longest common subsequence of two runs of lines, from the first to the last line."""
     start = 0
     while start < min(len(old), len(new)) and old[start] == new[start]:
@@ -61,31 +68,40 @@ def _pairs(old: Sequence[str], new: Sequence[str]) -> Iterator[tuple[int, int]]:
     tail = 0
     while tail < min(len(old), len(new)) - start and old[-1 - tail] == new[-1 - tail]:
         tail += 1
-    yield from _middle_pairs(old, new, range(start, len(old) - tail), range(start, len(new) - tail))
+    olds, news = range(start, len(old) - tail), range(start, len(new) - tail)
+    at, by = start, start
+    for one, other in (*_middle_pairs(old, new, olds, news, effort), (olds.stop, news.stop)):
+        yield from ((number, -1) for number in range(at, one))
+        yield from ((-1, number) for number in range(by, other))
+        if one < olds.stop:
+            yield one, other
+        at, by = one + 1, other + 1
     for back in range(tail, 0, -1):
         yield len(old) - back, len(new) - back
 
 
-def _middle_pairs(old: Sequence[str], new: Sequence[str], olds: range, news: range) -> Iterator[tuple[int, int]]:
-    if not olds or not news or len(olds) * len(news) > _MOST_CELLS:
-        yield from ((one, -1) for one in olds)
-        yield from ((-1, one) for one in news)
+def _middle_pairs(
+    old: Sequence[str], new: Sequence[str], olds: Sequence[int], news: Sequence[int], effort: Effort
+) -> Iterator[tuple[int, int]]:
+    """The lines that stay among those in the middle; none where comparing them all would take too long."""
+    shared = {old[at] for at in olds}.intersection(new[at] for at in news)
+    olds, news = [at for at in olds if old[at] in shared], [at for at in news if new[at] in shared]
+    if len(olds) * len(news) > _MOST_CELLS:
         return
+    effort.spend(len(olds) * len(news) * _EFFORT_OF_CELL)
     longest = [[0] * (len(news) + 1) for _ in range(len(olds) + 1)]
     for i in range(len(olds) - 1, -1, -1):
         below, row, wanted = longest[i + 1], longest[i], old[olds[i]]
         for j in range(len(news) - 1, -1, -1):
             row[j] = below[j + 1] + 1 if wanted == new[news[j]] else max(below[j], row[j + 1])
     i = j = 0
-    while i < len(olds) or j < len(news):
-        if i < len(olds) and j < len(news) and old[olds[i]] == new[news[j]]:
+    while i < len(olds) and j < len(news):
+        if old[olds[i]] == new[news[j]]:
             yield olds[i], news[j]
             i, j = i + 1, j + 1
-        elif i < len(olds) and (j == len(news) or longest[i + 1][j] >= longest[i][j + 1]):
-            yield olds[i], -1
+        elif longest[i + 1][j] >= longest[i][j + 1]:
             i += 1
         else:
-            yield -1, news[j]
             j += 1
 
 

@@ -7,6 +7,7 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING, NamedTuple
 
 from necrocode.agent_runner.errors import MalformedAnswerError
+from necrocode.agent_runner.generation.diff_signs import without_added_signs
 from necrocode.agent_runner.models import TextEdit
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Blocks:
         self._lines = lines
         self._heads: dict[int, re.Match[str]] = {}
         self._dividers: list[int] = []
+        self._was_read = False
         self._ends: dict[int, list[int]] = {}
         for number, line in enumerate(lines):
             if "<<<<<" in line and (found := _HEAD.match(line)):
@@ -47,6 +49,18 @@ class Blocks:
     def begins(self, at: int) -> bool:
         """Whether a block's opening marker is on this line."""
         return at in self._heads
+
+    def is_whole(self, at: int) -> bool:
+        """Whether the opening marker on this line is more than text: it says SEARCH, or a closing one follows."""
+        head = self._heads[at]
+        ends = self._ends.get(len(head[2]), [])
+        return head[3] in _SURE_LABELS or bisect_left(ends, at) < len(ends)
+
+    def is_left_over(self, at: int) -> bool:
+        """Whether a line that no block has taken is a closing marker: a block before it was then cut short."""
+        if ">>>>>" not in self._lines[at] or not (found := _END.match(self._lines[at])):
+            return False
+        return self._was_read or "REPLACE" in found[0]
 
     def read(self, at: int) -> SearchReplace | None:
         """The block that begins here; None for a marker that is only text.
@@ -70,6 +84,7 @@ class Blocks:
                 f"The search/replace block in line {at + 1} of the model's answer has {len(dividers)} lines like"
                 f" {'=' * len(head[2])}: write the markers of that block with another number (5 to 9) of < = and >."
             )
+        self._was_read = True
         search, replace = self._lines[at + 1 : dividers[0]], self._lines[dividers[0] + 1 : end]
         return SearchReplace(_edit(search, replace), (head[4] or "").strip("`*\"' "), end + 1)
 
@@ -89,4 +104,5 @@ def _edit(search: Sequence[str], replace: Sequence[str]) -> TextEdit:
     )
     if not old.strip():
         old = ""  # blank lines are no place
+        new = without_added_signs(new)
     return TextEdit(search=old, replace=new, final_newline="stated" if any(states) else "kept")

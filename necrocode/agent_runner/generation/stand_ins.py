@@ -66,7 +66,7 @@ class StandIns:
 
         def secret(found: re.Match[str]) -> str:
             name = found[0]
-            if change.file_path not in self._files_with.get(name, ()):
+            if change.file_path.removeprefix("./") not in self._files_with.get(name, ()):
                 raise ChangeRejectedError(
                     f"The answer writes {name} into {change.file_path}: it stands for no secret of that file."
                 )

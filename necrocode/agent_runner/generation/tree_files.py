@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from necrocode.agent_runner._names import has_control_character
 from necrocode.agent_runner.generation.tree_search import Found, search
 
 if TYPE_CHECKING:
@@ -72,5 +73,7 @@ def look_into(
 
 
 def _is_text(name: str) -> bool:
-    """Whether a file's name is text at all: git keeps any bytes, and a prompt does not."""
-    return name.isascii() or not any("\udc80" <= char <= "\udcff" for char in name)
+    """Whether a file's name is a line of text: git keeps any bytes; in a prompt a line break in a name would speak."""
+    if name.isascii():
+        return name.isprintable()
+    return not any("\udc80" <= char <= "\udcff" for char in name) and not has_control_character(name)

@@ -10,6 +10,7 @@ from necrocode.agent_runner.errors import ChangeRejectedError, MalformedAnswerEr
 from necrocode.agent_runner.generation.diff_names import (
     NOWHERE,
     Names,
+    may_be_of_two,
     names_on,
     names_on_git_line,
     plain_name,
@@ -98,7 +99,7 @@ class _Section:
             old, old_count, new, _ = header.numbers
             line = old if old_count else old + 1
             # A hunk without any line of the file is trusted only where its numbers are those that a tool would write.
-            if not hunk.lines.old and (old == 0 or not hunk.counts_are_true or new != line + self._shift):
+            if not hunk.lines.old and (not hunk.counts_are_true or new != line + self._shift):
                 line = None
         self._shift += len(hunk.lines.new) - len(hunk.lines.old)
         self.edits.append(hunk.lines.edit(header, line=line))
@@ -113,11 +114,11 @@ class _Section:
         if self.new_mode in {_EXECUTABLE, _ORDINARY} and (self.is_new or self.old_mode):
             executable = self.new_mode == _EXECUTABLE
         if names.new == NOWHERE:
-            return CodeChange(operation="delete", file_path=names.old)
+            return CodeChange(operation="delete", file_path=names.old, edits=tuple(self.edits), in_order=True)
         if names.old == NOWHERE:
             return self._creation(names.new, executable=executable or None)
         is_renamed = names.old != names.new
-        if not self.edits and not is_renamed and executable is None:
+        if not self.edits and not self.renamed_from and executable is None:
             what = shown(names.new, _LONGEST_NAMED)
             raise MalformedAnswerError(f"The diff of {what!r} changes nothing: it has no line with - or +.")
         return CodeChange(
@@ -183,7 +184,12 @@ class DiffReader:
                 break
             at += 1
         if self._names_begin(at):
-            section.old, section.new = names_on(lines[at], lines[at + 1])
+            section.old, section.new = names = names_on(lines[at], lines[at + 1])
+            if section.git is None and may_be_of_two(names, lines[at], lines[at + 1]):
+                raise MalformedAnswerError(
+                    f"The diff names {shown(names.old, _LONGEST_NAMED)!r} and"
+                    f" {shown(names.new, _LONGEST_NAMED)!r}: write one path, behind a/ and b/."
+                )
             at += 2
         at = self._hunks(at, section)
         return section.change(), at
@@ -218,4 +224,6 @@ class DiffReader:
         line = self.lines[at]
         if line.startswith("-"):
             return self._names_begin(at) and (at + 2 >= len(self.lines) or self.lines[at + 2].startswith("@@"))
-        return line.startswith(("@@", _GIT, "Index: ", "</", "*** End")) or self.is_fence(at)
+        if line.startswith("</"):  # a tag around the diff closes; in a block for diffs it is a line that stays
+            return not self.is_lenient
+        return line.startswith(("@@", _GIT, "Index: ", "*** End")) or self.is_fence(at)

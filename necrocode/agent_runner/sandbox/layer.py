@@ -40,6 +40,7 @@ if [ -d .git ]; then mount --bind "$2/empty" .git || exit 125; else rm -f .git; 
 if [ "$3" = 0 ]; then exec sh -c "$5"; fi
 exec unshare --user --map-user="$3" --map-group="$4" -- sh -c "$5"
 """
+_FOLDERS = ("upper", "work", "top", "empty", "home", "tmp", "shown", "room", "etc")
 _UNSAFE_IN_MOUNT_OPTIONS = frozenset(',:\\"\n')
 
 
@@ -68,6 +69,11 @@ class Layer:
         return Path(tempfile.mkdtemp(prefix="reports-", dir=self.folder))
 
     @property
+    def written_folders(self) -> tuple[Path, ...]:
+        """Where commands' files end up: of an overlay those that were written, of a copy all."""
+        return (self.folder / ("upper" if self.kind == "overlay" else "top"), self.home, self.temporary)
+
+    @property
     def start_folder(self) -> Path:
         """Where to start the command of :meth:`argv`."""
         return self.folder / "top"
@@ -93,14 +99,18 @@ def open_layer(checkout: Path, root: Path, *, kind: LayerKind | None = None) -> 
     ``kind`` None: ``overlay`` where it works under ``root``, tried out once a process, else ``copy``.
     """
     root.mkdir(parents=True, exist_ok=True)
-    unsafe = _UNSAFE_IN_MOUNT_OPTIONS.intersection(f"{checkout}{root}")
-    chosen: LayerKind = kind or ("overlay" if not unsafe and overlay_works(root) else "copy")
+    chosen: LayerKind = kind or ("overlay" if can_be_named(checkout, root) and overlay_works(root) else "copy")
     with _folder(root) as folder:
         layer = Layer(chosen, folder, checkout)
         if chosen == "copy":
             ignore = _not_copied(checkout, root)
             shutil.copytree(checkout, folder / "top", symlinks=True, dirs_exist_ok=True, ignore=ignore)
         yield layer
+
+
+def can_be_named(checkout: Path, root: Path) -> bool:
+    """Whether the paths can stand in the options of an overlay mount."""
+    return not _UNSAFE_IN_MOUNT_OPTIONS.intersection(f"{checkout}{root}")
 
 
 @cache
@@ -129,7 +139,7 @@ def _folder(root: Path) -> Iterator[Path]:
     held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(held, fcntl.LOCK_EX)  # the system gives it back when this process dies: see _sweep
-        for name in ("upper", "work", "top", "empty", "home", "tmp"):
+        for name in _FOLDERS:
             (folder / name).mkdir()
         yield folder
     finally:

@@ -7,107 +7,55 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from necrocode.agent_runner._process import run_process
+from necrocode.agent_runner._process import ProcessResult, run_process
 from necrocode.agent_runner.errors import TestExecutionError
 from necrocode.agent_runner.sandbox.layer import Layer, open_layer
-from necrocode.agent_runner.sandbox.reports import Collection
-from necrocode.agent_runner.test_results import CommandResult, TestResult
+from necrocode.agent_runner.sandbox.layered import LayeredSandbox
+from necrocode.agent_runner.sandbox.limits import Limits, LimitWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from necrocode.agent_runner._clock import Deadline
+    from collections.abc import Mapping
+    from contextlib import AbstractContextManager
 
 _LAYER_FAILED = 125  # what the layer's own script exits with, before any test command has run
 _ALLOWED_VARIABLES = ("PATH", "LANG", "LANGUAGE", "TZ", "TERM")
 
 
-class PlainSandbox:
+class PlainSandbox(LayeredSandbox):
     """The :class:`~necrocode.agent_runner.Sandbox` that every machine has."""
 
-    def __init__(self, root: Path, *, max_output_bytes: int = 1_000_000) -> None:
+    name = "none"
+
+    def __init__(self, root: Path, limits: Limits | None = None) -> None:
         self._root = root
-        self._max_output_bytes = max_output_bytes
+        self._limits = limits or Limits()
 
-    def run_tests(
-        self,
-        commands: Sequence[str],
-        checkout: Path,
-        *,
-        tree: str,
-        environment: Mapping[str, str],
-        fail_fast: bool,
-        deadline: Deadline,
-        collect: Sequence[str] = (),
-    ) -> TestResult:
-        """Run the commands in order, over one layer."""
-        started = time.monotonic()
-        results: list[CommandResult] = []
-        try:
-            with open_layer(checkout, self._root) as layer:
-                for command in commands:
-                    results.append(self._run(command, layer, environment, deadline, collect))
-                    if results[-1].exit_code != 0 and (fail_fast or results[-1].timed_out):
-                        break
-                kind = layer.kind
-        except OSError as error:
-            raise TestExecutionError(f"The tests cannot be started: {error}.") from error
-        passed = len(results) == len(commands) and all(result.exit_code == 0 for result in results)
-        return TestResult(
-            success=passed,
-            commands=tuple(results),
-            sandbox="none",
-            layer=kind,
-            tree=tree,
-            duration_seconds=time.monotonic() - started,
-        )
+    def ensure_available(self) -> None:
+        """Return: plain processes can always be had."""
 
-    def _run(
-        self,
-        command: str,
-        layer: Layer,
-        environment: Mapping[str, str],
-        deadline: Deadline,
-        collect: Sequence[str],
-    ) -> CommandResult:
+    def _open(self, checkout: Path) -> AbstractContextManager[Layer]:
+        return open_layer(checkout, self._root)
+
+    def _execute(
+        self, command: str, layer: Layer, reports: Path, environment: Mapping[str, str], seconds: float
+    ) -> ProcessResult:
+        del reports  # may be written to, as anything may
         layer.entered.unlink(missing_ok=True)
-        reports = layer.new_reports_folder()
-        begun_ns = reports.stat().st_mtime_ns  # by the file system's own clock, which files are compared with
         done = run_process(
             layer.argv(command),
             cwd=layer.start_folder,
-            environment=command_environment(layer, environment) | {"NECROCODE_REPORTS": str(reports)},
-            timeout_seconds=deadline.remaining_seconds(),
-            max_output_bytes=self._max_output_bytes,
+            environment=command_environment(layer, environment),
+            timeout_seconds=seconds,
+            max_output_bytes=self._limits.kept_output_bytes,
+            watch=LimitWatch(self._limits, layer.written_folders),
         )
-        output = done.output.decode(errors="replace")
         if done.exit_code == _LAYER_FAILED and layer.kind == "overlay" and not layer.entered.exists():
-            raise TestExecutionError(
-                f"The copy-on-write layer cannot be mounted: {output.strip() or 'no reason given'}."
-            )
-        return CommandResult(
-            command=command,
-            exit_code=done.exit_code,
-            duration_seconds=done.duration_seconds,
-            output=output,
-            truncated_bytes=done.truncated_bytes,
-            timed_out=done.timed_out,
-            collected=_collected(layer, reports.name, collect, begun_ns),
-        )
-
-
-def _collected(layer: Layer, reports: str, patterns: Sequence[str], begun_ns: int) -> dict[str, bytes]:
-    """What the command that has just ended left in its folder for reports, and what it wrote that is asked for."""
-    collection = Collection(layer.brought_back)
-    collection.add(layer.folder, [reports], prefix="reports/")
-    if patterns:
-        written = "upper" if layer.kind == "overlay" else "top"
-        collection.add(layer.folder, [written], patterns=patterns, since_ns=begun_ns)
-    return collection.files
+            reason = done.output.decode(errors="replace").strip() or "no reason given"
+            raise TestExecutionError(f"The copy-on-write layer cannot be mounted: {reason}.")
+        return done
 
 
 def command_environment(layer: Layer, extra: Mapping[str, str]) -> dict[str, str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from necrocode.agent_runner._git import MODE_EXECUTABLE, MODE_FILE, MODE_TREE, FileChange
-from necrocode.agent_runner._names import check_change_path, fold_name
+from necrocode.agent_runner._git import MODE_EXECUTABLE, MODE_FILE, MODE_TREE, Author, FileChange
+from necrocode.agent_runner._names import check_change_path, check_path_inside, fold_name
 from necrocode.agent_runner.errors import ChangeRejectedError, EditRejectedError
 from necrocode.agent_runner.generation.edited_bytes import edited_bytes
 from necrocode.agent_runner.generation.file_lines import Effort
@@ -18,11 +19,13 @@ from necrocode.agent_runner.models import ImplementationResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from datetime import datetime
 
     from necrocode.agent_runner._clock import Deadline
-    from necrocode.agent_runner._git import Author, ObjectReader
+    from necrocode.agent_runner._git import ObjectReader
     from necrocode.agent_runner.config import RunnerConfig
-    from necrocode.agent_runner.models import CodeChange, LLMResponse
+    from necrocode.agent_runner.models import CodeChange, LLMResponse, TaskContext
+    from necrocode.agent_runner.verdict.tamper import TreeFiles
     from necrocode.agent_runner.workspace import Workspace
 
 _BOM = b"\xef\xbb\xbf"
@@ -57,7 +60,8 @@ def plan_changes(
 ) -> tuple[FileChange, ...]:
     """What the change set does to the base tree, in exact bytes; nothing is written.
 
-    The changes are taken one after the other: an edit of a file that an earlier one made or moved finds it so.
+    The changes are taken one after the other: an edit of a file that an earlier one made or moved finds it so. Only a
+    rename onto a file that a later one moves away is as git has it: both happen at once.
     ``already`` are the planned changes of earlier answers, by path: the files are then taken to be as those have made
     them, and the result is what both together do to the base.
 
@@ -66,7 +70,8 @@ def plan_changes(
     would come out as in the base are left out; a set that changes nothing at all is refused.
     """
     _check_count(len({change.file_path for change in changes}), limits)
-    tree = PlannedTree(BaseTree(objects, base_tree), already)
+    leaving = {change.file_path.removeprefix("./") for change in changes if change.operation == "rename"}
+    tree = PlannedTree(BaseTree(objects, base_tree), already, leaving)
     effort = Effort()
     refused = [file for change in changes if (file := _resolve(change, tree, effort)) is not None]
     if refused:
@@ -85,11 +90,38 @@ def _check_count(count: int, limits: Limits) -> None:
         raise ChangeRejectedError(f"The answer changes {count} files; at most {limits.max_changed_files} may be.")
 
 
-def refuse_secrets(changes: Iterable[FileChange], holds_secret: Callable[[str], bool]) -> None:
-    """Refuse planned changes that would commit one of this runner's own secrets, in a text or in a name."""
+def refuse_secrets(
+    changes: Sequence[FileChange], base: TreeFiles, secrets_in: Callable[[str], Counter[str]]
+) -> tuple[str, ...]:
+    """Refuse planned changes that would commit this runner's own secrets, in a text or in a name.
+
+    A secret that the base's version of the file has may stay, no more often than there, and goes where its file is
+    moved. Returned are the paths of the texts that keep one.
+    """
+    moved = Counter[str]()
     for change in changes:
-        if holds_secret((change.content or b"").decode(errors="replace")) or holds_secret(change.path):
-            raise ChangeRejectedError("The answer would commit one of this runner's secrets; it was refused.")
+        if change.removes:
+            moved += secrets_in(_decoded(base.read(change.path)))
+        elif base.entry(change.path) is None and secrets_in(change.path):
+            raise ChangeRejectedError("The answer would make a file whose name holds one of this runner's secrets.")
+    keeping: list[str] = []
+    for change in changes:
+        if not (secrets := secrets_in(_text_of(change, base))):
+            continue
+        added = secrets - secrets_in(_decoded(base.read(change.path)))
+        if not added <= moved:
+            raise ChangeRejectedError(f"The answer would commit one of this runner's secrets in {change.path!r}.")
+        moved -= added
+        keeping.append(change.path)
+    return tuple(keeping)
+
+
+def _text_of(change: FileChange, base: TreeFiles) -> str:
+    return _decoded(base.objects.blob(change.oid) if change.content is None and change.oid else change.content)
+
+
+def _decoded(content: bytes | None) -> str:
+    return (content or b"").decode(errors="replace")
 
 
 def telling_paths(paths: Iterable[str]) -> tuple[str, ...]:
@@ -97,6 +129,18 @@ def telling_paths(paths: Iterable[str]) -> tuple[str, ...]:
     return tuple(
         path for path in paths if any(fnmatchcase(f"/{path.casefold()}", f"*/{one}") for one in _TELLING_PATHS)
     )
+
+
+def commit_message(config: RunnerConfig, task: TaskContext, run_id: str) -> str:
+    """The configured message for a task's commit."""
+    return config.commit_message.format(
+        task_id=task.task_id, spec_name=task.spec_name, title=task.title, description=task.description, run_id=run_id
+    ).replace("\0", "")
+
+
+def commit_author(config: RunnerConfig, now: datetime) -> Author:
+    """Whom the commit is by, and when."""
+    return Author(config.commit_author_name, config.commit_author_email, int(now.timestamp()))
 
 
 def commit_changes(
@@ -129,25 +173,41 @@ def commit_changes(
 
 def _resolve(change: CodeChange, tree: PlannedTree, effort: Effort) -> RefusedFile | None:
     """Plan one change on top of those before it; what is wrong with its edits, where they are refused."""
-    path = tree.present_name(_checked_path(change.file_path)) if change.edits else _checked_path(change.file_path)
+    path = _checked_path(change.file_path, tree)
+    if change.edits and change.operation != "delete":
+        path = tree.present_name(path)
     if change.operation == "delete":
-        tree.existing(path, "delete")
-        _refuse_twice(path, tree)
-        tree.plan(FileChange(path))
-    elif change.operation == "rename":
+        return _delete(change, path, tree, effort)
+    if change.operation == "rename":
         return _rename(change, path, tree, effort)
-    elif change.operation == "edit":
+    if change.operation == "edit":
         return _edit(change, path, tree, effort)
-    else:
-        old = tree.file(path)
-        if old is not None and change.must_be_new:
+    old = tree.file(path)
+    if old is not None and change.must_be_new:
+        raise ChangeRejectedError(
+            f"Cannot create {path!r}: the file exists already.", hint="Write a diff of the file as it is."
+        )
+    if old is not None:
+        _refuse_twice(path, tree)
+    content = _bytes(change, None if old is None else tree.content(old))
+    tree.plan(FileChange(path, _mode(change, None if old is None else old.mode), content=content))
+    return None
+
+
+def _delete(change: CodeChange, path: str, tree: PlannedTree, effort: Effort) -> RefusedFile | None:
+    """Plan a removal; a diff that shows the lines that go must show all that the file has."""
+    old = tree.existing(path, "delete")
+    _refuse_twice(path, tree)
+    if change.edits:
+        left, refused = _edited(change, path, tree.content(old), effort)
+        if refused is not None:
+            return refused
+        if left.removeprefix(_BOM).strip():
             raise ChangeRejectedError(
-                f"Cannot create {path!r}: the file exists already.", hint="Write a diff of the file as it is."
+                f"The diff removes {path!r}, and does not show all of its lines as they are.",
+                hint=f"Show the whole file with - before each line, or write only the line: DELETE {path}",
             )
-        if old is not None:
-            _refuse_twice(path, tree)
-        content = _bytes(change, None if old is None else tree.content(old))
-        tree.plan(FileChange(path, _mode(change, None if old is None else old.mode), content=content))
+    tree.plan(FileChange(path))
     return None
 
 
@@ -157,9 +217,10 @@ def _refuse_twice(path: str, tree: PlannedTree) -> None:
 
 
 def _rename(change: CodeChange, path: str, tree: PlannedTree, effort: Effort) -> RefusedFile | None:
-    source = tree.existing(path, "rename")
-    target = _checked_path(change.new_path or "")
-    if tree.file(target) is not None:
+    waiting = tree.taken_from_aside(path)
+    source = waiting or tree.existing(path, "rename")
+    target = _checked_path(change.new_path or "", tree)
+    if tree.file(target) is not None and not tree.put_aside(target):
         raise ChangeRejectedError(f"Cannot rename {path!r} to {target!r}: that file exists already.")
     moved = FileChange(target, _mode(change, source.mode), content=source.content, oid=source.oid)
     if change.content is not None:
@@ -169,7 +230,8 @@ def _rename(change: CodeChange, path: str, tree: PlannedTree, effort: Effort) ->
         if refused is not None:
             return refused
         moved = replace(moved, content=content, oid=None)
-    tree.plan(FileChange(path), renamed_to=target)
+    if waiting is None:
+        tree.plan(FileChange(path), renamed_to=target)
     tree.plan(moved)
     return None
 
@@ -192,7 +254,7 @@ def _edit(change: CodeChange, path: str, tree: PlannedTree, effort: Effort) -> R
 def _text_of_new_file(change: CodeChange) -> str | None:
     """The whole text that an edit without a search gives a file that is not there; None for any other edit."""
     first, *others = change.edits or (None,)
-    if first is None or others or first.search or first.at_end or first.anchors or first.line is not None:
+    if first is None or others or first.search or first.at_end or first.anchors or first.line not in {None, 1}:
         return None
     return first.replace
 
@@ -208,9 +270,11 @@ def _mode(change: CodeChange, old: str | None) -> str:
     return MODE_EXECUTABLE if change.executable else MODE_FILE
 
 
-def _checked_path(path: str) -> str:
+def _checked_path(path: str, tree: PlannedTree) -> str:
+    """The path, by the rules; a file that the base has may have a name that not every file system can hold."""
     try:
-        return check_change_path(path.removeprefix("./"))
+        path = check_path_inside(path.removeprefix("./"))
+        return path if tree.base.has_file(path) else check_change_path(path)
     except ValueError as error:
         raise ChangeRejectedError(f"The path is refused: {error}.") from error
 
@@ -223,7 +287,10 @@ def _encoded(text: str, path: str) -> bytes:
 
 
 def _bytes(change: CodeChange, old: bytes | None) -> bytes:
-    """The new text in the old file's manner: its byte order mark, its CRLF line ends, its missing final newline."""
+    """The new text in the old file's manner: its byte order mark, its line ends, its missing final newline.
+
+    Line ends of the other kind stay only where the text is the old one but for them: then they are what is asked for.
+    """
     new = _encoded(change.content or "", change.file_path)
     if not old:
         return new
@@ -235,6 +302,8 @@ def _bytes(change: CodeChange, old: bytes | None) -> bytes:
         ) from error
     if old.count(b"\r\n") == old.count(b"\n") > 0 and b"\r\n" not in new:
         new = new.replace(b"\n", b"\r\n")
+    elif b"\n" in old and b"\r" not in old and (unix := new.replace(b"\r\n", b"\n")) != old:
+        new = unix
     if old.startswith(_BOM) and not new.startswith(_BOM):
         new = _BOM + new
     if not change.exact and old.rpartition(b"\n")[2].strip():  # a last line of blanks alone is no missing newline

@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING
 from necrocode.agent_runner._git import Author, GitError
 from necrocode.agent_runner.errors import TamperedTestsError, TestExecutionError
 from necrocode.agent_runner.verdict.base_runs import BaseRuns
-from necrocode.agent_runner.verdict.comparison import is_success, make_verdict, newly_failing, with_second_run
-from necrocode.agent_runner.verdict.detection import can_be_used, detect_test_commands
-from necrocode.agent_runner.verdict.tamper import TreeFiles, tamper_report
+from necrocode.agent_runner.verdict.comparison import (
+    is_success,
+    lost_cases,
+    make_verdict,
+    newly_failing,
+    with_lost_tests,
+    with_second_run,
+)
+from necrocode.agent_runner.verdict.detection import can_be_used, detect_test_commands, is_proven
+from necrocode.agent_runner.verdict.missing_programs import missing_program
+from necrocode.agent_runner.verdict.tamper import TreeFiles, removed_files, tamper_report
 from necrocode.agent_runner.verdict.test_run import TestRunner
 
 if TYPE_CHECKING:
@@ -20,9 +28,10 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.config import RunnerConfig
     from necrocode.agent_runner.models import ImplementationResult, TaskContext
     from necrocode.agent_runner.protocols import Sandbox
-    from necrocode.agent_runner.test_results import PassRule, TamperReport, TestResult
+    from necrocode.agent_runner.test_results import CommandResult, PassRule, TamperReport, TestResult
     from necrocode.agent_runner.workspace import Workspace
 
+_BY_CASES: PassRule = "no-new-failures"
 _MAX_TOLD_NAMES = 5
 _NOBODY = Author("necrocode", "necrocode@localhost", 0)  # of a commit that is tested and never delivered
 
@@ -40,6 +49,12 @@ class TestPlan:
     """None: how the base fares is not known."""
     detected: str = ""
     """Why these commands, where the task names none."""
+    is_proven: bool = True
+    """False: on the base they came to run no test, so that they count only if they do on the change."""
+
+    def counts(self, result: TestResult) -> bool:
+        """Whether the result says something of a change: not where no test could be run, neither before nor after."""
+        return self.is_proven or result.success or is_proven(result)
 
 
 def plan_tests(
@@ -56,8 +71,9 @@ def plan_tests(
     """The task's commands, or those that the project's files suggest, and what they say on the base.
 
     The checkout must hold the base, or be a brought one, whose files git moves there. Commands that nobody asked for
-    are used only where the base shows that they work, and ask for no more than that nothing fails anew; otherwise
-    nothing is tested, and ``on_trouble`` says why.
+    are used only where the base shows that they work, or fails before they come to run a test; they ask for no more
+    than that nothing fails anew. Otherwise nothing is tested, and ``on_trouble`` says why.
+    ``TestExecutionError`` where the program of a command that the task names is not there.
     """
     commands, detected = task.test_commands, ""
     if not commands and config.detect_tests and config.test_base:
@@ -65,21 +81,33 @@ def plan_tests(
         paths = workspace.repository.files(tree, deadline=deadline)
         found = detect_test_commands(paths, TreeFiles(workspace.objects, tree).read)
         commands, detected = found.commands, found.why
+    if not commands:
+        on_trouble(untested(config))
     if not commands or not config.test_base:
         return TestPlan(tuple(commands), config.pass_rule)
     if workspace.is_brought and workspace.objects.resolve("HEAD") != workspace.base_commit:
         _place(workspace, workspace.base_commit, "it was to be tested before the change", deadline)
-    runner = TestRunner(sandbox, workspace.objects, config.test_environment, redact, deadline)
+    rule: PassRule = "no-new-failures" if detected else config.pass_rule
+    environment = config.test_environment
+    runner = TestRunner(sandbox, workspace.objects, environment, redact, deadline, is_by_cases=rule == _BY_CASES)
     runs = BaseRuns(config.state_dir / "base-tests", deadline.clock)
     base = runs.result(workspace, commands, runner, on_note=on_note)
     if not detected:
-        return TestPlan(tuple(commands), config.pass_rule, base)
-    if not can_be_used(base):
+        _refuse_missing_programs(base)
+        return TestPlan(tuple(commands), rule, base)
+    if base is None or not can_be_used(base):
         on_trouble(
-            f"Nothing was tested: `{'`, `'.join(commands)}` was found ({detected}), but does not work on the base."
+            f"Nothing is tested: `{'`, `'.join(commands)}` was found ({detected}), but does not work on the base."
         )
         return TestPlan(())
-    return TestPlan(tuple(commands), "no-new-failures", base, detected)
+    return TestPlan(tuple(commands), rule, base, detected, is_proven(base))
+
+
+def untested(config: RunnerConfig) -> str:
+    """Why nothing is tested where a task names no commands and none were found."""
+    off = next((name for name in ("detect_tests", "test_base") if not getattr(config, name)), None)
+    why = f"{off} is off" if off else "no project file tells of any"
+    return f"Nothing is tested: the task names no test commands, and {why}."
 
 
 def run_tests(
@@ -100,17 +128,19 @@ def run_tests(
     result. ``TestExecutionError`` when the commands could not be run at all.
     """
     plan = plan or TestPlan(tuple(task.test_commands))
-    runner = TestRunner(sandbox, workspace.objects, environment, redact, deadline)
+    is_by_cases = plan.pass_rule == _BY_CASES
+    runner = TestRunner(sandbox, workspace.objects, environment, redact, deadline, is_by_cases=is_by_cases)
     kept = f"the commit is kept under {implementation.ref}"
     _place(workspace, implementation.commit, kept, deadline)
-    by_exit_code: PassRule = "exit-code"
-    fail_fast = task.fail_fast and plan.pass_rule == by_exit_code
+    fail_fast = task.fail_fast and not is_by_cases
     result = _judged(runner.run(plan.commands, workspace.path, implementation.tree, fail_fast=fail_fast), plan)
     if _is_worth_another(result, plan, deadline):
         second = runner.run(plan.commands, workspace.path, implementation.tree, fail_fast=fail_fast)
         result = _judged(with_second_run(result, second), plan)
     workspace.check_hold()  # another holder may have written to the slot meanwhile: then it was not this tree
-    tamper = _tampering(workspace, implementation, plan)
+    if plan.base is None:
+        _refuse_missing_programs(result)
+    tamper = _tampering(workspace, implementation, plan, result)
     result = result.model_copy(update={"tamper": tamper, "detected": plan.detected})
     if tamper is None or not result.success or not (tamper.tests or tamper.configuration):
         return result
@@ -132,6 +162,11 @@ def refuse_tampering(result: TestResult) -> None:
             f"The change touches {_listed(deciding)}, which decides what is tested.",
             hint="Look at the diff; if the task is to change that, run it with tamper: flag.",
         )
+    if tamper.lost:
+        raise TamperedTestsError(
+            f"The change removes or disables tests: {_listed(tamper.lost)}.",
+            hint="Look at the diff; if the task is to remove them, run it with tamper: flag.",
+        )
     if result.base_version is None or not result.base_version.success:
         raise TamperedTestsError(
             f"The change touches {_listed(tamper.tests)}, and fails the tests as they were before it.",
@@ -143,6 +178,7 @@ def test_warnings(result: TestResult) -> tuple[str, ...]:
     """What is to be told of tests besides whether they passed; secrets are masked in ``result`` already."""
     verdict, tamper, warnings = result.verdict, result.tamper, []
     warnings += [f"`{one.command}`: {one.report_note}." for one in result.commands if one.report_note]
+    warnings += [f"`{one.command}` exited with 0 and ran no test." for one in result.commands if _ran_nothing(one)]
     if verdict is not None:
         if verdict.flaky.count:
             warnings.append(f"Flaky on the same files: {_listed(verdict.flaky.names, verdict.flaky.count)}.")
@@ -154,12 +190,23 @@ def test_warnings(result: TestResult) -> tuple[str, ...]:
             warnings.append(f"Failing as before the change: {names}.")
     if tamper is not None:
         under_base = result.base_version
-        how = "" if under_base is None else f" (which {'passes' if under_base.success else 'FAILS'} them as they were)"
-        warnings.append(f"The change touches what it is judged by{how}: {_listed(tamper.paths)}.")
+        how = "" if under_base is None else f" With these as they were, the tests {_word(under_base)}."
+        warnings.append(f"The change touches what it is judged by: {_listed(tamper.paths)}.{how}")
+        if removed := tuple(path for path in tamper.tests if path in tamper.lost):
+            warnings.append(f"The change removes tests: {_listed(removed)}.")
     return tuple(warnings)
 
 
 test_warnings.__test__ = False  # type: ignore[attr-defined]  # pytest: as above
+
+
+def _word(result: TestResult) -> str:
+    return "pass too" if result.success else "FAIL"
+
+
+def _ran_nothing(command: CommandResult) -> bool:
+    """Whether a command that is known to report on tests ended well without any."""
+    return command.passed_at_once and command.report != "" and not command.ran_tests
 
 
 def failure_text(result: TestResult) -> str:
@@ -167,7 +214,9 @@ def failure_text(result: TestResult) -> str:
     failed = next((command for command in result.commands if not command.passed), None)
     if failed is None:
         return "The tests failed."
-    how = "ran out of the task's time" if failed.timed_out else f"exited with {failed.exit_code}"
+    stopped = "ran out of the task's time" if failed.timed_out else f"was stopped at a limit ({failed.stopped_by})"
+    how = stopped if failed.exit_code is None else f"exited with {failed.exit_code}"
+    how += " and came to no test" if failed.came_to_no_test else ""
     lines = [line.strip() for line in failed.output.splitlines() if line.strip()]
     last = f": {lines[-1][:200]}" if lines else ""
     return f"The tests failed: `{failed.command}` {how}{last}"
@@ -188,7 +237,19 @@ def _place(workspace: Workspace, commit: str, hint: str, deadline: Deadline) -> 
         ) from error
 
 
+def _refuse_missing_programs(result: TestResult | None) -> None:
+    """Raise ``TestExecutionError`` where a command can never be run, whatever the change is."""
+    missing = None if result is None else missing_program(result)
+    if missing is not None:
+        command, program = missing
+        raise TestExecutionError(
+            f"The test command `{command}` cannot be run: there is no program {program}, or it cannot be executed.",
+            hint="Correct the command, install the program, or put its folder on the PATH (test_environment).",
+        )
+
+
 def _judged(result: TestResult, plan: TestPlan) -> TestResult:
+    result = result if plan.base is None else with_lost_tests(plan.base, result)
     success = is_success(result, plan.base, asked_for=len(plan.commands), rule=plan.pass_rule)
     verdict = None if plan.base is None else make_verdict(plan.base, result)
     return result.model_copy(update={"success": success, "pass_rule": plan.pass_rule, "verdict": verdict})
@@ -205,11 +266,17 @@ def _is_worth_another(result: TestResult, plan: TestPlan, deadline: Deadline) ->
     )
 
 
-def _tampering(workspace: Workspace, implementation: ImplementationResult, plan: TestPlan) -> TamperReport | None:
+def _tampering(
+    workspace: Workspace, implementation: ImplementationResult, plan: TestPlan, result: TestResult
+) -> TamperReport | None:
     objects = workspace.objects
     before = TreeFiles(objects, objects.tree_of(implementation.base_commit))
     after = TreeFiles(objects, implementation.tree)
-    return tamper_report(implementation.files, before.read, after.read, commands=plan.commands)
+    report = tamper_report(implementation.files, before.read, after.read, commands=plan.commands)
+    if report is None or not result.success or not (report.tests or report.configuration):
+        return report
+    cases = () if plan.base is None else lost_cases(plan.base, result)
+    return report.model_copy(update={"lost": (*removed_files(implementation.files, before, after), *cases)})
 
 
 def _under_base_tests(

@@ -29,6 +29,8 @@ COLLECTED = (
 """Where Maven, Gradle and nextest leave their reports, as patterns for ``Sandbox.run_tests``."""
 # Not xunit2: under that family pytest warns of tests that use record_property, and warnings may be errors.
 _PYTEST_OPTIONS = "--junitxml=$NECROCODE_REPORTS/pytest.xml -o junit_family=xunit1"  # pytest itself fills in the folder
+# Where the cases decide, a module that cannot be imported, or a first failure, must not keep the others from being run.
+_PYTEST_WHOLE = "--continue-on-collection-errors --maxfail=0"
 _PYTEST_SETTINGS = ("pyproject.toml", "pytest.ini", ".pytest.ini", "tox.ini", "setup.cfg", "pytest.toml")
 _BUILD_FILES = {"pom.xml", "build.gradle", "build.gradle.kts", "settings.gradle", "settings.gradle.kts", "Cargo.toml"}
 _JEST_OPTIONS = '--json --outputFile="$NECROCODE_REPORTS/jest.json"'
@@ -76,16 +78,20 @@ class Project:
         """The files to bring back from the layer."""
         return COLLECTED if _BUILD_FILES & self.top_names else ()
 
-    def environment(self, commands: Sequence[str], extra: Mapping[str, str]) -> dict[str, str]:
+    def environment(
+        self, commands: Sequence[str], extra: Mapping[str, str], *, is_by_cases: bool = False
+    ) -> dict[str, str]:
         """The variables for the commands: the operator's, and pytest's options besides those that are there.
 
-        A project, or a command, that has its own way with JUnit files keeps it.
+        A project, or a command, that has its own way with JUnit files keeps it. ``is_by_cases``: single
+        cases decide, so all of them are to be run, whatever fails.
         """
         settings = (self.read(name) or b"" for name in _PYTEST_SETTINGS if name in self.top_names)
         own = any(b"junit" in text for text in settings) or any("junit" in command for command in commands)
         if own or "junit" in extra.get("PYTEST_ADDOPTS", ""):
             return dict(extra)
-        return dict(extra) | {"PYTEST_ADDOPTS": f"{extra.get('PYTEST_ADDOPTS', '')} {_PYTEST_OPTIONS}".strip()}
+        options = (extra.get("PYTEST_ADDOPTS", ""), _PYTEST_OPTIONS, _PYTEST_WHOLE if is_by_cases else "")
+        return dict(extra) | {"PYTEST_ADDOPTS": " ".join(filter(None, options))}
 
     def asked(self, command: str) -> AskedCommand:
         """The command as it is to be run."""

@@ -36,7 +36,11 @@ class UnreadableReport(Exception):  # noqa: N818  it ends the reading of one rep
 
 
 class CaseBook:
-    """The cases of one command, each name once: of several runs of one name the worst counts."""
+    """The cases of one command, each name once: of several runs of one name the worst counts.
+
+    Their texts are as long as the report has them, for a secret must be masked before it can be cut in two;
+    :func:`shortened` is for afterwards.
+    """
 
     def __init__(self) -> None:
         self._cases: dict[str, TestCase] = {}
@@ -50,8 +54,12 @@ class CaseBook:
         message: str = "",
         details: str = "",
         duration_seconds: float | None = None,
+        ran: bool = True,
     ) -> None:
-        """Take in a case; :class:`UnreadableReport` when there are too many."""
+        """Take in a case, or what stands for a file of which none was ``ran``.
+
+        :class:`UnreadableReport` when there are too many.
+        """
         name = case_name(name)
         known = self._cases.get(name)
         if known is not None and _WORST_FIRST.index(known.status) <= _WORST_FIRST.index(status):
@@ -63,9 +71,10 @@ class CaseBook:
         self._cases[name] = TestCase(
             name=name,
             status=status,
-            message=bounded_head(message, MAX_MESSAGE_CHARACTERS) if is_told else "",
-            details=bounded_tail(details, MAX_DETAILS_CHARACTERS) if is_told else "",
+            message=plain(message[:_LONGEST_SCANNED]) if is_told else "",
+            details=plain(details[-_LONGEST_SCANNED:]) if is_told else "",
             duration_seconds=duration_seconds,
+            ran=ran,
         )
 
     def __len__(self) -> int:
@@ -78,11 +87,24 @@ class CaseBook:
 
 def case_name(text: str) -> str:
     """A name on one line that is the same in every run: an object's address in it is not."""
-    name = _ADDRESS.sub("0x…", shown(" ".join(plain(text[:_LONGEST_SCANNED]).split()), _LONGEST_SCANNED))
+    return _ADDRESS.sub("0x…", shown(" ".join(plain(text[:_LONGEST_SCANNED]).split()), _LONGEST_SCANNED))
+
+
+def shortened(case: TestCase) -> TestCase:
+    """The case with texts that are short; different names stay different."""
+    name = case.name
     if len(name) > MAX_NAME_CHARACTERS:
         mark = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:12]
         name = f"{name[: MAX_NAME_CHARACTERS - len(mark) - 1]}…{mark}"
-    return name
+    elif not case.message and not case.details:
+        return case
+    return case.model_copy(
+        update={
+            "name": name,
+            "message": bounded_head(case.message, MAX_MESSAGE_CHARACTERS),
+            "details": bounded_tail(case.details, MAX_DETAILS_CHARACTERS),
+        }
+    )
 
 
 def plain(text: str) -> str:

@@ -58,7 +58,8 @@ def detect_test_commands(paths: Iterable[str], read: Callable[[str], bytes | Non
 def can_be_used(base: TestResult | None) -> bool:
     """Whether commands that nobody asked for may judge a change: on the base they pass, or say which cases fail.
 
-    A tool that is not installed, or a project that cannot be set up here, would fail every change alike.
+    A tool that is not installed, or a project that cannot be set up here, would fail every change alike. Whether
+    tests were run at all is another question: :func:`is_proven`.
     """
     if base is None or not base.commands:
         return False
@@ -69,6 +70,11 @@ def can_be_used(base: TestResult | None) -> bool:
         and not _is_missing_module(command.output)
         for command in base.commands
     )
+
+
+def is_proven(base: TestResult) -> bool:
+    """Whether each of the commands that name cases came to run tests: a package that is missing lets none be run."""
+    return all(command.ran_tests and not command.ended_early for command in base.commands if command.cases)
 
 
 def _is_missing_module(output: str) -> bool:

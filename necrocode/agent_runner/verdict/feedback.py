@@ -41,9 +41,9 @@ _VARYING = (
 def failure_feedback(result: TestResult, base: TestResult | None) -> str:
     """What failed, for a model that is to mend its change; empty when nothing did.
 
-    The first failing command with its exit code, its failing cases with message and the end of the traceback; by name
-    alone those that failed on the base, where the rule lets them fail. Without cases the end of the output. Secrets are
-    masked already.
+    The first failing command with its exit code, its failing cases with message and the end of the traceback, first
+    those that did not fail on the base; the others are set aside, by name alone, only where the rule does so too.
+    Without cases the end of the output. Secrets are masked already.
     """
     failed = [(number, command) for number, command in enumerate(result.commands) if not command.passed]
     if not failed:
@@ -52,19 +52,23 @@ def failure_feedback(result: TestResult, base: TestResult | None) -> str:
     number, command = next(
         (one for one in failed if one[0] < len(compared) and compared[one[0]].newly_broken), failed[0]
     )
-    may_fail = result.pass_rule == "no-new-failures"  # noqa: S105  else what failed before must pass too
-    known = compared[number].pre_existing if may_fail and number < len(compared) else set()
+    old = compared[number].pre_existing if number < len(compared) else set()
+    known = old if result.pass_rule == "no-new-failures" else set()  # noqa: S105  a rule on passing
     failing = [case for case in command.failing if case.name not in known and not _passed_again(command, case)]
+    failing.sort(key=lambda case: case.name in old)
     lines = [f"The command `{_told(command.command)[:300]}` {_ending(command)}."]
     if command.report_note:
         lines.append(f"({_told(command.report_note)})")
     if number < len(compared) and compared[number].missing:
         lines.append(f"Ran before the change and not now: {_names(compared[number].missing)}")
     lines += _told_cases(failing) if failing else []
+    newly = [case.name for case in failing if case.name not in old]
+    if 0 < len(newly) < len(failing):
+        lines.append(f"Of these, not failing before the change: {_names(newly)}")
     if not failing or command.report_note:
         lines.append(f"The end of its output:\n{_told(bounded_tail(command.output, _OUTPUT_CHARACTERS))}")
     if already := sorted(name for name in known if not name.startswith("$ ")):
-        lines.append(f"These failed before the change as well; do not try to mend them: {_names(already)}")
+        lines.append(f"These failed before the change as well, and do not count against it: {_names(already)}")
     return _within("\n".join(lines), MAX_FEEDBACK_TOKENS)
 
 

@@ -53,7 +53,7 @@ def parse_go(content: bytes, *, verbose: bool = False) -> tuple[tuple[TestCase, 
         if one.name:
             _add_go_test(book, one)
         elif one.status == "failed" and one.package not in failing_packages:
-            book.add(one.package, "error", message=_first_line(one.text), details=one.text)
+            book.add(one.package, "error", message=_first_line(one.text), details=one.text, ran=False)
     return book.cases(), _go_text(tests, order, verbose=verbose)
 
 
@@ -128,7 +128,7 @@ def parse_jest(content: bytes, top: str) -> tuple[TestCase, ...]:
         file = file.removeprefix(f"{top.rstrip('/')}/") if top else file
         if not cases and suite.get("status") == "failed":
             message = _text(suite.get("message"))
-            book.add(file, "error", message=_first_line(message), details=message)
+            book.add(file, "error", message=_first_line(message), details=message, ran=False)
         for case in cases:
             _add_jest_case(book, file, case)
     return book.cases()

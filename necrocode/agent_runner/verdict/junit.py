@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from xml.sax import SAXException
 from xml.sax.handler import ContentHandler
 
-from necrocode.agent_runner.verdict.cases import MAX_DETAILS_CHARACTERS, CaseBook, UnreadableReport, seconds_of
+from necrocode.agent_runner.verdict.cases import CaseBook, UnreadableReport, seconds_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -57,11 +57,12 @@ class _JUnitHandler(ContentHandler):
         self._path: list[str] = []
         self._suites: list[str] = []
         self._name = ""
+        self._is_file = False
         self._status: CaseStatus = "passed"
         self._seconds: float | None = None
         self._message = ""
         self._text: list[str] = []
-        self._text_left = 0
+        self._is_reason = False
 
     def startElement(self, name: str, attrs: AttributesImpl) -> None:  # noqa: N802  SAX's name
         if not self._path and name not in {"testsuites", "testsuite"}:
@@ -72,9 +73,11 @@ class _JUnitHandler(ContentHandler):
         if name == "testsuite":
             self._suites.append(attrs.get("name") or "")
         elif name == "testcase":
-            self._name = self._named(attrs.get("classname") or "", attrs.get("name") or "")
+            classname, name = attrs.get("classname") or "", attrs.get("name") or ""
+            self._name = self._named(classname, name)
+            self._is_file = classname in {"", name} and "classname" in attrs  # as pytest and vitest name a file
             self._status, self._seconds = "passed", seconds_of(attrs.get("time"))
-            self._message, self._text, self._text_left = "", [], 0
+            self._message, self._text, self._is_reason = "", [], False
         elif name in _STATUS_OF and self._path[-2] == "testcase":
             self._reason(_STATUS_OF[name], attrs.get("message") or attrs.get("type") or "")
 
@@ -87,12 +90,11 @@ class _JUnitHandler(ContentHandler):
         """The first reason that is a failure tells; a later one may come from the clean-up after it."""
         if self._status in {"passed", "skipped"}:
             self._status, self._message = status, message
-            self._text, self._text_left = [], 16 * MAX_DETAILS_CHARACTERS
+            self._text, self._is_reason = [], True
 
     def characters(self, content: str) -> None:
-        if self._text_left > 0 and self._path[-1] in _STATUS_OF:
+        if self._is_reason and self._path[-1] in _STATUS_OF:
             self._text.append(content)
-            self._text_left -= len(content)
 
     def endElement(self, name: str) -> None:  # noqa: N802  SAX's name
         self._path.pop()
@@ -105,5 +107,6 @@ class _JUnitHandler(ContentHandler):
                 message=self._message,
                 details="".join(self._text),
                 duration_seconds=self._seconds,
+                ran=not (self._is_file and self._status in {"failed", "error"}),
             )
             self._name = ""

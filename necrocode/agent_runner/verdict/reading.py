@@ -35,6 +35,7 @@ _PYTEST_SUMMARY = re.compile(
 )
 _PYTEST_COUNT = re.compile(r"(\d+) (failed|errors?|passed)\b")
 _MAX_LINE = 400
+_PYTEST_CUT = re.compile(r"^!+ (?:stopping after |\S{0,60}(?:Interrupted: |KeyboardInterrupt |Exit: )).*!$")
 
 
 def with_cases(result: CommandResult, asked: AskedCommand, command: str) -> CommandResult:
@@ -63,6 +64,7 @@ def with_cases(result: CommandResult, asked: AskedCommand, command: str) -> Comm
             "cases": cases,
             "report": report,
             "report_note": note or _contradiction(result.exit_code, cases),
+            "ended_early": _ended_early(output, asked),
             "collected": {},
         }
     )
@@ -108,6 +110,12 @@ def _check_pytest(output: str, cases: tuple[TestCase, ...]) -> None:
         told = counted["failed"] + counted["error"]
         if failing > told or bool(failing) != bool(told):
             raise UnreadableReport("and the tool's own totals differ")
+
+
+def _ended_early(output: str, asked: AskedCommand) -> bool:
+    """Whether pytest says that it did not come to all tests."""
+    lines = (plain(line[:_MAX_LINE]) for line in output.splitlines() if "!" in line)
+    return asked.kind in {"", "pytest"} and any(map(_PYTEST_CUT.match, lines))
 
 
 def _contradiction(exit_code: int | None, cases: tuple[TestCase, ...]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import configparser
 import json
 import re
+import sys
 import tomllib
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -37,8 +38,17 @@ _CONFIGURATION = (
     "sitecustomize.py", "usercustomize.py", "jest.config.*", "jest.setup.*", "vitest.config.*",
     "vitest.workspace.*", "vitest.setup.*", "karma.conf.*", "playwright.config.*", "cypress.config.*", "cypress.json",
     ".mocharc*", ".rspec", "phpunit.xml*", "phpunit.dist.xml", "nextest.toml", "*.runsettings", "codecov.yml",
-    ".codecov.yml",
+    ".codecov.yml", "*.pth", "entry_points.txt", ".npmrc", ".yarnrc", ".yarnrc.yml", ".pnpmfile.cjs",
 )  # fmt: skip
+_CONFIGURATION_FOLDERS = (".cargo", ".mvn", "node_modules", "site-packages")  # with who runs tests, or in place of it
+# What Python finds in the checkout before what is installed: the tools themselves, and all that they load.
+_PYTHON_TOOLS = frozenset({
+    "_pytest", "coverage", "doctest", "hypothesis", "iniconfig", "nose", "nose2", "nox", "packaging", "pluggy", "py",
+    "pytest", "pytest_asyncio", "pytest_cov", "pytest_django", "pytest_timeout", "tox", "unittest", "xdist",
+})  # fmt: skip
+_LOADED_EARLY = (_PYTHON_TOOLS | sys.stdlib_module_names) - {"test"}
+_PYTHON_TOPS = frozenset({"src", "lib", "python", "test", "tests"})  # often on Python's path as well, but later
+_PYTHON_ENDINGS = frozenset({"py", "pyc", "so", "pyd"})
 _CI = (
     ".github/workflows/*", ".github/actions/*", ".gitlab-ci.yml", ".gitlab/*", ".circleci/*", "jenkinsfile",
     "azure-pipelines*.yml", ".azure-pipelines/*", ".travis.yml", "appveyor.yml", ".appveyor.yml", ".buildkite/*",
@@ -79,6 +89,7 @@ def tamper_report(
         if path not in ci
         and (
             is_configuration(path)
+            or _shadows_tool(path, before)
             or _settings_differ(path, before, after)
             or (before(path) is not None and not is_test(path) and _is_run_by(path, words))
         )
@@ -88,6 +99,14 @@ def tamper_report(
     if not (tests or configuration or ci):
         return None
     return TamperReport(tests=tuple(tests), configuration=tuple(configuration), ci=tuple(ci))
+
+
+def removed_files(paths: Iterable[str], before: TreeFiles, after: TreeFiles) -> tuple[str, ...]:
+    """The test files among these paths that a change removes, other than those that it moves as they are."""
+    changed = sorted(paths)
+    new = {entry.oid for path in changed if before.entry(path) is None and (entry := after.entry(path)) is not None}
+    gone = (path for path in changed if is_test(path) and after.entry(path) is None)
+    return tuple(path for path in gone if (was := before.entry(path)) is not None and was.oid not in new)
 
 
 @dataclass(frozen=True)
@@ -133,13 +152,29 @@ def is_test(path: str) -> bool:
 
 def is_configuration(path: str) -> bool:
     """Whether it decides which tests run and how, whatever is in it."""
-    name = path.casefold().rpartition("/")[2]
-    return any(fnmatchcase(name, pattern) for pattern in _CONFIGURATION)
+    *folders, name = path.casefold().split("/")
+    in_folder = any(folder in _CONFIGURATION_FOLDERS for folder in folders)
+    return in_folder or any(fnmatchcase(name, pattern) for pattern in _CONFIGURATION)
 
 
 def is_ci(path: str) -> bool:
     """Whether it decides what continuous integration does."""
     return any(fnmatchcase(f"/{path.casefold()}", f"*/{pattern}") for pattern in _CI)
+
+
+def _shadows_tool(path: str, before: Callable[[str], bytes | None]) -> bool:
+    """Whether it makes a module that Python loads in place of a test tool, or of what that loads; not one of the base.
+
+    A package counts by its ``__init__.py``: without one, what is installed is found first.
+    """
+    *folders, name = path.split("/")
+    top = f"{folders.pop(0)}/" if folders and folders[0] in _PYTHON_TOPS else ""
+    stem, _, ending = name.partition(".")
+    if len(folders) > 1 or (folders and stem != "__init__") or ending.rpartition(".")[2] not in _PYTHON_ENDINGS:
+        return False
+    module = folders[0] if folders else stem
+    is_of_base = any(before(f"{top}{module}{rest}") is not None for rest in (".py", "/__init__.py"))
+    return module in (_PYTHON_TOOLS if top else _LOADED_EARLY) and not is_of_base
 
 
 def _is_run_by(path: str, words: set[str]) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner.verdict.asking import Project
+from necrocode.agent_runner.verdict.cases import plain, shortened
 from necrocode.agent_runner.verdict.reading import with_cases
 
 if TYPE_CHECKING:
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
     from necrocode.agent_runner._git import ObjectReader
     from necrocode.agent_runner.protocols import Sandbox
     from necrocode.agent_runner.test_results import CommandResult, TestCase, TestResult
+
+
+_GAP = re.compile(r"(\n\[\.\.\. \d{1,19} bytes left out \.\.\.\]\n)")  # as HeadAndTail writes it
+_WORD = re.compile(r"\S{1,4096}")
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,8 @@ class TestRunner:
     environment: Mapping[str, str]
     redact: Callable[[str], str]
     deadline: Deadline
+    is_by_cases: bool = False
+    """Whether single cases decide: then all of them are to be run, whatever fails."""
 
     def run(
         self,
@@ -49,13 +57,21 @@ class TestRunner:
             [one.run for one in asked],
             checkout,
             tree=tree,
-            environment=project.environment(commands, self.environment),
+            environment=project.environment(commands, self.environment, is_by_cases=self.is_by_cases),
             fail_fast=fail_fast,
             deadline=deadline or self.deadline,
             collect=project.collected(),
         )
-        read = [with_cases(*each) for each in zip(result.commands, asked, commands, strict=False)]
-        return result.model_copy(update={"commands": tuple(masked(one, self.redact) for one in read)})
+        shown = [one.model_copy(update={"output": masked_output(one.output, self.redact)}) for one in result.commands]
+        read = [with_cases(*each) for each in zip(shown, asked, commands, strict=False)]
+        return result.model_copy(update={"commands": tuple(map(self._told, read))})
+
+    def _told(self, command: CommandResult) -> CommandResult:
+        """The result as people may read it; what is too long is cut last, or parts of secrets would be left."""
+        if command.report == "go":  # its output was made anew from its events
+            command = command.model_copy(update={"output": masked_output(command.output, self.redact)})
+        command = masked(command, self.redact)
+        return command.model_copy(update={"cases": tuple(map(shortened, command.cases))})
 
     def project(self, tree: str) -> Project:
         """The files at the top of a tree."""
@@ -73,12 +89,41 @@ def masked(command: CommandResult, redact: Callable[[str], str]) -> CommandResul
     return command.model_copy(
         update={
             "command": redact(command.command),
-            "output": redact(command.output),
+            "output": _masked_text(command.output, redact),
             "report_note": redact(command.report_note),
             "cases": tuple(_masked_case(case, redact) for case in command.cases),
             "rerun": None if command.rerun is None else masked(command.rerun, redact),
         }
     )
+
+
+def masked_output(output: str, redact: Callable[[str], str]) -> str:
+    """The same for output, of which a sandbox may have left out the middle: a secret may have been cut in two there.
+
+    So the words before and after the gap are dropped, and of what has no spaces the last four thousand characters.
+    """
+    *parts, last = _GAP.split(output)
+    if not parts:
+        return _masked_text(output, redact)
+    kept = []
+    for number, part in enumerate([*parts[::2], last]):
+        text = _masked_text(part, redact)
+        text = text if number == 0 else text[_word_length(text) :]
+        kept.append(text if number == len(parts) // 2 else text[: len(text) - _word_length(text[::-1])])
+        kept += parts[2 * number + 1 : 2 * number + 2]
+    return "".join(kept)
+
+
+def _word_length(text: str) -> int:
+    found = _WORD.match(text)
+    return 0 if found is None else found.end()
+
+
+def _masked_text(text: str, redact: Callable[[str], str]) -> str:
+    """The text without secrets; without colours too, where these stand within a secret."""
+    shown = redact(text)
+    bare = plain(shown)
+    return shown if bare is shown or (hidden := redact(bare)) == bare else hidden
 
 
 def _masked_case(case: TestCase, redact: Callable[[str], str]) -> TestCase:

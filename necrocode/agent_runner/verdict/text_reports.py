@@ -102,6 +102,8 @@ _UNITTEST_HEAD = re.compile(r"^(FAIL|ERROR|UNEXPECTED SUCCESS): (\w+) \(([\w.]+)
 _UNITTEST_RAN = re.compile(r"^Ran (\d{1,9}) tests? in ")
 _UNITTEST_END = re.compile(r"^(?:OK|FAILED|NO TESTS RAN)(?: \((.*)\))?$")
 _UNITTEST_TOTAL = re.compile(r"(failures|errors|skipped|expected failures|unexpected successes)=(\d{1,9})")
+NOT_IMPORTED = "unittest.loader._FailedTest."
+"""What unittest puts before the name of a module that it could not import."""
 _FIXTURES = ("setUpClass", "tearDownClass", "setUpModule", "tearDownModule")
 _UNITTEST_STATUS: dict[str, CaseStatus] = {
     "ok": "passed", "FAIL": "failed", "ERROR": "error", "skipped": "skipped", "expected failure": "skipped",
@@ -131,7 +133,7 @@ def parse_unittest(output: str) -> tuple[TestCase, ...]:
         if name not in failing:
             book.add(name, status)
     for name, (status, text) in failing.items():
-        book.add(name, status, message=_last_line(text), details=text)
+        book.add(name, status, message=_last_line(text), details=text, ran=not name.startswith(NOT_IMPORTED))
     return book.cases()
 
 

@@ -1,0 +1,90 @@
+"""What the A2A/Kiro runner had and this one has not: each old name with what took its place, and where that is told."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+GUIDE = "MIGRATION.md"
+SECTION_NAMES = "Removed components"
+SECTION_SETTINGS = "Step 2: The configuration file"
+SECTION_VARIABLES = "Step 3: Environment variables"
+
+_SERVICES = "TaskRegistryClient, RepoPoolClient and ArtifactStoreClient"
+REMOVED_NAMES = {
+    "A2AClient": f"Tasks come to RunnerOrchestrator.run() as a TaskContext, and {_SERVICES} speak with the services",
+    "A2AProtocol": f"The services are spoken to over REST, by {_SERVICES}",
+    "AgentRegistry": "Runners are not registered: tasks, their states and events are kept by a TaskRegistryClient",
+    "KiroAgent": "RunnerOrchestrator does a task from start to end, and LLMClient asks the model",
+    "KiroClient": "LLMClient asks an OpenAI-compatible model, and RunnerOrchestrator.run() a whole task",
+    "MessageBus": f"There is no bus between agents: {_SERVICES} speak with the services",
+}
+"""The removed classes, each with what took its place."""
+
+_URLS = "task_registry_url, repo_pool_url and artifact_store_url took its place; left out, each service is embedded"
+REMOVED_SETTINGS = {
+    "message_bus_url": _URLS,
+    "kiro_url": "llm (llm_config in code) took its place",
+}
+"""The removed settings that the guide names, each with what took its place."""
+
+_OLD_PREFIXES = ("message_bus", "a2a", "kiro", "agent_registry")
+_REMOVED_VARIABLES = {
+    "MESSAGE_BUS_URL": "TASK_REGISTRY_URL, REPO_POOL_URL and ARTIFACT_STORE_URL took its place",
+    "KIRO_URL": "OPENAI_API_KEY and OPENAI_BASE_URL took its place",
+}
+_told: set[str] = set()
+
+
+class RemovedSettingWarning(UserWarning):
+    """The environment sets a variable of the A2A/Kiro runner, which nothing reads any more."""
+
+
+def is_from_importing() -> bool:
+    """Whether the caller's caller is a ``from package import name``.
+
+    PEP 562 gives both that statement and ``hasattr`` one hook, and the statement loses the text of an
+    ``AttributeError``: it looks for a submodule and says "cannot import name". ``_handle_fromlist`` is where it looks.
+    """
+    caller = sys._getframe(2)  # noqa: SLF001  inspect.currentframe is this, with an import that costs milliseconds
+    return caller.f_globals.get("__name__") == "importlib._bootstrap"
+
+
+def missing(module: str, name: str, *, importing: bool) -> ImportError | AttributeError:
+    """The error for a name that a module has not: for a removed one it says what took its place."""
+    if name not in REMOVED_NAMES:
+        return AttributeError(f"module {module!r} has no attribute {name!r}", name=name)
+    text = (
+        f"{name} was removed from {module}. {REMOVED_NAMES[name]}. "
+        f'See "{SECTION_NAMES}" in {GUIDE}; "necrocode migrate code PATH" finds every use.'
+    )
+    return ImportError(text, name=module) if importing else AttributeError(text, name=name)
+
+
+def explain_setting(key: str) -> str | None:
+    """What took the place of a setting of the A2A/Kiro runner; None for a key that it never had."""
+    if not key.startswith(_OLD_PREFIXES):
+        return None
+    place = REMOVED_SETTINGS.get(key, "it belonged to the A2A/Kiro runner")
+    return f'removed: {place}; see "{SECTION_SETTINGS}" in {GUIDE}, or let "necrocode migrate config FILE" rewrite it'
+
+
+def untold_variables(environ: Mapping[str, str]) -> Iterator[str]:
+    """A sentence for each removed variable that is set, once a process; values are not shown."""
+    for name, place in _REMOVED_VARIABLES.items():
+        if environ.get(name) and name not in _told:
+            yield (
+                f"The variable {name} is set, but nothing reads it any more: {place}. "
+                f'See "{SECTION_VARIABLES}" in {GUIDE}; "necrocode migrate env" prints what to change.'
+            )
+            _told.add(name)  # after the sentence was taken: a filter that turns warnings into errors holds each time
+
+
+def warn_of_variables(environ: Mapping[str, str], *, stacklevel: int) -> None:
+    """Warn with :class:`RemovedSettingWarning` of each removed variable that is set, once a process."""
+    for text in untold_variables(environ):
+        warnings.warn(text, RemovedSettingWarning, stacklevel=stacklevel + 1)

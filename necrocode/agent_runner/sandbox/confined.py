@@ -1,0 +1,172 @@
+"""Test commands behind sandlock or bwrap, in a root of their own where the machine allows it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from necrocode.agent_runner._process import ProcessResult, supervise
+from necrocode.agent_runner.errors import ConfigurationError
+from necrocode.agent_runner.sandbox import visible
+from necrocode.agent_runner.sandbox.launching import LAUNCHER
+from necrocode.agent_runner.sandbox.layer import Layer, LayerKind, can_be_named, open_layer
+from necrocode.agent_runner.sandbox.layered import LayeredSandbox
+from necrocode.agent_runner.sandbox.limits import Limits, LimitWatch
+from necrocode.agent_runner.sandbox.plain import command_environment
+from necrocode.agent_runner.sandbox.request import Overlay, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from necrocode.agent_runner.sandbox.request import Wall
+
+_RUSTUP = "rustup"
+# What systemd gives to services without an account of their own: on no machine does a person have such a number.
+_FIRST_USER, _LAST_USER = 61184, 65519
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What confined commands may see and use, besides the layer."""
+
+    state_dir: Path
+    """Never shown, nor is the home folder."""
+    limits: Limits
+    read_paths: tuple[str, ...] = ()
+    has_network: bool = False
+
+    def readable(self) -> tuple[str, ...]:
+        """The paths that they see."""
+        return visible.readable_paths(self.read_paths, hidden=[self.state_dir, Path.home()])
+
+
+@dataclass(frozen=True)
+class Confinement:
+    """One way to confine that works on this machine, or is to be tried."""
+
+    wall: Wall
+    layer: LayerKind
+    has_own_root: bool
+
+
+class ConfinedSandbox(LayeredSandbox):
+    """The :class:`~necrocode.agent_runner.Sandbox` for hostile commands; layers are made below ``root``."""
+
+    def __init__(self, root: Path, confinement: Confinement, policy: Policy) -> None:
+        self.name = confinement.wall
+        self._root = root
+        self._confinement = confinement
+        self._policy = policy
+
+    def ensure_available(self) -> None:
+        """Return when the paths that commands are to see can be shown; else ``ConfigurationError``."""
+        _ = self._readable
+
+    @cached_property
+    def _readable(self) -> tuple[str, ...]:
+        return self._policy.readable()
+
+    @contextmanager
+    def _open(self, checkout: Path) -> Iterator[Layer]:
+        kind = self._confinement.layer if can_be_named(checkout, self._root) else "copy"
+        with open_layer(checkout, self._root, kind=kind) as layer:
+            visible.make_rustup_home(layer.folder / _RUSTUP)
+            if os.getuid() == 0:
+                give_away(layer, checkout)
+            yield layer
+
+    def _execute(
+        self, command: str, layer: Layer, reports: Path, environment: Mapping[str, str], seconds: float
+    ) -> ProcessResult:
+        limits, started = self._policy.limits, time.monotonic()
+        owner = layer.home.stat()
+        if os.getuid() == 0:
+            os.chown(reports, owner.st_uid, owner.st_gid)
+        request = self._request(command, layer, reports, environment, (owner.st_uid, owner.st_gid))
+        with LAUNCHER.start(request) as running:
+            running.wait_for_start()
+            done = supervise(
+                running,
+                started=started,
+                timeout_seconds=seconds,
+                max_output_bytes=limits.kept_output_bytes,
+                watch=LimitWatch(limits, layer.written_folders),
+            )
+        if done.stopped_by is None:
+            running.check_confined()
+        return done
+
+    def _request(
+        self, command: str, layer: Layer, reports: Path, environment: Mapping[str, str], owner: tuple[int, int]
+    ) -> Request:
+        policy, how = self._policy, self._confinement
+        has_temporary = how.has_own_root or how.wall == "bwrap"
+        temporary = {"TMPDIR": "/tmp"} if has_temporary else {}  # noqa: S108  a fresh folder of the command's own
+        folders = [layer.temporary, layer.start_folder, layer.home, reports]
+        rustup = layer.folder / _RUSTUP
+        tools = {"RUSTUP_HOME": str(rustup)} if rustup.exists() else {}
+        folders += [rustup] if tools else []
+        return Request(
+            argv=("sh", "-c", command),
+            environment=command_environment(layer, tools | temporary | dict(environment)),
+            wall=how.wall,
+            folder=str(layer.start_folder),
+            readable=self._readable,
+            writable=tuple(map(str, folders)),
+            replaced=own_files(layer, owner, has_network=policy.has_network),
+            temporary=str(layer.temporary) if has_temporary else "",
+            overlay=_overlay(layer) if layer.kind == "overlay" else None,
+            has_own_root=how.has_own_root,
+            has_network=policy.has_network,
+            user=owner if os.getuid() == 0 else None,
+            max_processes=policy.limits.processes,
+            max_file_bytes=policy.limits.file_bytes,
+            shared_memory_bytes=policy.limits.shared_memory_bytes,
+            bwrap=shutil.which("bwrap") or "bwrap",
+        )
+
+
+def give_away(layer: Layer, checkout: Path) -> None:
+    """As root: let another user own what commands write, one that owns nothing else on this machine."""
+    user = _FIRST_USER + secrets.randbelow(_LAST_USER - _FIRST_USER + 1)
+    layer.folder.chmod(0o711)
+    given = [layer.folder / name for name in ("upper", "work", "top", "home", "tmp")]
+    given[0].chmod(checkout.stat().st_mode & 0o7777)  # the overlay's top has the mode of its upper folder
+    given += [path for path in (layer.folder / _RUSTUP, layer.folder / _RUSTUP / "settings.toml") if path.exists()]
+    if layer.kind == "copy":
+        given += (path for path in (layer.folder / "top").rglob("*"))
+    try:
+        for path in given:
+            os.lchown(path, user, user)
+    except OSError as error:
+        raise ConfigurationError(
+            f"Tests cannot be run as another user than root: {error}.",
+            hint="Run necrocode as an ordinary user, or say sandbox: none.",
+        ) from error
+
+
+def _overlay(layer: Layer) -> Overlay:
+    found = layer.checkout.stat()
+    upper, work, empty = (str(layer.folder / name) for name in ("upper", "work", "empty"))
+    return Overlay((str(layer.checkout.resolve()),), upper, work, empty, (found.st_uid, found.st_gid))
+
+
+def own_files(layer: Layer, owner: tuple[int, int], *, has_network: bool) -> dict[str, str]:
+    """Files under ``/etc`` that are the command's own, written into the layer's folder."""
+    values = {"user": owner[0], "group": owner[1], "home": layer.home}
+    texts = {"passwd": visible.USERS.format(**values), "group": visible.GROUP.format(**values)}
+    if not has_network:
+        texts["hosts"] = visible.HOSTS
+    replaced = visible.network_files() if has_network else {}
+    for name, text in texts.items():
+        path = layer.folder / "etc" / name
+        path.write_text(text)
+        replaced[f"/etc/{name}"] = str(path)
+    return replaced

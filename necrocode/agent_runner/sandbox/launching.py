@@ -1,0 +1,194 @@
+"""The runner's side of the launcher: one process of it for this one, started at first use and whenever it is gone."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from necrocode.agent_runner.errors import TestExecutionError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from necrocode.agent_runner.sandbox.request import Request
+
+_START_SECONDS = 20.0  # of a machine under load; it takes milliseconds
+_END_SECONDS = 30.0
+_MAIN = """\
+import sys
+sys.path += sys.argv[2:]
+if sys.argv[3:]:
+    import sandlock
+import socket
+from necrocode.agent_runner.sandbox.launcher import serve
+serve(socket.socket(fileno=int(sys.argv[1])))
+"""
+
+
+class Started:
+    """A confined command that runs. ``ended`` becomes readable when there is news of it."""
+
+    pid = 0
+    """The top of the command's process tree, once it has started."""
+
+    def __init__(self, told: socket.socket, output: IO[bytes]) -> None:
+        self._told = told
+        self._received = b""
+        self._news: dict[str, Any] = {}
+        self._is_over = False
+        self.output = output
+
+        self.ended: int | None = told.fileno()
+
+    @property
+    def exit_code(self) -> int | None:
+        """Once it has ended: the command's; None when it was stopped before it had one."""
+        return self._news.get("exit")
+
+    def wait_for_start(self) -> None:
+        """Wait until it has a process; ``TestExecutionError`` if there is none."""
+        until = time.monotonic() + _START_SECONDS
+        while "pid" not in self._news:
+            left = until - time.monotonic()
+            if left <= 0 or self._is_over:
+                raise TestExecutionError(self._trouble("it does not start"))
+            self._listen(left)
+        self.pid = self._news["pid"]
+
+    def has_ended(self) -> bool:
+        """Whether it has, and nothing of it is left."""
+        self._listen(0)
+        return self._is_over
+
+    def stop(self) -> None:
+        """End it and all that belongs to it; harmless when it has ended. ``TestExecutionError`` when it goes on."""
+        with suppress(OSError):
+            self._told.shutdown(socket.SHUT_WR)
+        until = time.monotonic() + _END_SECONDS
+        while not self._is_over:
+            left = until - time.monotonic()
+            if left <= 0:
+                raise TestExecutionError("A confined test command cannot be stopped: its processes go on.")
+            self._listen(left)
+
+    def check_confined(self) -> None:
+        """``TestExecutionError`` unless the command ended as one that had been confined and started."""
+        if "error" in self._news or "exit" not in self._news:
+            raise TestExecutionError(self._trouble("it ended without an exit code"))
+
+    def _trouble(self, otherwise: str) -> str:
+        return f"The test command cannot be confined: {self._news.get('error', otherwise)}."
+
+    def _listen(self, seconds: float) -> None:
+        """Take in what has been said."""
+        if self._is_over or not select.select([self._told], [], [], seconds)[0]:
+            return
+        try:
+            chunk = self._told.recv(65_536)
+        except ConnectionError:
+            chunk = b""
+        self._is_over = not chunk
+        *lines, self._received = (self._received + chunk).split(b"\n")
+        for line in lines:
+            self._news |= json.loads(line)
+
+
+class Launcher:
+    """Starts confined commands; several threads may do so at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._control: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._owner = 0
+        self._with_sandlock = False
+        atexit.register(self.close)
+
+    @contextmanager
+    def start(self, request: Request) -> Iterator[Started]:
+        """Start a command; at the end of the block it has ended. Raises ``TestExecutionError``."""
+        ours, theirs = socket.socketpair()
+        reads, writes = os.pipe()
+        with ours, open(reads, "rb", buffering=0) as output:
+            try:
+                self._send([theirs.fileno(), writes], needs_sandlock=request.wall == "sandlock")
+            finally:
+                theirs.close()
+                os.close(writes)
+            started = Started(ours, output)
+            try:
+                ours.sendall(request.to_json() + b"\n")
+                yield started
+            except (BrokenPipeError, ConnectionResetError) as error:
+                raise TestExecutionError(f"The test command cannot be confined: {error}.") from error
+            finally:
+                started.stop()
+
+    def close(self) -> None:
+        """End the launcher, and with it whatever still runs."""
+        with self._lock:
+            control, process, is_ours = self._control, self._process, self._owner == os.getpid()
+            self._control = self._process = None
+            if control is not None:
+                control.close()
+            if process is not None and is_ours:
+                process.wait()
+
+    def _send(self, handles: list[int], *, needs_sandlock: bool) -> None:
+        for is_last in (False, True):
+            control = self._opened(needs_sandlock=needs_sandlock)
+            try:
+                socket.send_fds(control, [b"."], handles)
+            except OSError as error:
+                self.close()  # it was killed: another is started
+                if is_last:
+                    raise TestExecutionError(f"Test commands cannot be started: {error}.") from error
+            else:
+                return
+
+    def _opened(self, *, needs_sandlock: bool) -> socket.socket:
+        if self._owner != os.getpid() or (needs_sandlock and not self._with_sandlock):
+            self.close()
+        with self._lock:
+            if self._control is None:
+                self._with_sandlock = needs_sandlock or self._with_sandlock
+                self._control, self._process = _start_launcher(with_sandlock=self._with_sandlock)
+                self._owner = os.getpid()
+            return self._control
+
+
+LAUNCHER = Launcher()
+"""The one of this process."""
+
+
+def _start_launcher(*, with_sandlock: bool) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    ours, theirs = socket.socketpair()
+    folders = [str(Path(__file__).parents[3])]
+    if with_sandlock:
+        found = find_spec("sandlock")
+        if found is None or found.origin is None:
+            raise TestExecutionError("sandlock is not installed any more.")
+        folders.append(str(Path(found.origin).parents[1]))
+    with theirs:
+        process = subprocess.Popen(  # noqa: S603  our own module
+            [sys.executable, "-I", "-S", "-c", _MAIN, str(theirs.fileno()), *folders],
+            env={},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+            cwd="/",
+        )
+    return ours, process
