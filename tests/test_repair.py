@@ -114,7 +114,8 @@ def test_code_that_no_longer_parses_goes_back_before_any_test_is_run(bench: Benc
     assert (result.success, outcomes(result)) == (True, ["unparsable", "accepted"])
     told = calls[1][-1].content
     assert "can no longer be parsed" in told
-    assert "calc.py" in told
+    assert "- calc.py, line 1: " in told
+    assert told.count("def add(a, b)") == 1
     assert result.rounds[0].commit is not None, "the work is kept"
 
 

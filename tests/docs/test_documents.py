@@ -32,6 +32,7 @@ from necrocode.agent_runner import (
 )
 from necrocode.agent_runner.clients import _http
 from necrocode.agent_runner.generation.edit_formats import read_answer
+from necrocode.agent_runner.generation.syntax import newly_broken
 from necrocode.agent_runner.playbook import Playbook
 from necrocode.cli import run as cli_run
 from necrocode.services.task_registry import CAPABILITIES
@@ -176,6 +177,8 @@ def test_the_answers_shown_for_each_format_are_read() -> None:
         ("unified_diff", ["edit"]),
         ("patch", ["edit", "create"]),
     ]
+    for change in (change for one in shown for change in one.code_changes):
+        assert newly_broken(change.file_path, None, change.content.encode() if change.content else b"") is None
 
 
 def test_the_result_that_is_shown_is_a_result() -> None:

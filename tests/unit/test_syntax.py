@@ -117,10 +117,40 @@ def test_old_python_that_was_there_may_stay() -> None:
         ("page.html", b"<p>{% if x %}</div>"),
         ("a.yaml", b"a: {{ b }}\nc: [\n"),
         ("tsconfig.json", b'{\n  // a comment\n  "a": 1\n}\n'),
+        ("web/tsconfig.app.json", b'{\n  "a": ["x", /* one, */],\n  "b": "//no, }", // two\n}\n'),
+        (".vscode/settings.json", b'{"a": 1,}'),
+        ("a.js", b"// @flow\nfunction f(x: number): ?string { return null; }\nexport type A = {| a: 1 |};\n"),
+        ("a.jsx", b"/**\n * Copyright.\n * @flow strict\n */\nopaque type A = number;\n"),
+        ("tests/data/bad_syntax.py", b"def f(:\n"),
+        ("pkg/tests/unit/cases/one.js", b"function {"),
+        ("parser/testdata/bad.go", b"package {"),
+        ("src/__fixtures__/x.json", b"{"),
     ],
 )
 def test_what_cannot_be_judged_is_not_told(path: str, content: bytes) -> None:
     assert newly_broken(path, None, content) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("tsconfig.json", b'{"a": [1, 2}'),
+        ("tsconfig.json", b'{"a": 1,, }'),
+        ("package.json", b'{"a": 1,}'),
+        ("a.js", b"// flow\nfunction f( { }\n"),
+        ("src/data/a.py", b"def f(:\n"),
+        ("tests/test_a.py", b"def f(:\n"),
+        ("latest/data/a.py", b"def f(:\n"),
+    ],
+)
+def test_what_only_looks_like_what_cannot_be_judged_is_told(path: str, content: bytes) -> None:
+    assert newly_broken(path, None, content) is not None
+
+
+def test_the_lines_of_json_with_comments_are_counted_as_they_are() -> None:
+    breakage = newly_broken("tsconfig.json", None, b'{\n  /* one\n  two */\n  "a": [1,\n  "b": 2}\n')
+    assert breakage is not None
+    assert breakage.line >= 4
 
 
 def test_a_grammar_that_is_not_installed_means_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,9 +159,18 @@ def test_a_grammar_that_is_not_installed_means_not_checked(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    "content", [b"(" * 100_000, b"[" * 100_000 + b"]" * 100_000, b"{'a':" * 50_000, b"if x:\n" * 40_000, b"\0" * 1000]
+    "content",
+    [
+        b"(" * 100_000,
+        b"[" * 100_000 + b"]" * 100_000,
+        b"{'a':" * 50_000,
+        b"if x:\n" * 40_000,
+        b"\0" * 1000,
+        b"/*" * 50_000,
+        b"," * 100_000,
+    ],
 )
-@pytest.mark.parametrize("path", ["a.py", "a.js", "a.json", "a.cpp", "a.rb"])
+@pytest.mark.parametrize("path", ["a.py", "a.js", "a.json", "a.cpp", "a.rb", "tsconfig.json"])
 def test_hostile_text_ends_soon_and_raises_nothing(path: str, content: bytes) -> None:
     began = time.perf_counter()
     newly_broken(path, b"", content)

@@ -54,7 +54,7 @@ def refused_answer_reply(error: RunnerError, form: str) -> str:
 
 def broken_code(breakages: Sequence[Breakage]) -> ChangeRejectedError:
     """The error for code that parsed before a change and does not with it."""
-    told = "\n".join(f"- {one.message}: {one.text.strip()}" for one in breakages)
+    told = "\n".join(f"- {one.message}" for one in breakages)
     return ChangeRejectedError(
         f"The change breaks the syntax of a file: {breakages[0].message}",
         feedback=f"With your change, these files can no longer be parsed:\n{told}\n\n{_AGAIN}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 MAX_CHECKED_BYTES = 300_000
 """Larger files are not checked."""
 _MAX_LOOKED_AT = 20_000
+_MAX_HEAD = 2000
 _LONGEST_LINE = 160
 _PYTHON = {"py", "pyi"}
 _WRONG_IN_ALL_VERSIONS = (
@@ -26,6 +28,19 @@ _WRONG_IN_ALL_VERSIONS = (
 _WITH_TEMPLATES = ("{{", "{%", "<%", "${{")
 # Where grammar and practice differ too often for a verdict: dialects, comments in JSON, macros, templates.
 _TOLERANT = {"h", "html", "htm", "yaml", "yml", "cc", "cpp", "cxx", "hpp", "hh", "c"}
+# Data of tests, which is broken on purpose as often as not: the tests tell whether it does.
+_TEST_DATA = re.compile(
+    r"(?i)(?:^|/)(?:(?:test_?data|test_?files|fixtures|__fixtures__|__snapshots__|golden)/"
+    r"|(?:tests?|spec|__tests__)/(?:[^/]+/)*(?:data|samples|inputs|cases|resources|snapshots)/)"
+)
+_JSON_WITH_COMMENTS = re.compile(
+    r"(?i)(?:^|/)(?:(?:ts|js)config(?:\.[^/]*)?\.json|\.eslintrc\.json|tslint\.json|devcontainer\.json|"
+    r"typedoc\.json|api-extractor\.json|\.(?:vscode|devcontainer|zed)/[^/]+\.json)$"
+)
+_JSON_COMMENT = re.compile(r'("(?:[^"\\\n]|\\.)*")|//[^\n]*|/\*.*?(?:\*/|\Z)', re.DOTALL)
+_LAST_COMMA = re.compile(r'("(?:[^"\\\n]|\\.)*")|,(?=\s*[}\]])')
+_FLOW = re.compile(r"^\s*(?://[^\n]*|/\*).{0,500}?@flow\b", re.DOTALL)
+_JAVASCRIPT = {"js", "jsx", "mjs", "cjs"}
 
 
 @dataclass(frozen=True)
@@ -37,16 +52,19 @@ class Breakage:
     text: str
     """The line itself, without its end, shortened."""
     message: str
-    """What is wrong, in one line, with the path and the line number."""
+    """What is wrong, in one line, with the path, the line number and the line."""
 
 
 def newly_broken(path: str, before: bytes | None, after: bytes) -> Breakage | None:
     """What a change breaks; None when the new text parses, or when the old one did not parse either.
 
     ``before``: None for a new file. None too where there is no grammar for it, and for what cannot be judged: files
-    that are large or not UTF-8, and templates. Python is judged by tree-sitter, which knows all its versions; the
-    running interpreter only words the message, and clears what tree-sitter does not know yet.
+    that are large or not UTF-8, templates, the data of tests, and JavaScript with Flow's types. Python is judged by
+    tree-sitter, which knows all its versions; the running interpreter only words the message, and clears what
+    tree-sitter does not know yet.
     """
+    if _TEST_DATA.search(path):
+        return None
     broken = _breakage(path, after)
     if broken is None or (before is not None and _breakage(path, before) is not None):
         return None
@@ -58,16 +76,12 @@ def _is_tolerant(path: str, content: bytes) -> bool:
 
 
 def _breakage(path: str, content: bytes) -> Breakage | None:
-    if len(content) > MAX_CHECKED_BYTES:
+    text = _judged(path, content)
+    parser = None if text is None else parser_for(path)
+    if text is None or parser is None:
         return None
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return None
-    parser = parser_for(path)
-    if parser is None:
-        return None
-    root = parser.parse(text.encode()).root_node
+    read = _without_comments(text) if _JSON_WITH_COMMENTS.search(path) else text
+    root = parser.parse(read.encode()).root_node
     is_python = ending_of(path) in _PYTHON
     complaint = _python_complaint(text) if is_python else None
     if not root.has_error:
@@ -77,6 +91,23 @@ def _breakage(path: str, content: bytes) -> Breakage | None:
     if is_python and complaint is None:
         return None
     return _told(path, text, *(complaint or _first_error(root)))
+
+
+def _judged(path: str, content: bytes) -> str | None:
+    """The text of a file; None for one that is not judged."""
+    if len(content) > MAX_CHECKED_BYTES:
+        return None
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return None
+    return None if ending_of(path) in _JAVASCRIPT and _FLOW.match(text[:_MAX_HEAD]) else text
+
+
+def _without_comments(text: str) -> str:
+    """Plain JSON, line for line, of JSON that may have comments and commas before its closing brackets."""
+    plain = _JSON_COMMENT.sub(lambda found: found[1] or "\n" * found[0].count("\n"), text)
+    return _LAST_COMMA.sub(lambda found: found[1] or "", plain)
 
 
 def _python_complaint(text: str) -> tuple[int, str] | None:
