@@ -197,6 +197,17 @@ def test_code_tells_of_files_that_it_skips(bench: Bench) -> None:
     assert bench.err.startswith("src/broken.py: skipped, for it is not Python 3.")
 
 
+@pytest.mark.parametrize("name", ["a.py", "z.py"])
+def test_code_that_is_not_text_is_skipped_and_the_other_files_are_done(bench: Bench, source: Path, name: str) -> None:
+    odd = Path("src", name)
+    odd.write_bytes(b"# \xff\nfrom necrocode.agent_runner import KiroClient\nKiroClient()\n")
+    assert bench.run("code", "src", "--write") == 1
+    assert f"src/{name}: skipped, for its bytes are not text" in bench.err
+    assert "rewrote src/app.py" in bench.err
+    assert b"task_registry_url" in source.read_bytes()
+    assert odd.read_bytes().startswith(b"# \xff")
+
+
 def test_code_of_a_path_that_is_not_there_is_an_error(bench: Bench) -> None:
     assert bench.run("code", "nosuch") == 2
     assert bench.err == "necrocode: There is no nosuch.\n"

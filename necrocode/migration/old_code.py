@@ -80,6 +80,8 @@ def _examined(data: bytes, *, is_package: bool) -> Examined:
         wrapper = MetadataWrapper(module, unsafe_skip_copy=True)
         uses, plan = find_uses(wrapper, is_package=is_package)
         return Examined(data, rewritten(wrapper, plan), tuple(uses))
+    except SyntaxError:  # a comment's bytes are nothing to Python's parser, but must be text to be written back
+        return Examined(data, data, unread="its bytes are not text in the encoding that it names, or in UTF-8")
     except (ParserSyntaxError, CSTValidationError, ValueError, LookupError) as error:
         return Examined(data, data, unread=f"libcst cannot read it ({type(error).__name__})")
     except RecursionError:
