@@ -27,7 +27,9 @@ MAX_FILE_BYTES = 500_000  # libcst takes half a minute for these
 # Deeper code is nobody's, and libcst's parser and visitors call themselves for each level.
 _MAX_DEPTH = 150
 _WORTH_READING = re.compile(
-    "|".join([*REMOVED_NAMES, "message_bus", "MESSAGE_BUS_URL", "kiro_", "KIRO_URL", "a2a_", "agent_registry"]).encode()
+    "|".join(
+        [*REMOVED_NAMES, "message_bus", "MESSAGE_BUS_URL", "kiro", "KIRO_URL", "a2a", "agent_registry", "agent_id"]
+    ).encode()
 )
 
 
