@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -206,6 +207,22 @@ def test_code_that_is_not_text_is_skipped_and_the_other_files_are_done(bench: Be
     assert "rewrote src/app.py" in bench.err
     assert b"task_registry_url" in source.read_bytes()
     assert odd.read_bytes().startswith(b"# \xff")
+
+
+def test_code_that_cannot_be_written_is_left_and_the_other_files_are_rewritten(bench: Bench, source: Path) -> None:
+    large = Path("src/a.py")
+    large.write_bytes(CODE.encode() + b"#" * 5000)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
+    try:
+        assert bench.run("code", "src", "--write") == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "necrocode: Cannot write src/a.py: File too large.\nrewrote src/app.py\n" in bench.err
+    assert "nothing is left" not in bench.err
+    assert large.read_bytes() == CODE.encode() + b"#" * 5000
+    assert b"task_registry_url" in source.read_bytes()
+    assert names("src") == ["a.py", "app.py"]
 
 
 def test_code_of_a_path_that_is_not_there_is_an_error(bench: Bench) -> None:
