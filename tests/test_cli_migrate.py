@@ -150,6 +150,16 @@ def test_env_prints_lines_for_the_shell(bench: Bench, monkeypatch: pytest.Monkey
     assert bench.err == ""
 
 
+@pytest.mark.parametrize(("name", "value"), [("MESSAGE_BUS_URL", "http://"), ("KIRO_MODEL", "m"), ("KIRO_URL", "x")])
+def test_env_says_by_its_exit_code_that_something_is_left(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv(name, value)
+    assert bench.run("env") == 1
+    assert f"unset {name}\n" in bench.out
+
+
 # ---- code
 
 
@@ -276,6 +286,7 @@ def test_other_commands_warn_of_old_variables_once(monkeypatch: pytest.MonkeyPat
 
 def test_migrate_itself_does_not_warn(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(removed, "_told", set())
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setenv("KIRO_URL", "x")
-    assert bench.run("env") == 0
+    assert bench.run("env") == 1
     assert bench.err == ""

@@ -129,11 +129,11 @@ def _tell_each(file: Path, findings: Sequence[Finding]) -> None:
 
 
 def _env(arguments: argparse.Namespace) -> int:
-    from necrocode.migration.environment import environment_lines  # noqa: PLC0415
+    from necrocode.migration.environment import migrate_environment  # noqa: PLC0415
 
-    lines = environment_lines(os.environ, shell=arguments.shell, is_embedded=arguments.embedded)
-    print_text("\n".join(map(shown, lines)))
-    return EXIT_DONE
+    migrated = migrate_environment(os.environ, shell=arguments.shell, is_embedded=arguments.embedded)
+    print_text("\n".join(map(shown, migrated.lines)))
+    return EXIT_LEFT if migrated.is_left else EXIT_DONE
 
 
 def _tell(text: str) -> None:

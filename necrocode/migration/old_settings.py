@@ -27,13 +27,19 @@ class OldSetting:
     becomes: Literal["services", "model", "carried", "gone"]
     why: str
     target: str = ""
+    needs: str = ""
+    """The variable that a value of one's own goes to, in the place of a credential that is gone."""
 
 
 _BUS = OldSetting("services", "There is no bus any more: a runner speaks with three services.")
 _KIRO = OldSetting("model", "Kiro is not asked any more: a runner asks an OpenAI-compatible model.")
-_MODEL_KEY = OldSetting("gone", "Kiro's key opens no other model: put yours into OPENAI_API_KEY.")
+_MODEL_KEY = OldSetting(
+    "gone", "Kiro's key opens no other model: put yours into OPENAI_API_KEY.", needs="OPENAI_API_KEY"
+)
 _BUS_KEY = OldSetting(
-    "gone", "It opened the bus, and opens no service: put the services' token into NECROCODE_SERVICE_TOKEN."
+    "gone",
+    "It opened the bus, and opens no service: put the services' token into NECROCODE_SERVICE_TOKEN.",
+    needs="NECROCODE_SERVICE_TOKEN",
 )
 _PART = OldSetting("gone", "It described a connection of the old runner that is not made any more.")
 _WHY_CARRIED = {
