@@ -90,7 +90,7 @@ class _Migration:
             self.lines.append(f"# It names the host of {self._found[0]}.")
         else:
             self.lines.append(
-                f"# It names another host than {self._found[0]}, which gave the URLs: choose, and set them."
+                f"# It names another scheme or host than {self._found[0]}, which gave the URLs: choose, and set them."
             )
             self.is_left = True
 

@@ -130,5 +130,5 @@ def test_what_is_left_for_a_person_is_told_apart(environ: dict[str, str], *, is_
 
 def test_another_host_is_told_with_the_variable_that_gave_the_urls() -> None:
     lines = environment_lines({"MESSAGE_BUS_URL": "http://a", "AGENT_REGISTRY_URL": "http://b"})
-    assert "# It names another host than MESSAGE_BUS_URL, which gave the URLs: choose, and set them." in lines
+    assert "# It names another scheme or host than MESSAGE_BUS_URL, which gave the URLs: choose, and set them." in lines
     assert "export TASK_REGISTRY_URL=http://a:8001" in lines
