@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -149,6 +150,16 @@ def test_env_prints_lines_for_the_shell(bench: Bench, monkeypatch: pytest.Monkey
     assert bench.err == ""
 
 
+@pytest.mark.parametrize(("name", "value"), [("MESSAGE_BUS_URL", "http://"), ("KIRO_MODEL", "m"), ("KIRO_URL", "x")])
+def test_env_says_by_its_exit_code_that_something_is_left(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv(name, value)
+    assert bench.run("env") == 1
+    assert f"unset {name}\n" in bench.out
+
+
 # ---- code
 
 
@@ -195,6 +206,33 @@ def test_code_tells_of_files_that_it_skips(bench: Bench) -> None:
     Path("src/broken.py").write_text("x = (  # KiroClient\n", encoding="utf-8")
     assert bench.run("code", "src/broken.py") == 1
     assert bench.err.startswith("src/broken.py: skipped, for it is not Python 3.")
+
+
+@pytest.mark.parametrize("name", ["a.py", "z.py"])
+def test_code_that_is_not_text_is_skipped_and_the_other_files_are_done(bench: Bench, source: Path, name: str) -> None:
+    odd = Path("src", name)
+    odd.write_bytes(b"# \xff\nfrom necrocode.agent_runner import KiroClient\nKiroClient()\n")
+    assert bench.run("code", "src", "--write") == 1
+    assert f"src/{name}: skipped, for its bytes are not text" in bench.err
+    assert "rewrote src/app.py" in bench.err
+    assert b"task_registry_url" in source.read_bytes()
+    assert odd.read_bytes().startswith(b"# \xff")
+
+
+def test_code_that_cannot_be_written_is_left_and_the_other_files_are_rewritten(bench: Bench, source: Path) -> None:
+    large = Path("src/a.py")
+    large.write_bytes(CODE.encode() + b"#" * 5000)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
+    try:
+        assert bench.run("code", "src", "--write") == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "necrocode: Cannot write src/a.py: File too large.\nrewrote src/app.py\n" in bench.err
+    assert "nothing is left" not in bench.err
+    assert large.read_bytes() == CODE.encode() + b"#" * 5000
+    assert b"task_registry_url" in source.read_bytes()
+    assert names("src") == ["a.py", "app.py"]
 
 
 def test_code_of_a_path_that_is_not_there_is_an_error(bench: Bench) -> None:
@@ -248,6 +286,7 @@ def test_other_commands_warn_of_old_variables_once(monkeypatch: pytest.MonkeyPat
 
 def test_migrate_itself_does_not_warn(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(removed, "_told", set())
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setenv("KIRO_URL", "x")
-    assert bench.run("env") == 0
+    assert bench.run("env") == 1
     assert bench.err == ""

@@ -32,6 +32,31 @@ REMOVED_SETTINGS = {
 }
 """The removed settings that the guide names, each with what took its place."""
 
+BUS_SETTINGS = (
+    "message_bus_url", "message_bus", "message_bus_endpoint", "message_bus_host", "a2a_url", "a2a_endpoint", "a2a_host",
+    "a2a_registry_url", "agent_registry_url", "agent_registry",
+)  # fmt: skip
+"""The removed settings that the services' URLs took the place of."""
+KIRO_SETTINGS = ("kiro_url", "kiro", "kiro_endpoint", "kiro_base_url", "kiro_host")
+"""The removed settings that the llm section took the place of."""
+CARRIED_SETTINGS = {
+    "kiro_model": "llm.model",
+    "kiro_max_tokens": "llm.max_tokens",
+    "kiro_temperature": "llm.temperature",
+    **dict.fromkeys(("kiro_timeout", "kiro_timeout_seconds"), "llm.timeout_seconds"),
+    **dict.fromkeys(("kiro_retry_count", "kiro_max_retries", "kiro_retries"), "llm.retry_count"),
+    **dict.fromkeys(
+        ("message_bus_timeout", "message_bus_timeout_seconds", "a2a_timeout", "a2a_timeout_seconds"),
+        "request_timeout_seconds",
+    ),
+    **dict.fromkeys(
+        ("message_bus_retry_count", "message_bus_max_retries", "message_bus_retries", "a2a_retry_count",
+         "a2a_max_retries", "a2a_retries"), "network_retry_count",
+    ),
+    **dict.fromkeys(("agent_id", "a2a_agent_id", "agent_registry_id"), "runner_id"),
+}  # fmt: skip
+"""The removed settings whose value goes on under another name: ``llm.x``, or a setting."""
+
 _OLD_PREFIXES = ("message_bus", "a2a", "kiro", "agent_registry")
 _REMOVED_VARIABLES = {
     "MESSAGE_BUS_URL": "TASK_REGISTRY_URL, REPO_POOL_URL and ARTIFACT_STORE_URL took its place",
@@ -67,10 +92,28 @@ def missing(module: str, name: str, *, importing: bool) -> ImportError | Attribu
 
 def explain_setting(key: str) -> str | None:
     """What took the place of a setting of the A2A/Kiro runner; None for a key that it never had."""
-    if not key.startswith(_OLD_PREFIXES):
+    if not key.startswith(_OLD_PREFIXES) and key not in CARRIED_SETTINGS:
         return None
-    place = REMOVED_SETTINGS.get(key, "it belonged to the A2A/Kiro runner")
+    place = _place_of(key)
     return f'removed: {place}; see "{SECTION_SETTINGS}" in {GUIDE}, or let "necrocode migrate config FILE" rewrite it'
+
+
+def _place_of(key: str) -> str:
+    if key in REMOVED_SETTINGS:
+        return REMOVED_SETTINGS[key]
+    told = successor(key)
+    return "it belonged to the A2A/Kiro runner" + (f", and {told}" if told else "")
+
+
+def successor(key: str) -> str:
+    """What took the place of an old setting, as a clause; empty where nothing did."""
+    if key in BUS_SETTINGS:
+        return REMOVED_SETTINGS["message_bus_url"]
+    if key in KIRO_SETTINGS:
+        return REMOVED_SETTINGS["kiro_url"]
+    target = CARRIED_SETTINGS.get(key, "")
+    code = f" (of llm_config in code, {target.partition('.')[2]})" if target.startswith("llm.") else ""
+    return f"{target}{code} took its place" if target else ""
 
 
 def untold_variables(environ: Mapping[str, str]) -> Iterator[str]:

@@ -24,7 +24,8 @@ EXIT_LEFT = EXIT_FAILED
 _EXIT_CODES = """exit codes:
   0    done, or nothing to do
   1    something is left: what --check or a diff shows, or what only a person can decide
-  2    bad input: a file, or the command line; nothing was written
+  2    bad input, or what cannot be written: nothing was, but by "code --write", which
+       rewrites the other files and names each that it left as it was
   130  interrupted by Ctrl-C
 """
 
@@ -128,11 +129,11 @@ def _tell_each(file: Path, findings: Sequence[Finding]) -> None:
 
 
 def _env(arguments: argparse.Namespace) -> int:
-    from necrocode.migration.environment import environment_lines  # noqa: PLC0415
+    from necrocode.migration.environment import migrate_environment  # noqa: PLC0415
 
-    lines = environment_lines(os.environ, shell=arguments.shell, is_embedded=arguments.embedded)
-    print_text("\n".join(map(shown, lines)))
-    return EXIT_DONE
+    migrated = migrate_environment(os.environ, shell=arguments.shell, is_embedded=arguments.embedded)
+    print_text("\n".join(map(shown, migrated.lines)))
+    return EXIT_LEFT if migrated.is_left else EXIT_DONE
 
 
 def _tell(text: str) -> None:
@@ -143,7 +144,7 @@ def _code(arguments: argparse.Namespace) -> int:
     from necrocode.migration.old_code import examine_file  # noqa: PLC0415
     from necrocode.migration.source_tree import python_files  # noqa: PLC0415
 
-    is_done = True
+    is_done, is_failed = True, False
     for path in python_files(arguments.paths):
         found = examine_file(path)
         is_done &= not found.uses and not found.unread
@@ -151,22 +152,31 @@ def _code(arguments: argparse.Namespace) -> int:
             _tell(f"{path}: skipped, for {found.unread}")
         if found.new_data != found.data:
             is_done &= arguments.write
-            _rewrite(path, found, is_written=arguments.write)
+            is_failed |= not _rewrite(path, found, is_written=arguments.write)
         for use in found.uses:
             print_text(shown(f'{path}:{use.line}: {use.what}; see "{use.section}" in {removed.GUIDE}'))
+    if is_failed:
+        return EXIT_BAD_INPUT
     if is_done:
         _tell("nothing is left to change")
     return EXIT_DONE if is_done else EXIT_LEFT
 
 
-def _rewrite(path: Path, found: Examined, *, is_written: bool) -> None:
+def _rewrite(path: Path, found: Examined, *, is_written: bool) -> bool:
+    """Whether the file was rewritten, or shown as a diff; it is whole in any case, and others do not wait for it."""
+    from necrocode.agent_runner.errors import ConfigurationError  # noqa: PLC0415
     from necrocode.migration.files import write_atomically  # noqa: PLC0415
     from necrocode.migration.old_code import diff_of  # noqa: PLC0415
 
     if is_written:
-        write_atomically(path, found.new_data, replace=True, mode=0o666)
+        try:
+            write_atomically(path, found.new_data, replace=True, mode=0o666)
+        except ConfigurationError as error:
+            _tell(f"necrocode: {error}")
+            return False
         _tell(f"rewrote {path}")
-        return
+        return True
     diff = diff_of(found, name=path.as_posix().removeprefix("/"))
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
     print_text("\n".join(shown(line) for line in diff.split("\n")) if is_terminal else diff)
+    return True

@@ -24,6 +24,8 @@ from necrocode.agent_runner.removed import (
     SECTION_NAMES,
     SECTION_SETTINGS,
     SECTION_VARIABLES,
+    explain_setting,
+    successor,
 )
 from necrocode.migration.old_settings import NEW_PORTS, service_urls
 
@@ -278,6 +280,10 @@ class _Finder(_Visitor):
     def _note_config(self, node: cst.Call) -> None:
         keywords = {arg.keyword.value: arg for arg in node.args if arg.keyword is not None}
         old = [name for name in REMOVED_SETTINGS if name in keywords]
+        for name, arg in keywords.items():
+            if name not in old and explain_setting(name) is not None:
+                told = successor(name) or "nothing took its place"
+                self._add(arg, f"{name}= of RunnerConfig ({told})", SECTION_SETTINGS)
         if not old:
             return
         call = self._planned(node, keywords)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from necrocode.agent_runner.removed import GUIDE, SECTION_VARIABLES
 from necrocode.migration.old_settings import NEW_PORTS, OLD_SETTINGS, SECTIONS, service_urls
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
 Shell = Literal["sh", "fish"]
 _SET: dict[Shell, str] = {"sh": "export {name}={value}", "fish": "set -gx {name} {value}"}
@@ -19,43 +20,84 @@ _KEY = "OPENAI_API_KEY"
 _OLD = {name.upper(): old for name, old in OLD_SETTINGS.items() if name.startswith(tuple(SECTIONS))}
 
 
-def environment_lines(environ: Mapping[str, str], *, shell: Shell = "sh", is_embedded: bool = False) -> list[str]:
+@dataclass(frozen=True)
+class MigratedEnvironment:
+    """The lines for a shell, and whether something is left for a person: a value to put in, to carry or to choose."""
+
+    lines: tuple[str, ...]
+    is_left: bool
+
+
+def migrate_environment(
+    environ: Mapping[str, str], *, shell: Shell = "sh", is_embedded: bool = False
+) -> MigratedEnvironment:
     """Lines for a shell that set what is missing and unset what is old, each explained in a comment.
 
     Of the environment's values the host of an old URL is shown, and nothing else. ``is_embedded``: no service URLs.
     """
-    lines: list[str] = []
-    given = {setting.upper() for setting in NEW_PORTS if environ.get(setting.upper())}
+    work = _Migration(environ, shell, is_embedded=is_embedded)
     for name in (name for name in _OLD if name in environ):
-        lines += [f"# {name}: {_OLD[name].why}"]
-        if _OLD[name].becomes == "services" and not is_embedded:
-            lines += _service_lines(environ[name], given, shell)
-            given |= {setting.upper() for setting in NEW_PORTS}
-        elif _OLD[name].becomes == "model":
-            lines += [_key_line(environ, shell)]
-        elif _OLD[name].target:
-            lines += [f"# It is {_OLD[name].target} in the configuration file now."]
-        lines += [_UNSET[shell].format(name=name)]
-    if not lines:
-        return ["# Nothing to change: no variable of the A2A/Kiro runner is set."]
+        work.move(name)
+    if not work.lines:
+        return MigratedEnvironment(("# Nothing to change: no variable of the A2A/Kiro runner is set.",), is_left=False)
     kept = ["# GIT_TOKEN stays as it is."] if environ.get("GIT_TOKEN") else []
-    return [*dict.fromkeys(lines), *kept, f'# See "{SECTION_VARIABLES}" in {GUIDE}.']
+    lines = [*dict.fromkeys(work.lines), *kept, f'# See "{SECTION_VARIABLES}" in {GUIDE}.']
+    return MigratedEnvironment(tuple(lines), work.is_left)
 
 
-def _service_lines(old_url: str, given: set[str], shell: Shell) -> Iterator[str]:
-    if given:
-        yield "# The services' URLs are set already, and stay; a service without one is embedded in the runner."
-        return
-    urls = service_urls(old_url)
-    if urls is None:
-        yield f"# No host can be read from it: set {', '.join(map(str.upper, NEW_PORTS))} yourself, or leave them out."
-        return
-    yield "# Check the ports; a URL that is left out has its service embedded in the runner."
-    for setting, url in urls.items():
-        yield _SET[shell].format(name=setting.upper(), value=shlex.quote(url))
+class _Migration:
+    def __init__(self, environ: Mapping[str, str], shell: Shell, *, is_embedded: bool) -> None:
+        self.lines: list[str] = []
+        self.is_left = False
+        self._environ = environ
+        self._shell = shell
+        self._is_embedded = is_embedded
+        self._has_urls = any(environ.get(setting.upper()) for setting in NEW_PORTS)
+        self._found: tuple[str, dict[str, str]] | None = None  # which variable gave the URLs
 
+    def move(self, name: str) -> None:
+        """Add the lines for one old variable that is set."""
+        old, is_set = _OLD[name], bool(self._environ[name].strip())
+        self.lines.append(f"# {name}: {old.why}")
+        if old.becomes == "services" and not self._is_embedded:
+            self._move_bus(name, is_set=is_set)
+        elif old.becomes == "model":
+            self._move_model()
+        elif old.target:
+            self.lines.append(f"# It is {old.target} in the configuration file now: write its value there.")
+            self.is_left |= is_set
+        elif old.needs:
+            self.is_left |= is_set and not self._environ.get(old.needs)
+        self.lines.append(_UNSET[self._shell].format(name=name))
 
-def _key_line(environ: Mapping[str, str], shell: Shell) -> str:
-    if environ.get(_KEY):
-        return f"# {_KEY} is set already, and stays."
-    return f"# Put your key in, and run: {_SET[shell].format(name=_KEY, value='your-api-key')}"
+    def _move_bus(self, name: str, *, is_set: bool) -> None:
+        if self._has_urls:
+            self.lines.append(
+                "# The services' URLs are set already, and stay; a service without one is embedded in the runner."
+            )
+            return
+        urls = service_urls(self._environ[name])
+        if urls is None:
+            names = ", ".join(map(str.upper, NEW_PORTS))
+            self.lines.append(f"# No host can be read from it: set {names} yourself, or leave them out.")
+            self.is_left |= is_set
+        elif self._found is None:
+            self._found = name, urls
+            self.lines.append("# Check the ports; a URL that is left out has its service embedded in the runner.")
+            set_line = _SET[self._shell]
+            self.lines += [set_line.format(name=key.upper(), value=shlex.quote(url)) for key, url in urls.items()]
+        elif self._found[1] == urls:
+            self.lines.append(f"# It names the host of {self._found[0]}.")
+        else:
+            self.lines.append(
+                f"# It names another scheme or host than {self._found[0]}, which gave the URLs: choose, and set them."
+            )
+            self.is_left = True
+
+    def _move_model(self) -> None:
+        if self._environ.get(_KEY):
+            self.lines.append(f"# {_KEY} is set already, and stays.")
+            return
+        line = _SET[self._shell].format(name=_KEY, value="your-api-key")
+        self.lines.append(f"# Put your key in, and run: {line}")
+        self.is_left = True

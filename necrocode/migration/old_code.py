@@ -27,7 +27,9 @@ MAX_FILE_BYTES = 500_000  # libcst takes half a minute for these
 # Deeper code is nobody's, and libcst's parser and visitors call themselves for each level.
 _MAX_DEPTH = 150
 _WORTH_READING = re.compile(
-    "|".join([*REMOVED_NAMES, "message_bus", "MESSAGE_BUS_URL", "kiro_", "KIRO_URL", "a2a_", "agent_registry"]).encode()
+    "|".join(
+        [*REMOVED_NAMES, "message_bus", "MESSAGE_BUS_URL", "kiro", "KIRO_URL", "a2a", "agent_registry", "agent_id"]
+    ).encode()
 )
 
 
@@ -80,6 +82,8 @@ def _examined(data: bytes, *, is_package: bool) -> Examined:
         wrapper = MetadataWrapper(module, unsafe_skip_copy=True)
         uses, plan = find_uses(wrapper, is_package=is_package)
         return Examined(data, rewritten(wrapper, plan), tuple(uses))
+    except SyntaxError:  # a comment's bytes are nothing to Python's parser, but must be text to be written back
+        return Examined(data, data, unread="its bytes are not text in the encoding that it names, or in UTF-8")
     except (ParserSyntaxError, CSTValidationError, ValueError, LookupError) as error:
         return Examined(data, data, unread=f"libcst cannot read it ({type(error).__name__})")
     except RecursionError:

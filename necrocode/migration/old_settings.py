@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
+from necrocode.agent_runner.removed import BUS_SETTINGS, CARRIED_SETTINGS, KIRO_SETTINGS
+
 NEW_PORTS = {"task_registry_url": 8001, "repo_pool_url": 8002, "artifact_store_url": 8003}
 """The settings that took the bus's place, each with the port that the guide gives its service."""
 GUIDE_MODEL: dict[str, str | int] = {"model": "gpt-4", "timeout_seconds": 120}
@@ -25,46 +27,36 @@ class OldSetting:
     becomes: Literal["services", "model", "carried", "gone"]
     why: str
     target: str = ""
+    needs: str = ""
+    """The variable that a value of one's own goes to, in the place of a credential that is gone."""
 
 
 _BUS = OldSetting("services", "There is no bus any more: a runner speaks with three services.")
 _KIRO = OldSetting("model", "Kiro is not asked any more: a runner asks an OpenAI-compatible model.")
-_MODEL_KEY = OldSetting("gone", "Kiro's key opens no other model: put yours into OPENAI_API_KEY.")
+_MODEL_KEY = OldSetting(
+    "gone", "Kiro's key opens no other model: put yours into OPENAI_API_KEY.", needs="OPENAI_API_KEY"
+)
 _BUS_KEY = OldSetting(
-    "gone", "It opened the bus, and opens no service: put the services' token into NECROCODE_SERVICE_TOKEN."
+    "gone",
+    "It opened the bus, and opens no service: put the services' token into NECROCODE_SERVICE_TOKEN.",
+    needs="NECROCODE_SERVICE_TOKEN",
 )
 _PART = OldSetting("gone", "It described a connection of the old runner that is not made any more.")
-
-
-def _carried(target: str, why: str) -> OldSetting:
-    return OldSetting("carried", why, target)
-
-
-_MODEL_TIMEOUT = _carried("llm.timeout_seconds", "It bounds the model's answer now.")
-_CALL_TIMEOUT = _carried("request_timeout_seconds", "It bounds a call to a service now.")
-_MODEL_RETRIES = _carried("llm.retry_count", "It counts further tries to ask the model now.")
-_CALL_RETRIES = _carried("network_retry_count", "It counts further tries of a call to a service now.")
-_NAME = _carried("runner_id", "There is no registry of agents: it is this runner's name in registry and pool now.")
+_WHY_CARRIED = {
+    "llm.model": "It names the model that is asked: your endpoint must know one of that name.",
+    "llm.max_tokens": "It bounds the model's answer now.",
+    "llm.temperature": "It is the model's temperature now.",
+    "llm.timeout_seconds": "It bounds the model's answer now.",
+    "llm.retry_count": "It counts further tries to ask the model now.",
+    "request_timeout_seconds": "It bounds a call to a service now.",
+    "network_retry_count": "It counts further tries of a call to a service now.",
+    "runner_id": "There is no registry of agents: it is this runner's name in registry and pool now.",
+}
 
 OLD_SETTINGS: dict[str, OldSetting] = {
-    **dict.fromkeys(
-        ("message_bus_url", "message_bus", "message_bus_endpoint", "message_bus_host", "a2a_url", "a2a_endpoint",
-         "a2a_host", "a2a_registry_url", "agent_registry_url", "agent_registry"), _BUS,
-    ),
-    **dict.fromkeys(("kiro_url", "kiro", "kiro_endpoint", "kiro_base_url", "kiro_host"), _KIRO),
-    "kiro_model": _carried("llm.model", "It names the model that is asked: your endpoint must know one of that name."),
-    "kiro_max_tokens": _carried("llm.max_tokens", "It bounds the model's answer now."),
-    "kiro_temperature": _carried("llm.temperature", "It is the model's temperature now."),
-    **dict.fromkeys(("kiro_timeout", "kiro_timeout_seconds"), _MODEL_TIMEOUT),
-    **dict.fromkeys(("kiro_retry_count", "kiro_max_retries", "kiro_retries"), _MODEL_RETRIES),
-    **dict.fromkeys(
-        ("message_bus_timeout", "message_bus_timeout_seconds", "a2a_timeout", "a2a_timeout_seconds"), _CALL_TIMEOUT
-    ),
-    **dict.fromkeys(
-        ("message_bus_retry_count", "message_bus_max_retries", "message_bus_retries", "a2a_retry_count",
-         "a2a_max_retries", "a2a_retries"), _CALL_RETRIES,
-    ),
-    **dict.fromkeys(("agent_id", "a2a_agent_id", "agent_registry_id"), _NAME),
+    **dict.fromkeys(BUS_SETTINGS, _BUS),
+    **dict.fromkeys(KIRO_SETTINGS, _KIRO),
+    **{name: OldSetting("carried", _WHY_CARRIED[target], target) for name, target in CARRIED_SETTINGS.items()},
     **dict.fromkeys(("kiro_api_key", "kiro_token", "kiro_api_token"), _MODEL_KEY),
     **dict.fromkeys(
         ("message_bus_token", "message_bus_api_key", "message_bus_password", "message_bus_username", "message_bus_user",

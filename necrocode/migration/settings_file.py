@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from necrocode.agent_runner.config import LLMConfig, RunnerConfig
 from necrocode.agent_runner.errors import ConfigurationError
@@ -66,10 +66,10 @@ def migrate_settings(data: bytes, *, name: str, is_embedded: bool = False) -> Mi
         raise ConfigurationError(f"{name} must hold a mapping of names to values at its top.")
     work = _Migration(text, root, name=name, is_embedded=is_embedded)
     new_text = work.run()
-    return MigratedSettings(bom + new_text, tuple(work.changes), (*work.left, *_refusal(new_text)))
+    return MigratedSettings(bom + new_text, tuple(work.changes), (*work.left, *_refusal(new_text, name)))
 
 
-def _refusal(text: str) -> Iterator[Finding]:
+def _refusal(text: str, name: str) -> Iterator[Finding]:
     """Why a runner would not take the new settings."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.yaml"
@@ -77,7 +77,7 @@ def _refusal(text: str) -> Iterator[Finding]:
         try:
             RunnerConfig.from_yaml(file, environ={})
         except ConfigurationError as error:
-            why = str(error).replace(str(file), "")
+            why = str(error).replace(str(file), name)
             yield Finding(0, "", "a runner does not take the result as it is", why)
 
 
@@ -114,6 +114,7 @@ class _Migration:
         self._top = self._unique(root)
         self._llm = self._top.get("llm") or self._top.get("llm_config")
         self._new: dict[str, NewValue] = {}  # by dotted name
+        self._givers: dict[str, _Entry] = {}  # whose value each of them is
         self._places: dict[str, int] = {}  # which pair of the top each new setting takes the place of
 
     def run(self) -> str:
@@ -186,13 +187,17 @@ class _Migration:
         value = entry.value.resolved
         if self._is_embedded or value.is_null or (value.kind == "scalar" and not value.value.strip()):
             return self._explain(entry, "is gone", _EMBEDDED)
-        if set(NEW_PORTS) & (set(self._top) | set(self._new)):
+        if set(NEW_PORTS) & set(self._top):
             return self._explain(entry, "is gone", f"The services' URLs are there already. {_EMBEDDED}")
         urls = service_urls(value.value) if value.kind == "scalar" else None
         if urls is None:
             why = f"names no host that could be kept; write {', '.join(NEW_PORTS)} yourself, or remove it"
             self._leave(entry.key.line, entry.shown, why)
             return False
+        given = {name: self._new[name] for name in urls if name in self._new}
+        if given:
+            is_same = given == urls
+            return self._agree(entry, self._givers[next(iter(given))], "scheme or host", is_same=is_same)
         self._add(entry, dict(urls))
         return self._explain(entry, f"becomes {', '.join(urls)}", _PORTS)
 
@@ -213,8 +218,20 @@ class _Migration:
         if value.kind != "scalar" or not _is_taken(target, raw(self._text, value).text):
             self._leave(entry.key.line, entry.shown, f"has a value that {target} does not take; write that yourself")
             return False
-        self._add(entry, {target: raw(self._text, value)})
+        new, there = raw(self._text, value), self._new.get(target)
+        if isinstance(there, Raw):
+            is_same = _loaded(there.text) == _loaded(new.text)
+            return self._agree(entry, self._givers[target], f"value for {target}", is_same=is_same)
+        self._add(entry, {target: new})
         return self._explain(entry, f"becomes {target}", "")
+
+    def _agree(self, entry: _Entry, first: _Entry, what: str, *, is_same: bool) -> bool:
+        """Whether an old setting goes for it says what an earlier one does; one that says another thing is left."""
+        other = f"{first.shown} in line {first.key.line}"
+        if is_same:
+            return self._explain(entry, "is gone", f"It says the same as {other}.")
+        self._leave(entry.key.line, entry.shown, f"has another {what} than {other}, which was taken: choose one")
+        return False
 
     def _is_given(self, target: str) -> bool:
         section, _, name = target.rpartition(".")
@@ -227,6 +244,7 @@ class _Migration:
         for name, value in new.items():
             if name not in self._new or isinstance(value, Raw):
                 self._new[name] = value
+                self._givers[name] = entry
                 self._places.setdefault(name.partition(".")[0], entry.place)
 
     def _explain(self, entry: _Entry, what: str, told: str) -> bool:
@@ -272,8 +290,14 @@ def _is_taken(target: str, text: str) -> bool:
 
     section, _, name = target.rpartition(".")
     try:
-        value = yaml.safe_load(text)
+        value = _loaded(text)
         LLMConfig(**{name: value}) if section else RunnerConfig(**{name: value})
     except (ConfigurationError, yaml.YAMLError, ValueError):
         return False
     return value is not None
+
+
+def _loaded(text: str) -> Any:  # noqa: ANN401  any value
+    import yaml  # noqa: PLC0415  as everywhere, at first use
+
+    return yaml.safe_load(text)

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from necrocode.agent_runner import RunnerConfig
-from necrocode.migration.environment import Shell, environment_lines
+from necrocode.migration.environment import Shell, migrate_environment
 from tests.docs.markdown import Document
 from tests.docs.snippets import is_old_side
 from tests.support.shared import ROOT, migration_guide
@@ -20,6 +20,10 @@ NEW = {
     "REPO_POOL_URL": "http://bus:8002",
     "ARTIFACT_STORE_URL": "http://bus:8003",
 }
+
+
+def environment_lines(environ: dict[str, str], *, shell: Shell = "sh", is_embedded: bool = False) -> list[str]:
+    return list(migrate_environment(environ, shell=shell, is_embedded=is_embedded).lines)
 
 
 _OF_THE_SHELL = {"PWD", "SHLVL", "_", "OLDPWD", "LC_CTYPE", "PATH", "USER", "HOME"}
@@ -103,3 +107,28 @@ def test_a_hostile_url_is_no_shell_text(value: str) -> None:
 def test_with_nothing_old_there_is_nothing_to_change() -> None:
     (line,) = environment_lines({"GIT_TOKEN": SECRET, "AGENT_ID": "7", "message_bus_url": "x"})
     assert line.startswith("# Nothing to change")
+
+
+@pytest.mark.parametrize(
+    ("environ", "is_left"),
+    [
+        ({}, False), ({"MESSAGE_BUS_URL": "http://bus:1"}, False), ({"MESSAGE_BUS_URL": ""}, False),
+        ({"MESSAGE_BUS_URL": "http://"}, True), ({"MESSAGE_BUS_URL": "http://", "REPO_POOL_URL": "http://p"}, False),
+        ({"KIRO_URL": "http://kiro"}, True), ({"KIRO_URL": "http://kiro", "OPENAI_API_KEY": "k"}, False),
+        ({"KIRO_MODEL": "m"}, True), ({"KIRO_TIMEOUT": "5", "OPENAI_API_KEY": "k"}, True),
+        ({"KIRO_TIMEOUT": ""}, False),
+        ({"KIRO_API_KEY": "k"}, True), ({"KIRO_API_KEY": "k", "OPENAI_API_KEY": "k"}, False),
+        ({"MESSAGE_BUS_TOKEN": "t"}, True), ({"MESSAGE_BUS_TOKEN": "t", "NECROCODE_SERVICE_TOKEN": "t"}, False),
+        ({"A2A_PORT": "5001"}, False),
+        ({"MESSAGE_BUS_URL": "http://a:1", "A2A_URL": "http://a:2"}, False),
+        ({"MESSAGE_BUS_URL": "http://a", "AGENT_REGISTRY_URL": "http://b"}, True),
+    ],
+)  # fmt: skip
+def test_what_is_left_for_a_person_is_told_apart(environ: dict[str, str], *, is_left: bool) -> None:
+    assert migrate_environment(environ).is_left is is_left
+
+
+def test_another_host_is_told_with_the_variable_that_gave_the_urls() -> None:
+    lines = environment_lines({"MESSAGE_BUS_URL": "http://a", "AGENT_REGISTRY_URL": "http://b"})
+    assert "# It names another scheme or host than MESSAGE_BUS_URL, which gave the URLs: choose, and set them." in lines
+    assert "export TASK_REGISTRY_URL=http://a:8001" in lines

@@ -15,6 +15,7 @@ import pytest
 from necrocode.agent_runner import ConfigurationError, RunnerConfig, removed
 from necrocode.migration import code_uses
 from necrocode.migration.old_code import MAX_FILE_BYTES, Examined, diff_of, examine, examine_file
+from necrocode.migration.old_settings import OLD_SETTINGS
 from necrocode.migration.source_tree import python_files
 from tests.docs.markdown import Document
 from tests.docs.snippets import is_old_side
@@ -199,6 +200,23 @@ def test_os_is_imported_once_for_a_module() -> None:
 def test_a_call_that_is_not_certain_is_listed_instead(source: str, why: str) -> None:
     listed = uses(source)
     assert [why in what for _, what in listed] == [True]
+
+
+@pytest.mark.parametrize("name", [name for name in OLD_SETTINGS if name not in removed.REMOVED_SETTINGS])
+def test_every_other_old_keyword_is_listed_with_its_successor(name: str) -> None:
+    ((line, what),) = uses(f"{ANY}RunnerConfig({name}=1)")
+    assert (line, what.startswith(f"{name}= of RunnerConfig (")) == (2, True)
+    assert OLD_SETTINGS[name].target in what
+
+
+def test_old_keywords_beside_one_that_is_rewritten_are_listed() -> None:
+    result = found(f"{ANY}RunnerConfig(message_bus_url='b', agent_id='a', kiro_timeout=5, kiro_cache=1, push=True)")
+    assert b"task_registry_url='http://b:8001'" in result.new_data
+    assert [use.what for use in result.uses] == [
+        "agent_id= of RunnerConfig (runner_id took its place)",
+        "kiro_cache= of RunnerConfig (nothing took its place)",
+        "kiro_timeout= of RunnerConfig (llm.timeout_seconds (of llm_config in code, timeout_seconds) took its place)",
+    ]
 
 
 @pytest.mark.parametrize(

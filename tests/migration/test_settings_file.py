@@ -172,6 +172,45 @@ def test_what_has_a_successor_is_carried_there(old: str, target: str, value: obj
     assert getattr(config.llm_config if section else config, name) == value
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "target"),
+    [
+        ("a2a_timeout: 5", "message_bus_timeout: 7", "request_timeout_seconds"),
+        ("message_bus_timeout: 7", "a2a_timeout: 5", "request_timeout_seconds"),
+        ("kiro_retries: 1", "kiro:\n  max_retries: 2", "llm.retry_count"),
+        ("agent_id: a", "a2a_agent_id: b", "runner_id"),
+    ],
+)
+def test_of_two_old_settings_with_different_values_the_first_is_taken_and_the_other_left(
+    first: str, second: str, target: str
+) -> None:
+    result = migrated(f"{first}\n{second}\n")
+    assert [one.what for one in result.changes] == [f"becomes {target}"]
+    assert second in result.text
+    assert first not in result.text
+    told = result.left[0].what
+    assert told.startswith(f"has another value for {target} than {first.partition(':')[0]} in line 1")
+
+
+def test_old_settings_that_say_the_same_become_one() -> None:
+    assert whole("a2a_timeout: 5\nmessage_bus_timeout: 5.0\n") == "request_timeout_seconds: 5\n"
+    assert whole("message_bus_url: http://bus:1\na2a_url: bus:2\nagent_registry_url: http://bus\n") == URLS
+
+
+def test_old_urls_with_other_hosts_are_left() -> None:
+    result = migrated("message_bus_url: http://bus:1\nagent_registry_url: http://b\na2a_url: https://bus\n")
+    assert result.text == f"{URLS}agent_registry_url: http://b\na2a_url: https://bus\n"
+    assert [(one.line, one.key) for one in result.left[:2]] == [(2, "agent_registry_url"), (3, "a2a_url")]
+    assert all("has another scheme or host than message_bus_url in line 1" in one.what for one in result.left[:2])
+
+
+@pytest.mark.parametrize("text", ["1: 2\n", "? [1, 2]\n: 3\n", "!foo\npush: no\n", "[1, 2]: 3\n"])
+def test_why_a_runner_refuses_the_result_names_the_file(text: str) -> None:
+    told = migrated(text).left[-1].why
+    assert "configuration file old.yaml " in told
+    assert "  " not in told
+
+
 def test_what_is_carried_goes_before_the_guide_s_value() -> None:
     for text in ("kiro_timeout: 5\nkiro_url: x\n", "kiro_url: x\nkiro_timeout: 5\n"):
         assert whole(text) == "llm:\n  model: gpt-4\n  timeout_seconds: 5\n"

@@ -77,6 +77,23 @@ def test_an_old_setting_is_refused_with_its_replacement(key: str, tmp_path: Path
         assert "s3cr3t" not in told
 
 
+@pytest.mark.parametrize(
+    ("key", "place"),
+    [
+        ("agent_id", "runner_id took its place"), ("a2a_agent_id", "runner_id took its place"),
+        ("a2a_url", "task_registry_url, repo_pool_url and artifact_store_url took its place"),
+        ("agent_registry_url", "task_registry_url, repo_pool_url and artifact_store_url took its place"),
+        ("kiro_endpoint", "llm (llm_config in code) took its place"),
+        ("kiro_model", "llm.model (of llm_config in code, model) took its place"),
+        ("message_bus_timeout", "request_timeout_seconds took its place"),
+    ],
+)  # fmt: skip
+def test_each_old_setting_with_a_successor_names_it(key: str, place: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        RunnerConfig(**{key: "x"})  # type: ignore[arg-type]
+    assert f"removed: it belonged to the A2A/Kiro runner, and {place}" in str(caught.value)
+
+
 @pytest.mark.parametrize("key", ["kiro_timeout", "a2a_port", "message_bus_token", "agent_registry_url"])
 def test_other_settings_of_the_old_runner_are_told_as_such(key: str) -> None:
     with pytest.raises(ConfigurationError, match=r"belonged to the A2A/Kiro runner.*necrocode migrate config"):
