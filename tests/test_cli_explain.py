@@ -50,7 +50,8 @@ def test_it_shows_each_piece_with_reason_lines_and_tokens(bench: Bench) -> None:
     assert bench.explain() == 0
     assert "calc.py  (shares words with the task)" in bench.out
     assert "of 16000 for the repository's text" in bench.out
-    assert "the whole prompt, for gpt-4.1" in bench.out
+    assert "2 names listed, 0 files neither shown nor named" in bench.out
+    assert "the prompt, for gpt-4.1, without how the tests fail before the change" in bench.out
 
 
 def test_the_json_says_the_same(bench: Bench) -> None:
@@ -60,6 +61,8 @@ def test_the_json_says_the_same(bench: Bench) -> None:
     assert {"kind", "start_line", "end_line", "tokens", "why", "score"} <= set(told["pieces"][0])
     assert told["context_tokens"] <= told["prompt_tokens"]
     assert "prompt" not in told
+    assert "how the tests fail" in told["prompt_leaves_out"]
+    assert (told["paths_listed"], told["paths_in_map"], told["paths_left_out"]) == (2, 0, 0)
 
 
 def test_the_prompt_is_the_one_of_a_run_with_secrets_masked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,6 +97,47 @@ def test_a_brought_checkout_is_only_read(bench: Bench) -> None:
     before = git(bench.repository, "status", "--porcelain", "--branch"), git(bench.repository, "for-each-ref")
     assert bench.explain(slot_path=str(bench.repository), repo_url=None) == 0
     assert (git(bench.repository, "status", "--porcelain", "--branch"), git(bench.repository, "for-each-ref")) == before
+
+
+def test_a_checkout_with_uncommitted_changes_is_warned_of_and_left_as_it_is(bench: Bench) -> None:
+    (bench.repository / "calc.py").write_text("not committed\n")
+    assert bench.explain("--prompt", slot_path=str(bench.repository), repo_url=None) == 0
+    assert "has uncommitted changes" in bench.out
+    assert "not committed" not in bench.out
+    assert (bench.repository / "calc.py").read_text() == "not committed\n"
+
+
+def test_the_model_can_be_chosen(bench: Bench) -> None:
+    config = bench.folder / "config.yaml"
+    config.write_text("llm:\n  prices:\n    other: {prompt_usd: 10, completion_usd: 50}\n")
+    assert bench.explain("--config", str(config), "--model", "other") == 0
+    assert "the prompt, for other" in bench.out
+    assert "US dollars" in bench.out
+
+
+def test_of_a_large_repository_the_names_in_the_map_are_counted(bench: Bench) -> None:
+    commit_files(bench.repository, {f"src/m{number}.py": "x = 1\n" * 300 for number in range(60)})
+    assert bench.explain("--json") == 0
+    told = json.loads(bench.out)
+    assert told["paths_in_map"] > 50
+    assert bench.explain() == 0
+    assert f"{told['paths_in_map']} names in the map, {told['paths_left_out']} files neither" in bench.out
+
+
+def test_a_budget_that_nothing_fits_into_is_warned_of(bench: Bench) -> None:
+    config = bench.folder / "config.yaml"
+    config.write_text("llm: {context_tokens: 50}\n")
+    commit_files(bench.repository, {"calc.py": "def add(a, b):\n    return a - b\n" * 50})
+    assert bench.explain("--config", str(config)) == 0
+    assert "warning    No file's text is shown to the model" in bench.out
+
+
+def test_the_help_tells_the_exit_codes_and_what_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["explain", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "exit codes: 0 it was shown" in told
+    assert "contexts in the state folder" in told
 
 
 @pytest.mark.parametrize("form", [(), ("--json",)])

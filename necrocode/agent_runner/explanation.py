@@ -49,6 +49,11 @@ class Explanation:
     """How often a run may ask again, at the most."""
 
     @property
+    def prompt_leaves_out(self) -> str:
+        """What a run's prompt has besides: no test is run here."""
+        return f"how the tests fail before the change, which a run adds (at most about {MAX_FEEDBACK_TOKENS} tokens)"
+
+    @property
     def most_calls(self) -> int:
         """How many questions a run asks at the most."""
         return self.candidates + self.repair_rounds
@@ -85,8 +90,8 @@ def explain(
 ) -> Explanation:
     """What a run of the task would show the model. No model is called, and no registry and no store are told of it.
 
-    A slot is taken from the pool, as a run does, and given back; a brought checkout is only read. Raises
-    ``RunnerError`` as a run would fail.
+    A slot is taken from the pool, as a run does, and given back; a brought checkout is only read, and one with
+    uncommitted changes is warned of. Raises ``RunnerError`` as a run would fail.
     """
     services = build_services(config, clock, repo_pool=repo_pool)
     warnings: list[str] = []
@@ -96,7 +101,7 @@ def explain(
         deadline = Deadline(task.timeout_seconds, clock)
         llm = config.llm_config
         with workspace_for(
-            task, services, config, holder=_HOLDER, deadline=deadline, on_trouble=warnings.append
+            task, services, config, holder=_HOLDER, deadline=deadline, on_trouble=warnings.append, only_reads=True
         ) as workspace:
             context = choose_context(
                 task,

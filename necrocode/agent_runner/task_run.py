@@ -187,10 +187,14 @@ def workspace_for(
     holder: str,
     deadline: Deadline,
     on_trouble: Callable[[str], None],
+    only_reads: bool = False,
 ) -> AbstractContextManager[Workspace]:
-    """The checkout that the task brings, or else a slot of the pool, for as long as the context lasts."""
+    """The checkout that the task brings, or else a slot of the pool, for as long as the context lasts.
+
+    ``only_reads``: nothing will be done in it, so that a checkout with uncommitted changes does too.
+    """
     if task.slot_path is not None:
-        return brought_workspace(task, services.git, deadline=deadline, on_trouble=on_trouble)
+        return brought_workspace(task, services.git, deadline=deadline, on_trouble=on_trouble, only_reads=only_reads)
     return leased_workspace(
         task,
         services.repo_pool,

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from typing import TYPE_CHECKING, Any
 
 from necrocode.agent_runner._text import shown
-from necrocode.cli.run import EXIT_DONE, EXIT_INTERRUPTED, code_of_error, print_refusal, print_text, tell
+from necrocode.cli.run import (
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    code_of_error,
+    config_of,
+    print_refusal,
+    print_text,
+    tell,
+)
 
 _MICRO = 1_000_000
+_EXIT_CODES = """exit codes:
+  0    it was shown
+  1    something else failed
+  2    bad input: the task, the configuration or the command line
+  3    a service or a workspace slot was not available
+  130  interrupted by Ctrl-C
+"""
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Iterator
 
     from necrocode.agent_runner.explanation import Explanation
@@ -25,27 +40,30 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "explain",
         help="show what a run would show the model, and why",
         description="Show what a run of the task would show the model, piece by piece, with the reason and the tokens."
-        " No model is called, and nothing is left behind but a warm slot in the pool.",
+        " No model is called and no test is run; what is left behind is a warm slot in the pool and, for the next run,"
+        " the choice itself (contexts in the state folder).",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("task", metavar="TASK.yaml", help="the task (see docs/tasks.md)")
     parser.add_argument(
         "--config", metavar="FILE", help="settings (see config.example.yaml); the environment overrides"
     )
+    parser.add_argument("--model", metavar="NAME", help="the model to reckon for, instead of the configured one")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--prompt", action="store_true", help="print the whole prompt too")
+    parser.add_argument("--prompt", action="store_true", help="print the prompt too, but for how the tests fail")
     parser.set_defaults(handler=explain)
 
 
 def explain(arguments: argparse.Namespace) -> int:
     """The subcommand."""
-    from necrocode.agent_runner import RunnerConfig, RunnerError, TaskContext  # noqa: PLC0415
+    from necrocode.agent_runner import RunnerError, TaskContext  # noqa: PLC0415
     from necrocode.agent_runner.explanation import explain as explained  # noqa: PLC0415
 
     try:
         task = TaskContext.from_yaml(arguments.task)
-        config = RunnerConfig.from_yaml(arguments.config) if arguments.config else RunnerConfig.from_env()
-        explanation = explained(task, config)
+        explanation = explained(task, config_of(arguments))
     except RunnerError as error:
         if arguments.json:
             print_refusal(type(error).__name__, str(error), hint=error.hint)
@@ -71,8 +89,11 @@ def _data(explanation: Explanation, *, with_prompt: bool) -> dict[str, Any]:
         "budget_tokens": explanation.budget_tokens,
         "context_tokens": context.tokens,
         "prompt_tokens": explanation.prompt_tokens,
+        "prompt_leaves_out": explanation.prompt_leaves_out,
         "cost_usd": None if cost is None else _cost_data(explanation, *cost),
         "most_calls": explanation.most_calls,
+        "paths_listed": len(context.paths),
+        "paths_in_map": context.paths_in_map,
         "paths_left_out": context.paths_left_out,
         "pieces": [_piece(piece) for piece in context.pieces],
         "warnings": list(explanation.warnings),
@@ -105,8 +126,10 @@ def _table(explanation: Explanation) -> Iterator[str]:
     for piece in context.pieces:
         yield f"{piece.tokens:>6}  {piece.kind:<7}  {piece.place}  ({piece.why})"
     yield f"{context.tokens:>6}  of {explanation.budget_tokens} for the repository's text"
-    yield f"        {len(context.paths)} names listed, {context.paths_left_out} files named nowhere"
-    yield f"{explanation.prompt_tokens:>6}  the whole prompt, for {explanation.model}"
+    named = f"{context.paths_in_map} names in the map" if context.paths_in_map else f"{len(context.paths)} names listed"
+    yield f"        {named}, {context.paths_left_out} files neither shown nor named"
+    prompt = f"the prompt, for {explanation.model}, without {explanation.prompt_leaves_out}"
+    yield f"{explanation.prompt_tokens:>6}  {prompt}"
     yield f"cost       {_cost(explanation)}"
     for warning in explanation.warnings:
         yield f"warning    {warning}"

@@ -81,7 +81,8 @@ def run(arguments: argparse.Namespace) -> int:
     display = ProgressDisplay(sys.stderr, is_silent=arguments.quiet or arguments.verbose)
     try:
         task = TaskContext.from_yaml(arguments.task)
-        orchestrator = RunnerOrchestrator(_config(arguments), on_progress=display.show)
+        config = config_of(arguments, push=False) if arguments.no_push else config_of(arguments)
+        orchestrator = RunnerOrchestrator(config, on_progress=display.show)
         with _signals_as_interrupt():
             result = orchestrator.run(task)
     except RunnerError as error:
@@ -109,12 +110,10 @@ def code_of_error(error_type: str) -> int:
     return EXIT_UNAVAILABLE if error_type in _UNAVAILABLE else EXIT_FAILED
 
 
-def _config(arguments: argparse.Namespace) -> RunnerConfig:
+def config_of(arguments: argparse.Namespace, **given: Any) -> RunnerConfig:  # noqa: ANN401  as the settings take them
+    """The configuration that ``--config`` and ``--model`` choose, with the settings that are ``given`` on top."""
     from necrocode.agent_runner import RunnerConfig  # noqa: PLC0415
 
-    given: dict[str, Any] = {}
-    if arguments.no_push:
-        given["push"] = False
     if arguments.model:
         given["llm"] = {"model": arguments.model}
     return RunnerConfig.from_yaml(arguments.config, **given) if arguments.config else RunnerConfig.from_env(**given)

@@ -71,11 +71,17 @@ def leased_workspace(
 
 @contextmanager
 def brought_workspace(
-    task: TaskContext, git: Git, *, deadline: Deadline, on_trouble: Callable[[str], None]
+    task: TaskContext,
+    git: Git,
+    *,
+    deadline: Deadline,
+    on_trouble: Callable[[str], None],
+    only_reads: bool = False,
 ) -> Iterator[Workspace]:
     """The checkout that the caller brings. Its HEAD is put back where it was, unless the branch was delivered there.
 
-    ``UnusableCheckoutError`` when it is no checkout, or has uncommitted changes.
+    ``UnusableCheckoutError`` when it is no checkout, or has uncommitted changes; where one ``only_reads``, these are
+    told to ``on_trouble``.
     """
     if task.slot_path is None:  # pragma: no cover - the orchestrator has seen to it
         raise WorkspacePreparationError("The task names no slot_path.")
@@ -84,10 +90,10 @@ def brought_workspace(
     repository = Repository(git, checkout.root)
     changed = repository.run("status", "--porcelain", "--untracked-files=no", deadline=deadline).decode().strip()
     if changed:
-        raise UnusableCheckoutError(
-            f"The checkout {checkout.root} has uncommitted changes: {changed.splitlines()[0]}",
-            hint="Commit or stash them: the runner moves its HEAD.",
-        )
+        told = f"The checkout {checkout.root} has uncommitted changes: {changed.splitlines()[0]}"
+        if not only_reads:
+            raise UnusableCheckoutError(told, hint="Commit or stash them: the runner moves its HEAD.")
+        on_trouble(f"{told}. They are not in what is shown, and a run refuses the checkout.")
     with repository.objects() as objects:
         head = base = _head(objects, checkout.root)
         if task.base_ref is not None:
