@@ -18,7 +18,7 @@ from necrocode.agent_runner.generation.pieces import Context, Piece
 if TYPE_CHECKING:
     from necrocode.agent_runner.models import TaskContext
 
-_FORM = "2"
+_FORM = "3"
 """Goes up when contexts are chosen differently: what an older version has kept is then not found."""
 _MOST_IN_MEMORY = 16
 _MOST_ON_DISK = 200

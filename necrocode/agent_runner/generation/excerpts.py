@@ -28,8 +28,9 @@ _RARE_NAME = 0.5
 """What a part with a name of the task that few files have is worth at the least, of the score of the best file."""
 _FULL_HOLDERS = 4
 """A word counts in full up to so many parts of a file; in more of them, as much as in these, and each has its share."""
-_NOISE = 0.03
-"""Parts that are worth less than this share of the best one are not shown, be there room or not."""
+_COMMON, _NOISE = 20, 0.03
+"""A part that has only words which more parts of its file have than this is left out, be there room or not, where it is
+worth less than this share of the best one."""
 _SMALL_SHARE = 0.02
 """A file next to the best ones is shown whole if it costs no more of the budget than this, whatever its words."""
 _WHOLE_FROM = 0.6
@@ -50,6 +51,8 @@ class Part(NamedTuple):
     chunk: Chunk
     tokens: int
     """What its own lines cost."""
+    is_common: bool = False
+    """Whether it has no word of the task but those that many parts of its file have."""
 
 
 @dataclass
@@ -127,8 +130,9 @@ def parts_of(file: ShownFile, hits: Sequence[tuple[int, bytes]], known: Candidat
         worth = _worth(chunk, tokens, count, known.weights, shares)
         worth += _beginning(chunk, known.best_score) + _place(chunk, file.candidate.lines, known.best_score)
         least = 0.0 if known.rare_names.isdisjoint(count) else _RARE_NAME * known.best_score
+        is_common = bool(count) and all(holders[key] > _COMMON for key in count)
         if worth > 0:
-            found.append(Part(max(standing * worth, least), file.candidate.path, chunk, tokens))
+            found.append(Part(max(standing * worth, least), file.candidate.path, chunk, tokens, is_common))
     return found
 
 
@@ -165,7 +169,7 @@ def spend(files: dict[str, ShownFile], parts: Sequence[Part], budget_tokens: int
     for part in sorted(parts, key=lambda part: (-part.worth, part.path, part.chunk.start)):
         if left < _LEAST_PART_TOKENS:
             break
-        if part.worth < least and not _is_wanted(part, files[part.path].candidate):
+        if part.is_common and part.worth < least and not _is_wanted(part, files[part.path].candidate):
             continue
         file = files[part.path]
         if part.tokens > left and not file.shown.issuperset((part.chunk.start, part.chunk.end)):
