@@ -85,7 +85,7 @@ def missing(module: str, name: str, *, importing: bool) -> ImportError | Attribu
         return AttributeError(f"module {module!r} has no attribute {name!r}", name=name)
     text = (
         f"{name} was removed from {module}. {REMOVED_NAMES[name]}. "
-        f'See "{SECTION_NAMES}" in {GUIDE}; "necrocode migrate code PATH" finds every use.'
+        f'See "{SECTION_NAMES}" in {GUIDE}; "necrocode migrate code PATH" finds the uses.'
     )
     return ImportError(text, name=module) if importing else AttributeError(text, name=name)
 

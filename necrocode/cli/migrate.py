@@ -49,7 +49,11 @@ def add_parser(commands: Commands) -> None:
     variables = _add_action(actions, "env", _env, "print shell lines that change the environment")
     variables.add_argument("--shell", choices=("sh", "fish"), default="sh", help="whose lines; default: sh")
     for parser in (settings, variables):
-        parser.add_argument("--embedded", action="store_true", help="no URLs: the services are embedded in the runner")
+        parser.add_argument(
+            "--embedded",
+            action="store_true",
+            help="write no URLs: the services are embedded in the runner (URLs that are set stay)",
+        )
     code = _add_action(actions, "code", _code, "find uses of the removed names in Python code, and rewrite some")
     code.add_argument("paths", metavar="PATH", type=Path, nargs="+", help="a file, or a folder to be searched")
     code.add_argument("--write", action="store_true", help="rewrite what is safe to, instead of showing it as a diff")
