@@ -134,16 +134,17 @@ class _Reader:
         return self._read_diff(at)
 
     def _read_diff(self, at: int) -> bool:
+        is_section = begins_diff(self._lines, at)
+        if not is_section and not self._begins_hunk(at):
+            return False
         diff = DiffReader(self._lines, self._ends_block, is_lenient=self._is_diff_block)
-        shown_of = "" if self._path or path_alone_on_line(self._before) else self._last_written
-        if begins_diff(self._lines, at):
+        if is_section:
             change, end = diff.section(at)
-        elif self._begins_hunk(at):
+        else:
+            shown_of = "" if self._path or path_alone_on_line(self._before) else self._last_written
             change, end = diff.hunks_of(at, shown_of or self._told_path("diff"))
             if shown_of and not self._is_shown_again(change):
                 self._told_path("diff")
-        else:
-            return False
         self._ends_itself = False
         if self._is_shown_again(change):
             self._at, self._before = end, ""
