@@ -11,7 +11,15 @@ from typing import Any
 
 import pytest
 
-from necrocode.agent_runner import LLMConfig, Message, ModelAnswer, RunnerResult, ScriptedLLM, ServiceConnectionError
+from necrocode.agent_runner import (
+    LLMConfig,
+    Message,
+    ModelAnswer,
+    RunnerResult,
+    ScriptedLLM,
+    ServiceConnectionError,
+    TaskContext,
+)
 from necrocode.agent_runner.errors import (
     BudgetExhaustedError,
     ContentFilterError,
@@ -285,13 +293,16 @@ def test_a_changed_ask_is_warmer(bench: Bench) -> None:
 # --- the window
 
 
-def test_a_prompt_too_long_for_the_window_is_asked_again_with_less_of_the_repository(bench: Bench) -> None:
-    for number in range(30):
-        (bench.repository / f"mod{number}.py").write_text(
-            f"# {number}: add subtracts\n" + "x = 'words that fill a line'\n" * 100
-        )
+def task_with_much_to_show(bench: Bench) -> TaskContext:
+    names = [f"mod{number}.py" for number in range(10)]
+    for name in names:
+        (bench.repository / name).write_text(f"# {name}: add subtracts\n" + "x = 'words that fill a line'\n" * 100)
     git(bench.repository, "add", ".")
     git(bench.repository, "commit", "-qm", "more")
+    return bench.task(related_files=names)
+
+
+def test_a_prompt_too_long_for_the_window_is_asked_again_with_less_of_the_repository(bench: Bench) -> None:
     sizes: list[int] = []
 
     def narrow(messages: Sequence[Message]) -> str:
@@ -300,8 +311,9 @@ def test_a_prompt_too_long_for_the_window_is_asked_again_with_less_of_the_reposi
             raise ContextOverflowError("maximum context length is 5000 tokens")
         return GOOD_ANSWER
 
-    result, _ = run(bench, *[narrow] * 5)
+    result = bench.orchestrator(ScriptedLLM([narrow] * 5)).run(task_with_much_to_show(bench))
     assert result.success
+    assert len(sizes) == 3
     assert all(later < earlier * 0.8 for earlier, later in pairwise(sizes)), sizes
     assert len(result.rounds) == 1
     assert any("does not fit the model's window" in warning for warning in result.warnings)
@@ -380,13 +392,9 @@ def test_repair_goes_on_from_a_candidate_though_an_outage_took_the_last_one(benc
 
 
 def test_candidates_whose_prompt_is_too_long_are_asked_for_with_less(bench: Bench) -> None:
-    for number in range(30):
-        text = f"# {number}: add subtracts\n" + "x = 'words that fill a line'\n" * 100
-        (bench.repository / f"mod{number}.py").write_text(text)
-    git(bench.repository, "add", ".")
-    git(bench.repository, "commit", "-qm", "more")
     llm = ScriptedLLM([ContextOverflowError("maximum context length")] * 2 + [GOOD_ANSWER] * 2)
-    result = bench.orchestrator(llm, llm_config=LLMConfig(candidates=2)).run(bench.task())
+    task = task_with_much_to_show(bench)
+    result = bench.orchestrator(llm, llm_config=LLMConfig(candidates=2)).run(task)
     assert (result.success, outcomes(result)) == (True, ["accepted"])
 
 
