@@ -212,11 +212,7 @@ class Git:
         except subprocess.TimeoutExpired as error:
             raise RunnerTimeoutError(f"git {verb} was stopped after {timeout:g} seconds.") from error
         finally:
-            if process.returncode is None:
-                kill_group(process)
-            for stream in (process.stdin, process.stdout, process.stderr):
-                if stream is not None:
-                    stream.close()
+            _end(process)
         if process.returncode != 0:
             text = Redactor((self.token or "",)).text((errors + output).decode(errors="replace")).strip()
             raise GitError(f"git {verb} failed: {_last_words(text)}", output=text)
@@ -261,11 +257,7 @@ class Repository:
                     text = errors.decode(errors="replace").strip()
                     raise GitError(f"git {argv[0]} failed: {_last_words(text)}", output=text)
         finally:
-            if process.returncode is None:
-                kill_group(process)
-            for stream in (process.stdin, process.stdout, process.stderr):
-                if stream is not None:
-                    stream.close()
+            _end(process)
         return bytes(output), is_cut
 
     def objects(self) -> ObjectReader:
@@ -362,11 +354,7 @@ class ObjectReader:
     def close(self) -> None:
         """End the git process, if one was started."""
         if self._process is not None:
-            kill_group(self._process)
-            for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
-                if stream is not None:
-                    with suppress(BrokenPipeError):  # a question that a dead git was not there to read
-                        stream.close()
+            _end(self._process)
             self._process = None
 
     def read(self, name: str) -> tuple[str, str, bytes] | None:
@@ -413,12 +401,31 @@ class ObjectReader:
             self._trees[tree] = _parse_tree(found[2], len(tree) // 2) if found is not None else {}
         return self._trees[tree]
 
+    def folder(self, tree: str, path: str) -> Mapping[str, TreeEntry]:
+        """The entries of a folder below a tree; empty where there is no such folder."""
+        for name in filter(None, path.split("/")):
+            entry = self.entries(tree).get(name)
+            if entry is None or entry.mode != MODE_TREE:
+                return {}
+            tree = entry.oid
+        return self.entries(tree)
+
     def blob(self, oid: str) -> bytes:
         """A file's bytes."""
         found = self.read(oid)
         if found is None:
             raise GitError(f"object {oid} is not in {self._repository.path}")
         return found[2]
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a git process that may have ended by itself, and close its pipes."""
+    if process.returncode is None:
+        kill_group(process)
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            with suppress(BrokenPipeError):  # a question that a dead git was not there to read
+                stream.close()
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from typing import TYPE_CHECKING, Any
 
 from necrocode.agent_runner._text import shown
+from necrocode.cli import _parsers
 from necrocode.cli.run import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -28,29 +28,25 @@ _EXIT_CODES = """exit codes:
 """
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterator
 
     from necrocode.agent_runner.explanation import Explanation
     from necrocode.agent_runner.generation.pieces import Piece
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(commands: _parsers.Commands) -> None:
     """Add the subcommand."""
-    parser = commands.add_parser(
+    parser = _parsers.add_parser(
+        commands,
         "explain",
-        help="show what a run would show the model, and why",
+        told="show what a run would show the model, and why",
         description="Show what a run of the task would show the model, piece by piece, with the reason and the tokens."
         " No model is called and no test is run; what is left behind is a warm slot in the pool and, for the next run,"
         " the choice itself (contexts in the state folder).",
         epilog=_EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    parser.add_argument("task", metavar="TASK.yaml", help="the task (see docs/tasks.md)")
-    parser.add_argument(
-        "--config", metavar="FILE", help="settings (see config.example.yaml); the environment overrides"
-    )
-    parser.add_argument("--model", metavar="NAME", help="the model to reckon for, instead of the configured one")
+    _parsers.add_task_and_settings(parser, model_told="the model to reckon for, instead of the configured one")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--prompt", action="store_true", help="print the prompt too, but for how the tests fail")
     parser.set_defaults(handler=explain)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from necrocode.agent_runner import removed
 from necrocode.agent_runner._text import shown
+from necrocode.cli import _parsers
 from necrocode.cli.run import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, print_text, tell
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from necrocode.migration.old_code import Examined
     from necrocode.migration.settings_file import Finding, MigratedSettings
 
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001  argparse has no public name for it
 
 EXIT_LEFT = EXIT_FAILED
 _EXIT_CODES = """exit codes:
@@ -30,7 +30,7 @@ _EXIT_CODES = """exit codes:
 """
 
 
-def add_parser(commands: Commands) -> None:
+def add_parser(commands: _parsers.Commands) -> None:
     """Add the subcommand."""
     migrate = commands.add_parser(
         "migrate",
@@ -60,16 +60,9 @@ def add_parser(commands: Commands) -> None:
 
 
 def _add_action(
-    actions: Commands, name: str, handler: Callable[[argparse.Namespace], int], text: str
+    actions: _parsers.Commands, name: str, handler: Callable[[argparse.Namespace], int], text: str
 ) -> argparse.ArgumentParser:
-    parser = actions.add_parser(
-        name,
-        help=text,
-        description=f"{text[0].upper()}{text[1:]}.",
-        epilog=_EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = _parsers.add_parser(actions, name, told=text, epilog=_EXIT_CODES)
     parser.set_defaults(handler=lambda arguments: _handled(handler, arguments), tells_of_variables=False)
     return parser
 

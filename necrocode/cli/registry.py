@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
 from necrocode.agent_runner._text import shown
+from necrocode.cli import _parsers
 from necrocode.cli.run import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, EXIT_UNAVAILABLE, print_text, tell
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.kiro_spec import KiroSpec
     from necrocode.agent_runner.spec_sync import SyncPlan
 
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001  argparse has no public name for it
 
 _EXIT_CODES = """exit codes:
   0    done
@@ -30,7 +30,7 @@ _EXIT_CODES = """exit codes:
 _GRAPH_FORMATS = ("mermaid", "dot", "json")
 
 
-def add_parser(commands: Commands) -> None:
+def add_parser(commands: _parsers.Commands) -> None:
     """Add the subcommand."""
     registry = commands.add_parser(
         "registry",
@@ -45,7 +45,7 @@ def add_parser(commands: Commands) -> None:
     _add_database_actions(actions)
 
 
-def _add_spec_actions(actions: Commands) -> None:
+def _add_spec_actions(actions: _parsers.Commands) -> None:
     reading = _add_action(actions, "import", _import, "put a Kiro spec into the registry; its files stay as they are")
     syncing = _add_action(actions, "sync", _sync, "bring a Kiro spec and the registry to say the same")
     for parser in (reading, syncing):
@@ -61,7 +61,7 @@ def _add_spec_actions(actions: Commands) -> None:
     graph.add_argument("--format", choices=_GRAPH_FORMATS, default="mermaid", help="default: mermaid")
 
 
-def _add_database_actions(actions: Commands) -> None:
+def _add_database_actions(actions: _parsers.Commands) -> None:
     saving = _add_action(actions, "backup", _backup, "write all of a registry's database to a file")
     restoring = _add_action(actions, "restore", _restore, "put a backup into an empty database")
     restoring.add_argument("--force", action="store_true", help="replace all that the database holds")
@@ -72,30 +72,21 @@ def _add_database_actions(actions: Commands) -> None:
 
 
 def _add_action(
-    actions: Commands,
+    actions: _parsers.Commands,
     name: str,
     handler: Callable[[argparse.Namespace], None],
     text: str,
     *,
     has_registry: bool = True,
 ) -> argparse.ArgumentParser:
-    parser = actions.add_parser(
-        name,
-        help=text,
-        description=f"{text[0].upper()}{text[1:]}.",
-        epilog=_EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = _parsers.add_parser(actions, name, told=text, epilog=_EXIT_CODES)
     if has_registry:
         parser.add_argument(
             "--registry",
             metavar="URL",
             help="http(s)://…, sqlite:///path or postgresql://…; default: the one of the settings, or the embedded one",
         )
-        parser.add_argument(
-            "--config", metavar="FILE", help="settings (see config.example.yaml); the environment overrides"
-        )
+        _parsers.add_config(parser)
     parser.set_defaults(handler=lambda arguments: _handled(handler, arguments))
     return parser
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import logging
@@ -13,8 +12,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from necrocode.agent_runner._text import shown
+from necrocode.cli import _parsers
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterator
     from types import FrameType
 
@@ -50,21 +51,16 @@ class _Signalled(KeyboardInterrupt):
         self.exit_code = EXIT_HUNG_UP if number == signal.SIGHUP else EXIT_TERMINATED
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], *, epilog: str) -> None:
+def add_parser(commands: _parsers.Commands, *, epilog: str) -> None:
     """Add the subcommand."""
-    parser = commands.add_parser(
+    parser = _parsers.add_parser(
+        commands,
         "run",
-        help="run one task",
+        told="run one task",
         description="Run one task: generate the change, test it, deliver it on a branch, store what came of it.",
         epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    parser.add_argument("task", metavar="TASK.yaml", help="the task (see docs/tasks.md)")
-    parser.add_argument(
-        "--config", metavar="FILE", help="settings (see config.example.yaml); the environment overrides"
-    )
-    parser.add_argument("--model", metavar="NAME", help="the model to ask, instead of the configured one")
+    _parsers.add_task_and_settings(parser, model_told="the model to ask, instead of the configured one")
     parser.add_argument("--no-push", action="store_true", help="keep the branch in the slot's repository")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.add_argument("--quiet", action="store_true", help="show no progress")

@@ -60,18 +60,6 @@ def refusal(status: int, message: str = "no", code: Any = None, **headers: str) 
     return Answer(status, {"error": {"message": message, "type": "x", "code": code}}, headers=headers)
 
 
-@pytest.fixture(autouse=True)
-def _no_memory() -> Iterator[None]:
-    llm_openai._manners.clear()
-    yield
-    llm_openai._manners.clear()
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
 def client(server: ScriptedServer | str, clock: FakeClock | None = None, **settings: Any) -> LLMClient:
     url = server if isinstance(server, str) else f"{server.url}/v1"
     return LLMClient(

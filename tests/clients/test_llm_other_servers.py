@@ -26,17 +26,9 @@ from necrocode.agent_runner import (
     ServiceError,
     TruncatedAnswerError,
 )
-from necrocode.agent_runner.clients import llm_openai
 from tests.support.shared import shared_folder
 
 AIMOCK_VERSION = "1.43.0"
-
-
-@pytest.fixture(autouse=True)
-def _no_memory() -> Iterator[None]:
-    llm_openai._manners.clear()
-    yield
-    llm_openai._manners.clear()
 
 
 def free_port() -> int:

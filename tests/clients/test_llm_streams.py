@@ -40,18 +40,6 @@ WHOLE = streamed(completion("hello world"), size=3)
 PING = b": ping\n\n"
 
 
-@pytest.fixture(autouse=True)
-def _no_memory() -> Iterator[None]:
-    llm_openai._manners.clear()
-    yield
-    llm_openai._manners.clear()
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
 def client(server: ScriptedServer, clock: FakeClock | None = None, **settings: Any) -> LLMClient:
     settings = {"endpoint": f"{server.url}/v1", "api_key": "sk-test-key", "model": "m"} | settings
     return LLMClient(LLMConfig(**settings), clock=clock or FakeClock())

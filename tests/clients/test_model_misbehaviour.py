@@ -6,7 +6,6 @@ What is no answer never becomes a change: it is asked for again where that may h
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
 from datetime import timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -27,7 +26,6 @@ from necrocode.agent_runner import (
     TruncatedAnswerError,
 )
 from necrocode.agent_runner._clock import Deadline
-from necrocode.agent_runner.clients import llm_openai
 from necrocode.agent_runner.models import LLMResponse, Message
 from tests.support.clocks import FakeClock
 from tests.support.http_server import Answer, Request, ScriptedServer, serving
@@ -35,18 +33,6 @@ from tests.support.model_server import DONE, as_asked, as_files, as_json, chunk,
 
 KEY = "sk-proj-misbehaving0123456789"
 GOOD = as_json({"a.py": "x = 1\n"})
-
-
-@pytest.fixture(autouse=True)
-def _no_memory() -> Iterator[None]:
-    llm_openai._manners.clear()
-    yield
-    llm_openai._manners.clear()
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
 
 
 class Misbehaviour:

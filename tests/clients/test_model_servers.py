@@ -6,7 +6,6 @@ What each says is taken down from the server itself or from its documentation; d
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -25,25 +24,12 @@ from necrocode.agent_runner import (
     ServiceError,
     TruncatedAnswerError,
 )
-from necrocode.agent_runner.clients import llm_openai
 from tests.support.clocks import FakeClock
 from tests.support.http_server import Answer, Request, Script, ScriptedServer, serving
 from tests.support.model_server import DONE, as_json, chunk, chunk_of, completion, event, streamed, streaming
 
 MESSAGES = (Message(role="user", content="Do it."),)
 WHOLE = streamed(completion("hello"))
-
-
-@pytest.fixture(autouse=True)
-def _no_memory() -> Iterator[None]:
-    llm_openai._manners.clear()
-    yield
-    llm_openai._manners.clear()
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
 
 
 def client(server: ScriptedServer, clock: FakeClock, path: str = "/v1", **settings: Any) -> LLMClient:

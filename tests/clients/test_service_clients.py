@@ -49,11 +49,6 @@ REGISTRY, POOL, STORE = "http://localhost:8001", "http://localhost:8002", "http:
 TASK = TaskContext(task_id="1.1", spec_name="chat", title="T", description="D", repo_url="/r")
 
 
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
 def registry(clock: FakeClock | None = None, **options: Any) -> TaskRegistryClient:
     return TaskRegistryClient(base_url=REGISTRY, clock=clock or FakeClock(), **options)
 

@@ -35,6 +35,10 @@ class ContextBench:
         self.repository = Repository(self.git, make_repository(self.folder / f"repo{next(self._numbers)}", files))
         return self.repository
 
+    def select_from(self, files: Files, budget: int = 10_000, **fields: Any) -> Context:
+        self.has(files)
+        return self.select(budget, **fields)
+
     def select(self, budget: int = 10_000, tree: str = "HEAD", **fields: Any) -> Context:
         assert self.repository is not None
         options = {name: fields.pop(name) for name in ("seconds", "clock") if name in fields}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -29,11 +28,7 @@ def bench(tmp_path: Path) -> ContextBench:
 
 @pytest.fixture
 def select(bench: ContextBench) -> Callable[..., Context]:
-    def selected(files: Files, budget: int = 10_000, **fields: Any) -> Context:
-        bench.has(files)
-        return bench.select(budget, **fields)
-
-    return selected
+    return bench.select_from
 
 
 Select = Callable[..., Context]

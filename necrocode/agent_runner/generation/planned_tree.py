@@ -28,13 +28,7 @@ class BaseTree:
 
     def siblings(self, folder: str) -> Mapping[str, TreeEntry]:
         """The entries of a folder of the base; empty where there is no such folder."""
-        tree = self._tree
-        for name in filter(None, folder.split("/")):
-            entry = self._objects.entries(tree).get(name)
-            if entry is None or entry.mode != MODE_TREE:
-                return {}
-            tree = entry.oid
-        return self._objects.entries(tree)
+        return self._objects.folder(self._tree, folder)
 
     def entry(self, path: str) -> TreeEntry | None:
         """What the base has under a path."""

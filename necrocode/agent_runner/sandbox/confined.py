@@ -86,10 +86,8 @@ class ConfinedSandbox(LayeredSandbox):
         self, command: str, layer: Layer, reports: Path, environment: Mapping[str, str], seconds: float
     ) -> ProcessResult:
         limits, started = self._policy.limits, time.monotonic()
-        owner = layer.home.stat()
-        if os.getuid() == 0:
-            os.chown(reports, owner.st_uid, owner.st_gid)
-        request = self._request(command, layer, reports, environment, (owner.st_uid, owner.st_gid))
+        owner = hand_over(reports, layer)
+        request = self._request(command, layer, reports, environment, owner)
         with LAUNCHER.start(request) as running:
             running.wait_for_start()
             done = supervise(
@@ -156,6 +154,14 @@ def _overlay(layer: Layer) -> Overlay:
     found = layer.checkout.stat()
     upper, work, empty = (str(layer.folder / name) for name in ("upper", "work", "empty"))
     return Overlay((str(layer.checkout.resolve()),), upper, work, empty, (found.st_uid, found.st_gid))
+
+
+def hand_over(reports: Path, layer: Layer) -> tuple[int, int]:
+    """User and group that commands in the layer run as; as root, the folder of reports becomes theirs."""
+    owner = layer.home.stat()
+    if os.getuid() == 0:
+        os.chown(reports, owner.st_uid, owner.st_gid)
+    return owner.st_uid, owner.st_gid
 
 
 def own_files(layer: Layer, owner: tuple[int, int], *, has_network: bool) -> dict[str, str]:

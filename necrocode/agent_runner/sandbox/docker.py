@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 from necrocode.agent_runner._process import ProcessResult, supervise
 from necrocode.agent_runner.errors import ConfigurationError, TestExecutionError
-from necrocode.agent_runner.sandbox.confined import give_away, own_files
+from necrocode.agent_runner.sandbox.confined import give_away, hand_over, own_files
 from necrocode.agent_runner.sandbox.layer import Layer, open_layer
 from necrocode.agent_runner.sandbox.layered import LayeredSandbox
 from necrocode.agent_runner.sandbox.limits import LimitWatch
@@ -85,9 +85,7 @@ class DockerSandbox(LayeredSandbox):
         self, command: str, layer: Layer, reports: Path, environment: Mapping[str, str], seconds: float
     ) -> ProcessResult:
         started, limits = time.monotonic(), self._policy.limits
-        owner = layer.home.stat()
-        if os.getuid() == 0:
-            os.chown(reports, owner.st_uid, owner.st_gid)
+        hand_over(reports, layer)
         with self._start(command, layer, reports, environment) as running:
             done = supervise(
                 running,

@@ -118,14 +118,8 @@ class TreeFiles:
 
     def entry(self, path: str) -> TreeEntry | None:
         """What lies at the path, a folder excepted."""
-        *folders, name = path.split("/")
-        tree = self.tree
-        for folder in folders:
-            below = self.objects.entries(tree).get(folder)
-            if below is None or below.mode != MODE_TREE:
-                return None
-            tree = below.oid
-        found = self.objects.entries(tree).get(name)
+        folder, _, name = path.rpartition("/")
+        found = self.objects.folder(self.tree, folder).get(name)
         return None if found is None or found.mode == MODE_TREE else found
 
     def read(self, path: str) -> bytes | None:
