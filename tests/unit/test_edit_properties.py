@@ -50,6 +50,7 @@ def files_before_and_after(draw: st.DrawFn) -> tuple[str, str]:
 @example(pair=("a\na\na\n", "a\nb\na\na\n"))
 @example(pair=("a\r\nb\n", "a\nb\n"))
 @example(pair=("\ufeffa", "a"))
+@example(pair=("\r", "\n"))
 @example(pair=("-- a\n-- a\n", "++ b\n-- a\n"))
 def test_what_is_rendered_is_read_back_and_applied(name: str, pair: tuple[str, str]) -> None:
     old, new = pair

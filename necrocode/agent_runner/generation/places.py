@@ -112,7 +112,7 @@ def _parts(edit: TextEdit, file: FileLines) -> list[Place]:
     amid a character of an unknown encoding.
     """
     text, search, new = file.text, edit.search, edit.replace
-    if "\n" not in search and "\r" not in new and "\n" in new and file.common_end != "\n":
+    if not {"\n", "\r"} & {*search} and "\r" not in new and "\n" in new and file.common_end != "\n":
         new = new.replace("\n", file.common_end)
     starts = list(islice(_clean_cuts(edit, file, search), _most(edit)))
     found = [Place(start, start + len(search), partial(str, new), is_exact=True) for start in starts]
