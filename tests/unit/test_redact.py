@@ -80,6 +80,12 @@ def test_what_a_shell_would_write_is_masked(secret: str) -> None:
         assert masked in (f"echo {MASK};", f"echo '{MASK}';")
 
 
+def stands_once(part: bytes, whole: bytes) -> bool:
+    """Whether ``part`` stands at one place only, so that one place only can be masked."""
+    first = whole.find(part)
+    return first >= 0 and whole.find(part, first + 1) < 0
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=20), st.text(st.characters(codec="ascii"), min_size=8, max_size=40), st.binary(max_size=20))
 def test_base64_is_masked_wherever_in_it_the_secret_stands(before: bytes, secret: str, after: bytes) -> None:
@@ -88,7 +94,8 @@ def test_base64_is_masked_wherever_in_it_the_secret_stands(before: bytes, secret
         masked = Redactor((secret,)).text(encoded)
         start, end = -(-8 * len(before) // 6), 8 * (len(before) + len(secret)) // 6
         assert encoded[start:end] not in masked
-        assert masked == encoded[:start] + MASK + encoded[end:]
+        if stands_once(secret.encode()[1:-1], before + secret.encode() + after):
+            assert masked == encoded[:start] + MASK + encoded[end:]
 
 
 @pytest.mark.parametrize(
