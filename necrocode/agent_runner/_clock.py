@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol
 
+from necrocode.agent_runner._cancellation import Cancellation
 from necrocode.agent_runner.errors import RunnerTimeoutError
 
 
@@ -44,10 +45,14 @@ SYSTEM_CLOCK = SystemClock()
 
 @dataclass(frozen=True)
 class Deadline:
-    """The moment by which a task must be through; every blocking call of a run is given what is left of it."""
+    """The moment by which a task must be through; every blocking call of a run is given what is left of it.
+
+    It also carries the run's ``cancellation``, by which such a call can be ended before that.
+    """
 
     total_seconds: float
     clock: Clock = SYSTEM_CLOCK
+    cancellation: Cancellation = field(default_factory=Cancellation, compare=False)
     _started: float = field(default=-1.0)
 
     def __post_init__(self) -> None:
@@ -59,7 +64,11 @@ class Deadline:
         return max(0.0, self._started + self.total_seconds - self.clock.monotonic())
 
     def check(self, doing: str) -> float:
-        """Seconds left; raises :class:`RunnerTimeoutError` saying what was about to be done when none are."""
+        """Seconds left; raises :class:`RunnerTimeoutError` saying what was about to be done when none are.
+
+        :class:`RunCancelledError` once the run was asked to stop.
+        """
+        self.cancellation.check()
         left = self.remaining_seconds()
         if left <= 0:
             raise RunnerTimeoutError(

@@ -194,6 +194,10 @@ class RunnerTimeoutError(RunnerError, TimeoutError):
     """The task's ``timeout_seconds`` are used up."""
 
 
+class RunCancelledError(RunnerError):
+    """The run was asked to stop: by its caller, a signal or the registry. The message says by whom."""
+
+
 class AuthenticationError(RunnerError):
     """A service or the model's endpoint refused the key or token."""
 
