@@ -11,15 +11,19 @@ import configparser
 import os
 import secrets
 import selectors
+import signal
 import stat
 import subprocess
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import IO, TYPE_CHECKING, Self
 
-from necrocode.agent_runner._process import kill_group
+from necrocode.agent_runner._bounded import current_deadline
+from necrocode.agent_runner._clock import Deadline
+from necrocode.agent_runner._process import end_group, kill_group, living, signal_group
 from necrocode.agent_runner._redact import Redactor
 from necrocode.agent_runner.errors import (
     RunnerError,
@@ -34,9 +38,10 @@ if TYPE_CHECKING:
 
     import git
 
-    from necrocode.agent_runner._clock import Deadline
+    from necrocode.agent_runner._cancellation import Cancellation
 
 DEFAULT_TIMEOUT_SECONDS = 600.0
+_LOOK_SECONDS = 0.1  # how often it is looked whether a running git is to stop
 MODE_FILE = "100644"
 MODE_EXECUTABLE = "100755"
 MODE_SYMLINK = "120000"
@@ -202,16 +207,21 @@ class Git:
     ) -> bytes:
         """Standard output of a git command; :class:`GitError` when it fails.
 
-        ``pass_fds``: locks that shall last until git has ended, should this process die before.
+        ``deadline`` None: the one that this thread works under, or ten minutes. ``pass_fds``: locks that shall last
+        until git has ended, should this process die before.
         """
         verb = next((word for word in argv if not word.startswith(("-", "/"))), "git")
-        timeout = DEFAULT_TIMEOUT_SECONDS if deadline is None else deadline.check(f"run git {verb}")
+        deadline = deadline or current_deadline() or Deadline(DEFAULT_TIMEOUT_SECONDS)
+        timeout = deadline.check(f"run git {verb}")
         process = self.start(argv, network=network, pass_fds=pass_fds)
         try:
-            output, errors = process.communicate(stdin, timeout=timeout)
+            with living(partial(signal_group, process, signal.SIGKILL)):
+                output, errors = _communicate(process, stdin, timeout, deadline.cancellation)
         except subprocess.TimeoutExpired as error:
             raise RunnerTimeoutError(f"git {verb} was stopped after {timeout:g} seconds.") from error
         finally:
+            if process.returncode is None:
+                end_group(process)
             _end(process)
         if process.returncode != 0:
             text = Redactor((self.token or "",)).text((errors + output).decode(errors="replace")).strip()
@@ -242,7 +252,9 @@ class Repository:
         """Standard output of a git command in this repository."""
         return self.git.run([*self._where, *argv], stdin=stdin, network=network, deadline=deadline, pass_fds=pass_fds)
 
-    def first_output(self, *argv: str, limit_bytes: int, seconds: float) -> tuple[bytes, bool]:
+    def first_output(
+        self, *argv: str, limit_bytes: int, seconds: float, cancellation: Cancellation | None = None
+    ) -> tuple[bytes, bool]:
         """What a command prints at first, and whether it was stopped there: at the limit, or when its time was over.
 
         Exit code 1 without a word is no error: so ``grep`` says that there is nothing.
@@ -250,7 +262,7 @@ class Repository:
         process = self.git.start([*self._where, *argv])
         output, is_cut = bytearray(), False
         try:
-            is_cut = not _read_until(process, output, limit_bytes, time.monotonic() + seconds)
+            is_cut = not _read_until(process, output, limit_bytes, time.monotonic() + seconds, cancellation)
             if not is_cut:
                 errors = process.stderr.read() if process.stderr is not None else b""
                 if process.wait() > 1 or errors:
@@ -365,6 +377,21 @@ class ObjectReader:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None  # noqa: S101  start() asks for pipes
         assert stdout is not None  # noqa: S101
+        deadline = current_deadline()
+        if deadline is None:
+            return self._answer(self._process, name, stdin, stdout)
+        with deadline.cancellation.calling(partial(signal_group, self._process, signal.SIGKILL)):
+            try:
+                return self._answer(self._process, name, stdin, stdout)
+            finally:
+                if deadline.cancellation.is_requested:
+                    self.close()
+                    deadline.cancellation.check()
+
+    @staticmethod
+    def _answer(
+        process: subprocess.Popen[bytes], name: str, stdin: IO[bytes], stdout: IO[bytes]
+    ) -> tuple[str, str, bytes] | None:
         try:
             stdin.write(name.encode(errors="surrogateescape") + b"\n")
             stdin.flush()
@@ -372,7 +399,7 @@ class ObjectReader:
         except BrokenPipeError:
             header = b""
         if not header:
-            stderr = self._process.stderr
+            stderr = process.stderr
             words = stderr.read().decode(errors="replace") if stderr is not None else ""
             raise GitError(f"git cat-file failed: {_last_words(words)}", output=words)
         if header.endswith((b" missing\n", b" ambiguous\n")):
@@ -486,14 +513,42 @@ def _parse_tree(content: bytes, oid_size: int) -> dict[str, TreeEntry]:
     return entries
 
 
-def _read_until(process: subprocess.Popen[bytes], output: bytearray, limit_bytes: int, end: float) -> bool:
+def _communicate(
+    process: subprocess.Popen[bytes], stdin: bytes, seconds: float, cancellation: Cancellation
+) -> tuple[bytes, bytes]:
+    """Standard output and error of the process, once it has ended; ``TimeoutExpired`` and ``RunCancelledError``."""
+    end, given = time.monotonic() + seconds, stdin or None
+    while True:
+        left = end - time.monotonic()
+        try:
+            return process.communicate(given, timeout=max(0.0, min(left, _LOOK_SECONDS)))
+        except subprocess.TimeoutExpired:
+            cancellation.check()
+            if left <= _LOOK_SECONDS:
+                raise
+        given = None  # what is not written yet still is
+
+
+def _read_until(
+    process: subprocess.Popen[bytes],
+    output: bytearray,
+    limit_bytes: int,
+    end: float,
+    cancellation: Cancellation | None,
+) -> bool:
     """Whether all that the process prints was read before the limit and the end, on the monotonic clock, came."""
     assert process.stdout is not None  # noqa: S101  start() asks for pipes
     descriptor = process.stdout.fileno()
     with selectors.DefaultSelector() as selector:
         selector.register(descriptor, selectors.EVENT_READ)
         while len(output) < limit_bytes:
-            if not selector.select(max(0.0, end - time.monotonic())):
+            left = max(0.0, end - time.monotonic())
+            ready = selector.select(min(left, _LOOK_SECONDS))
+            if cancellation is not None:
+                cancellation.check()
+            if not ready:
+                if left > _LOOK_SECONDS:
+                    continue
                 return False
             piece = os.read(descriptor, min(1 << 20, limit_bytes - len(output)))
             if not piece:

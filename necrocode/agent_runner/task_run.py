@@ -6,6 +6,7 @@ import json
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+from necrocode.agent_runner._bounded import closing, outrun, within
 from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner.attempts import Attempts
 from necrocode.agent_runner.generation.budgeted_model import BudgetedModel
@@ -41,7 +42,7 @@ class TaskRun:
         self._playbook = load_playbook(record.task)
         self._task = masked(with_playbook(record.task, self._playbook), services.redactor)
         record.task = self._task
-        self._deadline = Deadline(self._task.timeout_seconds, record.clock)
+        self._deadline = Deadline(self._task.timeout_seconds, record.clock, record.cancellation)
         self._transcript = Transcript()
         self._budget = budget.of_run(
             spec_name=self._task.spec_name,
@@ -53,12 +54,22 @@ class TaskRun:
         self._model = BudgetedModel(services.llm, self._budget, max_tokens=config.llm_config.max_tokens)
         self._reporter = Reporter(services.task_registry, self._task, record.run_id, record.runner_id)
 
+    @contextmanager
+    def limits(self) -> Iterator[None]:
+        """The services that are called inside end with the run's time, and with its cancellation."""
+        with within(self._deadline):
+            try:
+                yield
+            except KeyboardInterrupt:
+                self._deadline.cancellation.request("The run was interrupted.")
+                raise
+
     def prepare(self) -> None:
         """Look whether outputs can be stored and the model asked, tell the registry that the task runs; then begin."""
         with self.record.step("prepare"):
-            self._services.artifact_store.ensure_available()
+            outrun(self._deadline, self._services.artifact_store.ensure_available, doing="look for the artifact store")
             if self._task.test_commands:
-                self._services.sandbox.ensure_available()
+                outrun(self._deadline, self._services.sandbox.ensure_available, doing="look for a sandbox")
             self._budget.check()
             check: Callable[[], None] | None = getattr(self._services.llm, "check", None)
             if check is not None:
@@ -123,17 +134,20 @@ class TaskRun:
 
         An interruption meanwhile is kept until the report is through; a second one ends at once.
         """
-        self._budget.close()
+        with closing(self._deadline):
+            self._budget.close()
         self.record.usage = self._budget.usage
         if not self._reporter.has_started:
             return
         try:
-            self._upload()
+            with closing(self._deadline):
+                self._upload()
         except BaseException as error:
             self.record.stop(error)
             raise
         finally:
-            self._report_whatever_happens()
+            with closing(self._deadline):
+                self._report_whatever_happens()
 
     def _report_whatever_happens(self) -> None:
         try:

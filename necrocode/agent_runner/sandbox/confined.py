@@ -25,6 +25,7 @@ from necrocode.agent_runner.sandbox.request import Overlay, Request
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner.sandbox.request import Wall
 
 _RUSTUP = "rustup"
@@ -74,27 +75,28 @@ class ConfinedSandbox(LayeredSandbox):
         return self._policy.readable()
 
     @contextmanager
-    def _open(self, checkout: Path) -> Iterator[Layer]:
+    def _open(self, checkout: Path, deadline: Deadline) -> Iterator[Layer]:
         kind = self._confinement.layer if can_be_named(checkout, self._root) else "copy"
-        with open_layer(checkout, self._root, kind=kind) as layer:
+        with open_layer(checkout, self._root, kind=kind, deadline=deadline) as layer:
             visible.make_rustup_home(layer.folder / _RUSTUP)
             if os.getuid() == 0:
                 give_away(layer, checkout)
             yield layer
 
     def _execute(
-        self, command: str, layer: Layer, reports: Path, environment: Mapping[str, str], seconds: float
+        self, command: str, layer: Layer, reports: Path, environment: Mapping[str, str], deadline: Deadline
     ) -> ProcessResult:
-        limits, started = self._policy.limits, time.monotonic()
+        limits, started, seconds = self._policy.limits, time.monotonic(), deadline.remaining_seconds()
         owner = hand_over(reports, layer)
         request = self._request(command, layer, reports, environment, owner)
         with LAUNCHER.start(request) as running:
-            running.wait_for_start()
+            running.wait_for_start(deadline.cancellation)
             done = supervise(
                 running,
                 started=started,
                 timeout_seconds=seconds,
                 max_output_bytes=limits.kept_output_bytes,
+                cancellation=deadline.cancellation,
                 watch=LimitWatch(limits, layer.written_folders),
             )
         if done.stopped_by is None:

@@ -25,6 +25,8 @@ from necrocode.agent_runner._trees import remove_tree
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from necrocode.agent_runner._clock import Deadline
+
 LayerKind = Literal["overlay", "copy"]
 
 _PROBE_SECONDS = 10
@@ -93,17 +95,20 @@ class Layer:
 
 
 @contextmanager
-def open_layer(checkout: Path, root: Path, *, kind: LayerKind | None = None) -> Iterator[Layer]:
+def open_layer(
+    checkout: Path, root: Path, *, kind: LayerKind | None = None, deadline: Deadline | None = None
+) -> Iterator[Layer]:
     """Lay a layer over ``checkout``, in a new folder under ``root``; raises :class:`OSError`.
 
-    ``kind`` None: ``overlay`` where it works under ``root``, tried out once a process, else ``copy``.
+    ``kind`` None: ``overlay`` where it works under ``root``, tried out once a process, else ``copy``, which is given up
+    when ``deadline`` is over or the run asked to stop.
     """
     root.mkdir(parents=True, exist_ok=True)
     chosen: LayerKind = kind or ("overlay" if can_be_named(checkout, root) and overlay_works(root) else "copy")
     with _folder(root) as folder:
         layer = Layer(chosen, folder, checkout)
         if chosen == "copy":
-            ignore = _not_copied(checkout, root)
+            ignore = _not_copied(checkout, root, deadline)
             shutil.copytree(checkout, folder / "top", symlinks=True, dirs_exist_ok=True, ignore=ignore)
         yield layer
 
@@ -162,10 +167,12 @@ def _sweep(root: Path) -> None:
                 os.close(handle)
 
 
-def _not_copied(checkout: Path, root: Path) -> Callable[[str, list[str]], set[str]]:
+def _not_copied(checkout: Path, root: Path, deadline: Deadline | None) -> Callable[[str, list[str]], set[str]]:
     """Git's own folder, and the layers themselves where they lie inside the checkout."""
 
     def ignore(folder: str, names: list[str]) -> set[str]:
+        if deadline is not None:
+            deadline.check("copy the checkout")
         return {name for name in names if Path(folder, name) in {checkout / ".git", root}}
 
     return ignore

@@ -31,14 +31,17 @@ class LayeredSandbox(ABC):
         """Return when commands can be run; else ``ConfigurationError``."""
 
     @abstractmethod
-    def _open(self, checkout: Path) -> AbstractContextManager[Layer]:
+    def _open(self, checkout: Path, deadline: Deadline) -> AbstractContextManager[Layer]:
         """A new layer over the checkout; raises :class:`OSError`."""
 
     @abstractmethod
     def _execute(
-        self, command: str, layer: Layer, reports: Path, environment: Mapping[str, str], seconds: float
+        self, command: str, layer: Layer, reports: Path, environment: Mapping[str, str], deadline: Deadline
     ) -> ProcessResult:
-        """Run one command at the layer's top, with ``reports`` writable; ``OSError`` or ``TestExecutionError``."""
+        """Run one command at the layer's top, with ``reports`` writable; ``OSError`` or ``TestExecutionError``.
+
+        ``RunCancelledError``, with nothing of the command left, once the run is asked to stop.
+        """
 
     def run_tests(
         self,
@@ -55,7 +58,7 @@ class LayeredSandbox(ABC):
         started = time.monotonic()
         results: list[CommandResult] = []
         try:
-            with self._open(checkout) as layer:
+            with self._open(checkout, deadline) as layer:
                 for command in commands:
                     results.append(self._run(command, layer, environment, deadline, collect))
                     if results[-1].exit_code != 0 and (fail_fast or results[-1].timed_out):
@@ -84,7 +87,8 @@ class LayeredSandbox(ABC):
         reports = layer.new_reports_folder()
         begun_ns = reports.stat().st_mtime_ns  # by the file system's own clock, which files are compared with
         given = dict(environment) | {"NECROCODE_REPORTS": str(reports)}
-        done = self._execute(command, layer, reports, given, deadline.remaining_seconds())
+        deadline.cancellation.check()
+        done = self._execute(command, layer, reports, given, deadline)
         return CommandResult(
             command=command,
             exit_code=done.exit_code,

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from contextlib import AbstractContextManager
 
+    from necrocode.agent_runner._clock import Deadline
+
 _LAYER_FAILED = 125  # what the layer's own script exits with, before any test command has run
 _ALLOWED_VARIABLES = ("PATH", "LANG", "LANGUAGE", "TZ", "TERM")
 
@@ -36,11 +38,11 @@ class PlainSandbox(LayeredSandbox):
     def ensure_available(self) -> None:
         """Return: plain processes can always be had."""
 
-    def _open(self, checkout: Path) -> AbstractContextManager[Layer]:
-        return open_layer(checkout, self._root)
+    def _open(self, checkout: Path, deadline: Deadline) -> AbstractContextManager[Layer]:
+        return open_layer(checkout, self._root, deadline=deadline)
 
     def _execute(
-        self, command: str, layer: Layer, reports: Path, environment: Mapping[str, str], seconds: float
+        self, command: str, layer: Layer, reports: Path, environment: Mapping[str, str], deadline: Deadline
     ) -> ProcessResult:
         del reports  # may be written to, as anything may
         layer.entered.unlink(missing_ok=True)
@@ -48,8 +50,9 @@ class PlainSandbox(LayeredSandbox):
             layer.argv(command),
             cwd=layer.start_folder,
             environment=command_environment(layer, environment),
-            timeout_seconds=seconds,
+            timeout_seconds=deadline.remaining_seconds(),
             max_output_bytes=self._limits.kept_output_bytes,
+            cancellation=deadline.cancellation,
             watch=LimitWatch(self._limits, layer.written_folders),
         )
         if done.exit_code == _LAYER_FAILED and layer.kind == "overlay" and not layer.entered.exists():
