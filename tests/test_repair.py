@@ -273,6 +273,15 @@ def test_a_changed_ask_that_helps_is_all_that_was_needed(bench: Bench) -> None:
     assert (result.success, len(calls)) == (True, 3)
 
 
+def test_a_repetition_is_not_shown_to_the_model_that_made_it(bench: Bench) -> None:
+    result, calls = run(bench, USELESS_ANSWER, f"Let me mend that.\n\n{USELESS_ANSWER}", GOOD_ANSWER)
+    assert (result.success, outcomes(result)) == (True, ["tests-failed", "unusable", "accepted"])
+    first, turned = calls[1], calls[2]
+    assert [message.content for message in turned[:-1]] == [message.content for message in first[:-1]]
+    assert turned[-1].content.startswith("You have been here before: this is the same answer as earlier")
+    assert turned[-1].content.endswith(first[-1].content)
+
+
 class Stubborn:
     """A model that says the same at whatever temperature, and notes it."""
 

@@ -83,6 +83,10 @@ class LoopWatch:
         if mark not in self._seen:
             self._seen.add(mark)
             return "new"
+        return self.notice_repetition()
+
+    def notice_repetition(self) -> Literal["again", "stuck"]:
+        """The same once more, in other words."""
         if self._turned:
             return "stuck"
         self._turned = True
