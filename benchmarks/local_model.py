@@ -1,8 +1,8 @@
 """How many real tasks end as a delivered change, by edit format, repair rounds and candidates.
 
 ``python benchmarks/local_model.py ask --url URL --model NAME [--set humaneval|quixbugs] [--count N] [--format F]
-[--rounds N] [--candidates N]`` runs the tasks against a model and records its raw answers; a question that is on record,
-word by word, is not asked again.
+[--rounds N] [--candidates N]`` runs the tasks against a model and records its raw answers; a question on record is not
+asked again.
 ``python benchmarks/local_model.py table`` runs every recorded experiment again with the recorded answers: parsing,
 applying, testing and repairing are done anew, and only the model is not needed. The tasks are read from
 ``NECROCODE_SHARED`` (default ``../shared``) and are not part of the recording.
