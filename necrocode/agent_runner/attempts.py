@@ -31,8 +31,8 @@ class Attempt:
     candidate: int
     conversation: Conversation
     """What the model was asked with."""
-    is_turned: bool = False
-    """Whether it was asked to find another way, because it went in circles."""
+    is_varied: bool = False
+    """Whether it was asked for warmly, because what came before led nowhere."""
     before: tuple[FileChange, ...] = ()
     """What earlier answers had changed, relative to the base, when this one was asked for."""
     answer_text: str = ""
@@ -45,6 +45,8 @@ class Attempt:
     diff: bytes = b""
     tests: TestResult | None = None
     outcome: Outcome = "unanswered"
+    is_idle: bool = False
+    """Whether the tests fail with it just as they did before any change."""
     repeats: bool = False
     """Whether it says what an earlier one said."""
     is_broken: bool = False
@@ -150,8 +152,9 @@ class Attempts:
         else:
             last = self._leading
             conversation = self._next_conversation(last)
+            is_varied = last is self._turned_at or last.is_idle
             before = last.changes if last.outcome == "tests-failed" else last.before
-            attempt = Attempt(number, last.round + 1, 1, conversation, is_turned=last is self._turned_at, before=before)
+            attempt = Attempt(number, last.round + 1, 1, conversation, is_varied=is_varied, before=before)
         self.made.append(attempt)
         return attempt
 
