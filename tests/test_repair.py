@@ -304,7 +304,7 @@ def test_a_changed_ask_is_warmer(bench: Bench) -> None:
 
 def test_a_change_that_does_not_touch_the_failure_is_told_so_and_the_next_ask_is_warm(bench: Bench) -> None:
     llm = Stubborn(GOOD_ANSWER.replace("return a + b", "return a - b  # mended"))
-    bench.orchestrator(llm, llm_config=LLMConfig(temperature=0), max_repair_rounds=1).run(bench.task())
+    bench.orchestrator(llm, llm_config=LLMConfig(temperature=0), max_repair_rounds=1, test_base=True).run(bench.task())
     assert llm.temperatures == [None, 0.8]
     assert "the tests fail exactly as they did before it, so it does not touch the cause" in llm.asked[1]
 
