@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from necrocode.agent_runner._cancellation import Cancellation
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Deadline
 from necrocode.agent_runner.errors import (
     RunnerError,
@@ -80,9 +79,7 @@ def closing(deadline: Deadline) -> Iterator[Deadline]:
             timer.cancel()
 
 
-def outrun(
-    deadline: Deadline, work: Callable[[], T], *, doing: str, undo: Callable[[T], None] | None = None
-) -> T:
+def outrun(deadline: Deadline, work: Callable[[], T], *, doing: str, undo: Callable[[T], None] | None = None) -> T:
     """What ``work`` returns or raises; but once the deadline is over, or the run asked to stop, it is not waited for.
 
     It is done on a thread of its own, within a deadline and a cancellation that end with these, and half a second later

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from necrocode.agent_runner._cancellation import Cancellation
-
     from necrocode.agent_runner.test_results import StopReason
 
 _READ_SIZE = 65_536
 _POLL_SECONDS = 0.02  # where no handle tells of the end (not Linux)
 _DRAIN_SECONDS = 0.5  # how long output is still read after the command itself has ended
 _TERM_SECONDS = 0.3
+_STOP = object()
 
 
 @dataclass(frozen=True)
@@ -308,10 +308,11 @@ def _pump(
     """Read until the command has ended or is to be stopped by whoever wants to (None), or has to be stopped."""
     with selectors.DefaultSelector() as selector:
         selector.register(running.output, selectors.EVENT_READ)
-        for handle in (running.ended, told):
-            if handle is not None:
-                selector.register(handle, selectors.EVENT_READ)
-        return _pump_selected(running, kept, until, watch, selector, told)
+        if running.ended is not None:
+            selector.register(running.ended, selectors.EVENT_READ)
+        if told is not None:
+            selector.register(told, selectors.EVENT_READ, _STOP)
+        return _pump_selected(running, kept, until, watch, selector)
 
 
 def _pump_selected(
@@ -320,7 +321,6 @@ def _pump_selected(
     until: float,
     watch: Watch | None,
     selector: selectors.BaseSelector,
-    told: int | None,
 ) -> StopReason | None:
     poll_seconds = math.inf if running.ended is not None else _POLL_SECONDS
     next_look = math.inf if watch is None else time.monotonic() + watch.interval_seconds
@@ -333,7 +333,7 @@ def _pump_selected(
                 return reason
             next_look = time.monotonic() + watch.interval_seconds
         for key, _ in selector.select(min(until - now, max(0, next_look - now), poll_seconds)):
-            if told is not None and key.fileobj == told:
+            if key.data is _STOP:
                 return None
             if key.fileobj is running.output:
                 chunk = os.read(running.output.fileno(), _READ_SIZE)

@@ -2,8 +2,8 @@
 
 Retries live here and nowhere above. A call is tried again after a connection error or one of 408, 425, 429, 500, 502,
 503 and 504, with jittered exponential backoff (AWS Architecture Blog, "Exponential Backoff And Jitter": full jitter) or
-the wait that ``Retry-After`` asks for; never after any other 4xx, and not when the run's time is over before that. Every write carries one ``Idempotency-Key`` over all
-its tries, so that a write whose answer was lost is not done twice.
+the wait that ``Retry-After`` asks for; never after any other 4xx, and not where the run's time is over before that.
+Every write carries one ``Idempotency-Key`` over all its tries, so that a write whose answer was lost is not done twice.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class ServiceHttp:
         self._redactor = Redactor((token,) if token else ())
         self._session = ServiceSession(self.base_url, token)
         self._retrying = tenacity.Retrying(
-            stop=tenacity.stop_any(tenacity.stop_after_attempt(network_retry_count + 1), _is_too_late),
+            stop=lambda state: state.attempt_number > network_retry_count or _is_too_late(state),
             wait=self._wait,
             sleep=self._pause,
             retry=tenacity.retry_if_exception_type(_RetryLaterError),
@@ -259,7 +259,10 @@ class ServiceHttp:
     ) -> requests.Response:
         limit_seconds, cancellation = timeout[1], None
         if (deadline := current_deadline()) is not None:
-            limit_seconds, cancellation = min(deadline.check(f"ask the {self._service}"), timeout[1]), deadline.cancellation
+            limit_seconds, cancellation = (
+                min(deadline.check(f"ask the {self._service}"), timeout[1]),
+                deadline.cancellation,
+            )
         exchange = Exchange(limit_seconds, cancellation=cancellation)
         try:
             with exchange:

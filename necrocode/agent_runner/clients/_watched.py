@@ -24,7 +24,7 @@ class _Watched(HTTPConnection):
         _hold(made)
         return made
 
-    def request(self, *arguments: Any, **options: Any) -> None:  # type: ignore[override]  # noqa: ANN401  passed on
+    def request(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  passed on
         if self.sock is not None:  # one that was used before
             _hold(self.sock)
         super().request(*arguments, **options)
