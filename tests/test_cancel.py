@@ -360,6 +360,19 @@ def test_a_brought_checkout_is_left_as_it_was(bench: Bench, watch: Stopwatch, tm
     assert git(bench.repository, "rev-parse", result.impl_result.ref) == result.impl_result.commit
 
 
+@pytest.mark.parametrize("has_arrived", [True, False])
+def test_a_push_that_is_cut_off_counts_if_it_has_arrived(bench: Bench, watch: Stopwatch, has_arrived: bool) -> None:
+    bell = Bell(bench.repository.parent, watch.hang)
+    hook = bench.repository / ".git" / "hooks" / ("post-receive" if has_arrived else "pre-receive")
+    hook.write_text(f"#!/bin/sh\necho >{bell.path}\nexec sleep 98765\n")
+    hook.chmod(0o755)
+    result = watch.run(bench.orchestrator(ScriptedLLM([GOOD_ANSWER]), sandbox="none"), bench.task())
+    assert (result.status, BRANCH in bench.branches()) == (("done", True) if has_arrived else ("cancelled", False))
+    assert bench.status() == result.status
+    assert watch.seconds < SOON_SECONDS
+    bench.assert_nothing_is_left()
+
+
 # --- the end
 
 

@@ -63,7 +63,7 @@ def closing(deadline: Deadline) -> Iterator[Deadline]:
     """
     own = Deadline(_FOR_GOOD_SECONDS, deadline.clock)
     told = f"The clean-up was given up after {CLEAN_UP_SECONDS:g} seconds."
-    timer = threading.Timer(CLEAN_UP_SECONDS, own.cancellation.request, [told], {"error": RunnerTimeoutError})
+    timer = threading.Timer(CLEAN_UP_SECONDS, own.cancellation.request, [told], {"kind": RunnerTimeoutError})
     timer.daemon = True
 
     def start() -> None:
@@ -111,6 +111,12 @@ def outrun(deadline: Deadline, work: Callable[[], T], *, doing: str, undo: Calla
         deadline.check(doing)
         raise RunnerTimeoutError(f"The task's {deadline.total_seconds:g} seconds were over before it could {doing}.")
     return call.outcome(deadline, doing)
+
+
+def in_time(work: Callable[[], T], *, doing: str) -> T:
+    """:func:`outrun` the deadline that this thread works under; without one, just ``work``."""
+    deadline = current_deadline()
+    return work() if deadline is None else outrun(deadline, work, doing=doing)
 
 
 class _Call(Generic[T]):

@@ -32,22 +32,22 @@ class Cancellation:
         """Who asked for it, as a sentence; empty while nobody did."""
         return self._reason
 
-    def request(self, reason: str, *, error: type[RunnerError] = RunCancelledError) -> None:
+    def request(self, reason: str, *, kind: type[RunnerError] = RunCancelledError) -> None:
         """Ask the run to stop. Whoever waits under :meth:`calling` is woken, here, before this returns.
 
-        ``error`` is what the run ends with: another kind than the default makes it ``failed`` and not ``cancelled``.
+        ``kind`` is what the run ends with: another one than the default makes it ``failed`` and not ``cancelled``.
         """
         with self._lock:
             if self._asked.is_set():
                 return
-            self._reason, self._kind = reason, error
+            self._reason, self._kind = reason, kind
             self._asked.set()
             for callback in list(self._callbacks):
                 callback()
 
     def take_over(self, other: Cancellation) -> None:
         """Ask for the reason that ``other`` was asked for."""
-        self.request(other._reason, error=other._kind)
+        self.request(other._reason, kind=other._kind)
 
     def error(self) -> RunnerError:
         """What the run ends with; to be asked for once somebody has."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._bounded import closing, outrun, within
 from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner.attempts import Attempts
+from necrocode.agent_runner.errors import RunCancelledError, RunnerTimeoutError
 from necrocode.agent_runner.generation.budgeted_model import BudgetedModel
 from necrocode.agent_runner.playbook import load_playbook, with_playbook
 from necrocode.agent_runner.solver import Solver
 from necrocode.agent_runner.steps.allocate import brought_workspace, leased_workspace
-from necrocode.agent_runner.steps.deliver import deliver
+from necrocode.agent_runner.steps.deliver import deliver, has_arrived
 from necrocode.agent_runner.steps.generate import Asker, Transcript
 from necrocode.agent_runner.steps.report import Reporter
 from necrocode.agent_runner.steps.upload import upload
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from necrocode.agent_runner._redact import Redactor
     from necrocode.agent_runner.config import RunnerConfig
     from necrocode.agent_runner.generation.budget import ProcessBudget
-    from necrocode.agent_runner.models import ImplementationResult, TaskContext
+    from necrocode.agent_runner.models import ImplementationResult, PushResult, TaskContext
     from necrocode.agent_runner.run_record import RunRecord
     from necrocode.agent_runner.wiring import Services
     from necrocode.agent_runner.workspace import Workspace
@@ -116,18 +118,22 @@ class TaskRun:
         """The branch at the commit; with that the task is done."""
         record = self.record
         with record.step("deliver"):
-            record.push = deliver(
-                workspace,
-                self._implementation(),
-                record.task.branch,
-                push=self._config.push,
-                committer_email=self._config.commit_author_email,
-                deadline=self._deadline,
-            )
+            record.push = self._delivered(workspace)
             record.detail = f"{record.push.branch} in {record.redact(record.push.repository)}"
         record.push = record.push.model_copy(update={"repository": record.redact(record.push.repository)})
         record.status = "done"
         self._reporter.event("branch_delivered", {"branch": record.push.branch, "commit": record.push.commit})
+
+    def _delivered(self, workspace: Workspace) -> PushResult:
+        made, branch, push = self._implementation(), self.record.task.branch, self._config.push
+        put = partial(deliver, workspace, made, branch, push=push, committer_email=self._config.commit_author_email)
+        try:
+            return put(deadline=self._deadline)
+        except (RunCancelledError, RunnerTimeoutError):
+            with closing(self._deadline) as end:
+                if not has_arrived(workspace, made, branch, push=push, deadline=end):
+                    raise
+                return put(deadline=end)  # what is delivered is delivered: the rest of it is done too
 
     def finish(self) -> None:
         """Store what there is and report the end, where the registry has heard of a beginning.

@@ -13,9 +13,6 @@ if TYPE_CHECKING:
 
     from necrocode.agent_runner import Cancellation
 
-EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_HUNG_UP = 130, 143, 129
-SIGNAL_CODES = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_TERMINATED, signal.SIGHUP: EXIT_HUNG_UP}
-"""What a command exits with that a signal has ended."""
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}
 _LAST_SECONDS = 0.5
 _END = 0
@@ -30,7 +27,7 @@ def cancelled_by_signals(cancellation: Cancellation) -> Iterator[list[signal.Sig
     caught: list[signal.Signals] = []
     reads, writes = os.pipe()
     os.set_blocking(writes, False)
-    numbers = [number for number in SIGNAL_CODES if signal.getsignal(number) is not signal.SIG_IGN]
+    numbers = [number for number in _NAMES if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, lambda *_: None) for number in numbers}
     woken_before = signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
     # A thread: the main one may be in the middle of anything, holding any lock, or wait for a service that hangs.
@@ -50,7 +47,7 @@ def cancelled_by_signals(cancellation: Cancellation) -> Iterator[list[signal.Sig
 
 def _listen(reads: int, cancellation: Cancellation, caught: list[signal.Signals]) -> None:
     while (number := os.read(reads, 1)[0]) != _END:
-        if number not in SIGNAL_CODES:
+        if number not in _NAMES:
             continue
         caught.append(signal.Signals(number))
         if len(caught) > 1:
@@ -65,4 +62,9 @@ def _end_at_once(number: signal.Signals) -> None:
     with suppress(OSError):
         os.write(2, told.encode())
     kill_living(_LAST_SECONDS)
-    os._exit(SIGNAL_CODES[number])
+    os._exit(code_of_signal(number))
+
+
+def code_of_signal(number: signal.Signals) -> int:
+    """What a command exits with that a signal has ended: as shells tell it."""
+    return 128 + number

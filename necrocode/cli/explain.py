@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from necrocode.agent_runner._text import shown
 from necrocode.cli import _parsers
-from necrocode.cli._signals import EXIT_INTERRUPTED
 from necrocode.cli.run import (
     EXIT_DONE,
+    EXIT_INTERRUPTED,
     code_of_error,
     config_of,
     print_refusal,

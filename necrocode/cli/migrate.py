@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from necrocode.agent_runner import removed
 from necrocode.agent_runner._text import shown
 from necrocode.cli import _parsers
-from necrocode.cli._signals import EXIT_INTERRUPTED
-from necrocode.cli.run import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, print_text, tell
+from necrocode.cli.run import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, print_text, tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

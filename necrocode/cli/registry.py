@@ -10,8 +10,7 @@ from urllib.parse import urlsplit
 
 from necrocode.agent_runner._text import shown
 from necrocode.cli import _parsers
-from necrocode.cli._signals import EXIT_INTERRUPTED
-from necrocode.cli.run import EXIT_BAD_INPUT, EXIT_DONE, EXIT_UNAVAILABLE, print_text, tell
+from necrocode.cli.run import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, EXIT_UNAVAILABLE, print_text, tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from necrocode.agent_runner._text import shown
 from necrocode.cli import _parsers
-from necrocode.cli._signals import EXIT_INTERRUPTED, SIGNAL_CODES, cancelled_by_signals
+from necrocode.cli._signals import cancelled_by_signals, code_of_signal
 
 if TYPE_CHECKING:
     import argparse
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.models import RoundResult, RunUsage
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_UNAVAILABLE = 0, 1, 2, 3
+EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_HUNG_UP = 130, 143, 129
 _BAD_INPUT = {
     "ConfigurationError",
     "TaskContextValidationError",
@@ -74,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     _print_result(result, as_json=arguments.json)
-    return SIGNAL_CODES[caught[0]] if caught and result.status == "cancelled" else exit_code(result)
+    return code_of_signal(caught[0]) if caught and result.status == "cancelled" else exit_code(result)
 
 
 def exit_code(result: RunnerResult) -> int:

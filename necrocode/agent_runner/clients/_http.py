@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 import requests
 import tenacity
 
-from necrocode.agent_runner._bounded import current_deadline, outrun
+from necrocode.agent_runner._bounded import current_deadline, in_time
 from necrocode.agent_runner._cancellation import Cancellation
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock, pause
 from necrocode.agent_runner._redact import Redactor
@@ -231,8 +231,7 @@ class ServiceHttp:
                 raise later.error from later.__cause__
             return answer
 
-        deadline = current_deadline()
-        return ask() if deadline is None else outrun(deadline, ask, doing=f"ask the {self._service}")
+        return in_time(ask, doing=f"ask the {self._service}")
 
     def _pause(self, seconds: float) -> None:
         deadline = current_deadline()

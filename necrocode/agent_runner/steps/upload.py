@@ -6,7 +6,7 @@ import hashlib
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from necrocode.agent_runner._bounded import current_deadline, outrun
+from necrocode.agent_runner._bounded import in_time
 from necrocode.agent_runner.errors import RunnerError
 from necrocode.agent_runner.models import Artifact
 
@@ -28,8 +28,7 @@ def upload(
     for artifact_type, content in outputs:
         try:
             work = partial(store.upload, artifact_type, content, metadata)
-            deadline = current_deadline()
-            uri = work() if deadline is None else outrun(deadline, work, doing=f"store the {artifact_type} artifact")
+            uri = in_time(work, doing=f"store the {artifact_type} artifact")
         except RunnerError as error:
             on_trouble(f"The {artifact_type} artifact was not stored: {error}")
             continue
