@@ -499,7 +499,9 @@ def test_the_first_reason_counts_and_secrets_in_it_are_masked(bench: Bench) -> N
 # --- the deadline takes the same way
 
 
-@pytest.mark.parametrize(("step", "verb"), [("allocate", "fetch"), ("apply", "fast-import"), ("deliver", "push")])
+@pytest.mark.parametrize(
+    ("step", "verb"), [("allocate", "fetch"), ("allocate", "reset"), ("apply", "fast-import"), ("deliver", "push")]
+)
 def test_at_the_deadline_git_is_killed_and_the_work_kept(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, verb: str
 ) -> None:

@@ -44,6 +44,12 @@ def current_deadline() -> Deadline | None:
     return _current.get()
 
 
+def is_over() -> bool:
+    """Whether the time that this thread works under is over, or it is to stop."""
+    deadline = current_deadline()
+    return deadline is not None and (deadline.cancellation.is_requested or deadline.remaining_seconds() <= 0)
+
+
 @contextmanager
 def within(deadline: Deadline) -> Iterator[None]:
     """Work under this deadline: services and git processes of this thread end with it, and with its cancellation."""

@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from necrocode.agent_runner._bounded import current_deadline
+from necrocode.agent_runner._bounded import current_deadline, is_over
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock, Deadline
 from necrocode.agent_runner._git import DEFAULT_TIMEOUT_SECONDS, Git, GitError
 from necrocode.agent_runner._names import check_branch_name, check_repository_url, expand_home
@@ -186,6 +186,9 @@ class LocalRepoPool:
             now, expiry = self._clock.now(), place.expiry(request.lease_seconds)
             slot = book.confirm(taken.slot, now, expiry, seconds=seconds, fetches=request.fetches)
         except (GitError, OSError) as error:
+            if is_over():  # the slot is not to blame
+                book.give_up(taken.slot)
+                raise
             self._quarantine(request, taken, error)
             return None
         except StaleLeaseError as error:  # an operator has released it meanwhile

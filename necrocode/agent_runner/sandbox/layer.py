@@ -100,8 +100,8 @@ def open_layer(
 ) -> Iterator[Layer]:
     """Lay a layer over ``checkout``, in a new folder under ``root``; raises :class:`OSError`.
 
-    ``kind`` None: ``overlay`` where it works under ``root``, tried out once a process, else ``copy``, which is given up
-    when ``deadline`` is over or the run asked to stop.
+    ``kind`` None: ``overlay`` where it works under ``root``, tried out once a process, else ``copy``. That is broken
+    off when ``deadline`` is over, for commands will find no time either; ``RunCancelledError`` once the run is to stop.
     """
     root.mkdir(parents=True, exist_ok=True)
     chosen: LayerKind = kind or ("overlay" if can_be_named(checkout, root) and overlay_works(root) else "copy")
@@ -168,11 +168,13 @@ def _sweep(root: Path) -> None:
 
 
 def _not_copied(checkout: Path, root: Path, deadline: Deadline | None) -> Callable[[str, list[str]], set[str]]:
-    """Git's own folder, and the layers themselves where they lie inside the checkout."""
+    """Git's own folder, and the layers themselves where they lie inside the checkout; all, once the time is over."""
 
     def ignore(folder: str, names: list[str]) -> set[str]:
         if deadline is not None:
-            deadline.check("copy the checkout")
+            deadline.cancellation.check()
+            if deadline.remaining_seconds() <= 0:
+                return set(names)
         return {name for name in names if Path(folder, name) in {checkout / ".git", root}}
 
     return ignore
