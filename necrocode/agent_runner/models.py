@@ -51,7 +51,7 @@ def checked_related_files(paths: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(_names.check_path_inside(path) for path in paths)
 
 
-def checked_test_commands(commands: tuple[str, ...]) -> tuple[str, ...]:
+def checked_commands(commands: tuple[str, ...]) -> tuple[str, ...]:
     """Commands of a task or playbook that a shell can run."""
     if any(not command.strip() or "\0" in command for command in commands):
         raise ValueError("each must be a shell command, not an empty text")
@@ -94,6 +94,9 @@ class TaskContext(StrictModel):
     """Branch, tag or full commit id to start from. None: the default branch, or the HEAD of ``slot_path``."""
     test_commands: TextList = ()
     """Shell commands, run in order at the top of a throw-away copy of the checkout; exit code 0 means passed."""
+    setup_commands: TextList = ()
+    """Shell commands that install what the tests need, in the same sandbox and with network: once, then kept for the
+    runs whose dependency files are the same. What they write is there in every run of the tests."""
     fail_fast: bool = True
     """Whether the first failing test command ends the tests."""
     timeout_seconds: float = Field(default=DEFAULT_TASK_TIMEOUT_SECONDS, gt=0, le=7 * 86_400, allow_inf_nan=False)
@@ -151,10 +154,10 @@ class TaskContext(StrictModel):
     def _check_related_files(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return checked_related_files(value)
 
-    @field_validator("test_commands")
+    @field_validator("test_commands", "setup_commands")
     @classmethod
-    def _check_test_commands(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return checked_test_commands(value)
+    def _check_commands(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return checked_commands(value)
 
     @model_validator(mode="after")
     def _check_place(self) -> Self:

@@ -207,7 +207,7 @@ class Sandbox(Protocol):
         anything, slashes included). No link is followed. Number and size are bounded: what is over is cut or left out.
 
         ``below`` is a folder that :meth:`run_setup` filled: what is in it is there as well, to be written over in the
-        copy alone, where the checkout has no file of the same path. It is passed only for tasks with ``setup_commands``.
+        copy alone, where the checkout has no file of that path. It is passed only for tasks with ``setup_commands``.
         """
 
     def run_setup(

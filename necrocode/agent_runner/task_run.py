@@ -15,6 +15,7 @@ from necrocode.agent_runner.steps.allocate import brought_workspace, leased_work
 from necrocode.agent_runner.steps.deliver import deliver
 from necrocode.agent_runner.steps.generate import Asker, Transcript
 from necrocode.agent_runner.steps.report import Reporter
+from necrocode.agent_runner.steps.setup import Setups
 from necrocode.agent_runner.steps.upload import upload
 
 if TYPE_CHECKING:
@@ -81,8 +82,20 @@ class TaskRun:
             with self.record.step("allocate"):
                 workspace = stack.enter_context(context)
                 self.record.detail = f"{workspace.slot_id} at {workspace.base_commit[:12]}"
+            self._setups = stack.enter_context(self._setups_for(workspace))
             self._reporter.event("slot_allocated", {"slot_id": workspace.slot_id})
             yield workspace
+
+    def _setups_for(self, workspace: Workspace) -> Setups:
+        return Setups(
+            self._task,
+            workspace,
+            self._services.sandbox,
+            config=self._config,
+            redact=self._services.redactor.text,
+            deadline=self._deadline,
+            on_note=self.record.log,
+        )
 
     def solver(self, workspace: Workspace) -> Solver:
         """What asks the model, and applies and tests what it says."""
@@ -99,6 +112,7 @@ class TaskRun:
             deadline=self._deadline,
             asker=Asker(self._model, llm, self._task.max_tokens, self._deadline, self._transcript),
             attempts=Attempts(self._config.max_repair_rounds, llm.candidates),
+            setups=self._setups,
         )
 
     def deliver(self, workspace: Workspace) -> None:

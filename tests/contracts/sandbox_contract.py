@@ -378,7 +378,9 @@ class SandboxContract:
             assert outputs(result)[0] == f"one\n{BROKEN_CALC}two\n.deps\ncalc.py\ntest_calc.py\n"
             assert outputs(result)[1].split()[-2:] == ["go", "new"]
             assert ".deps\n" not in outputs(result)[1]
-        assert outputs(run(sandbox, repository, 'ls -d .d*; ls; ls -A "$HOME"'))[0].endswith("\ncalc.py\ntest_calc.py\n")
+        assert outputs(run(sandbox, repository, 'ls -d .d*; ls; ls -A "$HOME"'))[0].endswith(
+            "\ncalc.py\ntest_calc.py\n"
+        )
         assert snapshot(repository) == before
 
     def test_the_checkouts_own_files_hide_what_a_set_up_did_to_them(
@@ -423,10 +425,10 @@ class SandboxContract:
         if not self.has_fixed_place:
             pytest.skip("copies that cannot be mounted elsewhere")
         kept, venv = tmp_path / "kept", "python3 -m venv --without-pip .venv && echo 'm = 1' > \"$HOME/m.py\""
-        link = 'echo "$HOME" > .venv/lib/python*/site-packages/own.pth'
-        made = set_up(sandbox, repository, kept, venv, f"for f in .venv/lib/python*; do :; done; {link}")
+        link = 'cd .venv/lib/python*/site-packages; echo "$HOME" > own.pth'
+        made = set_up(sandbox, repository, kept, venv, link)
         assert made.success, outputs(made)
-        result = run(sandbox, repository, ". .venv/bin/activate; python -c 'import calc, m, sys; print(m.m, sys.prefix)'; pwd",
-                     below=kept)  # fmt: skip
+        use = ". .venv/bin/activate; python -c 'import calc, m, sys; print(m.m, sys.prefix)'; pwd"
+        result = run(sandbox, repository, use, below=kept)
         printed, folder = outputs(result)[0].splitlines()
         assert printed == f"1 {folder}/.venv"

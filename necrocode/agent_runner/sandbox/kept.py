@@ -1,8 +1,8 @@
 """What set-up commands wrote, kept for the tests: moved out of their layer, and made fit to lie below others.
 
-It is hostile as all that comes out of a layer. Only folders, regular files and links stay, without setuid bits, owned by
-the runner's user and readable to it; links are never followed. ``files`` lies below a checkout, whose own files hide it,
-and ``home`` below a fresh home folder.
+It is hostile as all that comes out of a layer. Only folders, regular files and links stay, without setuid bits, owned
+by the runner's user and readable to it; links are never followed. ``files`` lies below a checkout, whose own files hide
+it, and ``home`` below a fresh home folder.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def keep_written(layer: Layer, target: Path) -> None:
 def made_fit(folder: Path, tracked: Container[str]) -> int:
     """Make a folder that :func:`keep_written` filled fit to lie below others; the bytes that it takes up on disk.
 
-    ``tracked`` are the paths of the checkout's own files, and with a slash at their end those of its folders: what would
-    stand in their place is removed, as is ``.git``. Raises :class:`OSError`.
+    ``tracked`` are the paths of the checkout's own files, and with a slash at their end those of its folders: what
+    would stand in their place is removed, as is ``.git``. Raises :class:`OSError`.
     """
     taken, left = 0, MAX_ENTRIES
     for name in ("files", "home"):
@@ -104,4 +104,6 @@ def _take_over(path: str, *, is_folder: bool) -> None:
 
 def _neither_file_nor_folder(folder: str, names: list[str]) -> set[str]:
     modes = {name: os.lstat(os.path.join(folder, name)).st_mode for name in names}
-    return {name for name, mode in modes.items() if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode))}
+    return {
+        name for name, mode in modes.items() if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode))
+    }

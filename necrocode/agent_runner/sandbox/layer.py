@@ -39,7 +39,8 @@ _YOUNG_SECONDS = 60.0  # between its making and its lock a folder looks like a d
 _ENTER = """\
 mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work,userxattr" "$6/top" || exit 125
 if [ -n "$7" ]; then
-    mount -t overlay overlay -o "lowerdir=$7,upperdir=$2/home-upper,workdir=$2/home-work,userxattr" "$6/home" || exit 125
+    lower="lowerdir=$7,upperdir=$2/home-upper,workdir=$2/home-work,userxattr"
+    mount -t overlay overlay -o "$lower" "$6/home" || exit 125
 else
     mount --bind "$2/home" "$6/home" || exit 125
 fi
@@ -208,13 +209,20 @@ def overlay_works(root: Path) -> bool:
 
 @contextmanager
 def _folder(root: Path) -> Iterator[Path]:
-    _sweep(root)
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
+    with held_folder(root, _PREFIX) as folder:
+        for name in _FOLDERS:
+            (folder / name).mkdir()
+        yield folder
+
+
+@contextmanager
+def held_folder(root: Path, prefix: str) -> Iterator[Path]:
+    """A new folder below ``root``, removed with all that is in it at the end, or by others should this process die."""
+    _sweep(root, prefix)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
     held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(held, fcntl.LOCK_EX)  # the system gives it back when this process dies: see _sweep
-        for name in _FOLDERS:
-            (folder / name).mkdir()
         yield folder
     finally:
         os.close(held)
@@ -222,9 +230,9 @@ def _folder(root: Path) -> Iterator[Path]:
 
 
 @cache
-def _sweep(root: Path) -> None:
-    """Remove the layers of processes that died, once a process: those that nobody holds, and that are not just made."""
-    for folder in root.glob(f"{_PREFIX}*"):
+def _sweep(root: Path, prefix: str) -> None:
+    """Remove the folders of processes that died, once a process: those that nobody holds and that are not just made."""
+    for folder in root.glob(f"{prefix}*"):
         with contextlib.suppress(OSError):
             if time.time() - folder.stat().st_mtime < _YOUNG_SECONDS:
                 continue

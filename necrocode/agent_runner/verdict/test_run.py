@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from necrocode.agent_runner.verdict.asking import Project
 from necrocode.agent_runner.verdict.cases import plain, shortened
@@ -24,6 +24,16 @@ _GAP = re.compile(r"(\n\[\.\.\. \d{1,19} bytes left out \.\.\.\]\n)")  # as Head
 _WORD = re.compile(r"\S{1,4096}")
 
 
+class Prepared(Protocol):
+    """What tests need besides the checkout."""
+
+    def key(self, tree: str) -> str:
+        """The same for trees of which it is the same."""
+
+    def folder(self, tree: str) -> Path | None:
+        """What :meth:`Sandbox.run_setup` kept for the tree; None: nothing is needed."""
+
+
 @dataclass(frozen=True)
 class TestRunner:
     """What every run of a task's tests has in common."""
@@ -37,6 +47,7 @@ class TestRunner:
     deadline: Deadline
     is_by_cases: bool = False
     """Whether single cases decide: then all of them are to be run, whatever fails."""
+    prepared: Prepared | None = None
 
     def run(
         self,
@@ -51,6 +62,8 @@ class TestRunner:
 
         ``TestExecutionError`` when they cannot be run at all.
         """
+        folder = None if self.prepared is None else self.prepared.folder(tree)
+        below: dict[str, Path] = {} if folder is None else {"below": folder}
         project = self.project(tree)
         asked = [project.asked(command) for command in commands]
         result = self.sandbox.run_tests(
@@ -61,6 +74,7 @@ class TestRunner:
             fail_fast=fail_fast,
             deadline=deadline or self.deadline,
             collect=project.collected(),
+            **below,
         )
         shown = [one.model_copy(update={"output": masked_output(one.output, self.redact)}) for one in result.commands]
         read = [with_cases(*each) for each in zip(shown, asked, commands, strict=False)]
