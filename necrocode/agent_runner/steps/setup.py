@@ -146,7 +146,7 @@ class Setups:
         ]
         config, workspace = self._config, self._workspace
         parts = [
-            _FORMAT, found or tree, self._commands, config.setup_network, sorted(config.test_environment.items()),
+            _FORMAT, found or self._base_tree, self._commands, config.setup_network, sorted(config.test_environment.items()),
             workspace.remote or str(workspace.path), self._base_ref, getattr(self._sandbox, "identity", ""),
             _machine(config.test_environment),
         ]  # fmt: skip
