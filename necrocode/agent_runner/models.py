@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
 from necrocode.agent_runner import _names
+from necrocode.agent_runner._invisible import visible
 from necrocode.agent_runner._strict import JsonObject, StrictModel, Value, Writable, read_yaml_mapping
 from necrocode.agent_runner._text import shown
 from necrocode.agent_runner.errors import RunnerError, TaskContextValidationError
@@ -123,7 +124,7 @@ class TaskContext(StrictModel):
     @field_validator("title")
     @classmethod
     def _check_title(cls, value: str) -> str:
-        if not value.strip() or _names.has_control_character(value):
+        if not visible(value).strip() or _names.has_control_character(value):
             raise ValueError("must be one line of text")
         return value.strip()
 

@@ -35,6 +35,7 @@ from necrocode.agent_runner.steps.apply import (
 )
 from necrocode.agent_runner.steps.context import choose_context
 from necrocode.agent_runner.steps.generate import Asker, Question, compose
+from necrocode.agent_runner.steps.hidden_text import hidden_text
 from necrocode.agent_runner.steps.run_tests import (
     TestPlan,
     failure_text,
@@ -291,6 +292,9 @@ class Solver:
             return
         if self.services.redactor.text(shown := attempt.diff.decode(errors="replace")) != shown:
             self.record.warn("The diff holds text that looks like a secret; it is stored as it is, to be whole.")
+        tree = self.workspace.objects.tree_of(self.workspace.base_commit)
+        for warning in hidden_text(attempt.changes, TreeFiles(self.workspace.objects, tree)):
+            self.record.warn(warning)
         for path in attempt.keeps_secrets:
             self.record.warn(f"{path} holds a secret of this runner, as the repository has it already.")
         for path in telling_paths(attempt.implementation.files):

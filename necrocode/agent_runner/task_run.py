@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._clock import Deadline
+from necrocode.agent_runner._invisible import invisible_in, told, visible
 from necrocode.agent_runner.attempts import Attempts
 from necrocode.agent_runner.generation.budgeted_model import BudgetedModel
 from necrocode.agent_runner.playbook import load_playbook, with_playbook
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.config import RunnerConfig
     from necrocode.agent_runner.generation.budget import ProcessBudget
     from necrocode.agent_runner.models import ImplementationResult, TaskContext
+    from necrocode.agent_runner.playbook import Playbook
     from necrocode.agent_runner.run_record import RunRecord
     from necrocode.agent_runner.wiring import Services
     from necrocode.agent_runner.workspace import Workspace
@@ -39,9 +41,12 @@ class TaskRun:
         self.record = record
         self._config = config
         self._services = services
-        self._playbook = load_playbook(record.task)
-        self._task = masked(with_playbook(record.task, self._playbook), services.redactor)
+        playbook = load_playbook(record.task)
+        task, self._playbook, hidden = readable(with_playbook(record.task, playbook), playbook)
+        self._task = masked(task, services.redactor)
         record.task = self._task
+        for warning in hidden:
+            record.warn(warning)
         self._deadline = Deadline(self._task.timeout_seconds, record.clock)
         self._transcript = Transcript()
         self._budget = budget.of_run(
@@ -224,6 +229,30 @@ def workspace_for(
 def _encoded(text: str) -> bytes:
     """UTF-8, whatever a file name or a model has put into the text."""
     return text.encode(errors="backslashreplace")
+
+
+def readable(task: TaskContext, playbook: Playbook) -> tuple[TaskContext, Playbook, tuple[str, ...]]:
+    """Both as people see them, who wrote or approved them; and a warning for each text that held more than that."""
+    criteria = tuple(task.acceptance_criteria)
+    texts = {
+        "The task's title": [task.title],
+        "The task's description": [task.description],
+        "The task's acceptance criteria": criteria,
+        "The playbook's instructions": [playbook.instructions],
+    }
+    found = {what: invisible_in(text) for what, text in texts.items()}
+    seen = {
+        "title": visible(task.title).strip(),
+        "description": visible(task.description),
+        "acceptance_criteria": tuple(map(visible, criteria)),
+    }
+    warnings = tuple(
+        f"{what} held characters that nobody sees; the model is not shown them: {told(hidden)}."
+        for what, hidden in found.items()
+        if hidden
+    )
+    playbook = playbook.model_copy(update={"instructions": visible(playbook.instructions)})
+    return task.model_copy(update=seen), playbook, warnings
 
 
 def masked(task: TaskContext, redactor: Redactor) -> TaskContext:

@@ -175,7 +175,10 @@ def test_another_process_that_is_at_it_is_waited_for_but_not_for_ever(bench: Ben
         assert holder.stdout is not None
         assert holder.stdin is not None
         holder.stdout.readline()
-        with pytest.raises(RunnerTimeoutError, match="another run"), bench.cache().kept("a", bench.fill("a"), Deadline(0)):
+        with (
+            pytest.raises(RunnerTimeoutError, match="another run"),
+            bench.cache().kept("a", bench.fill("a"), Deadline(0)),
+        ):
             pass
         holder.stdin.close()
         assert bench.use("a") == "theirs"

@@ -146,9 +146,9 @@ class Setups:
         ]
         config, workspace = self._config, self._workspace
         parts = [
-            _FORMAT, found or self._base_tree, self._commands, config.setup_network, sorted(config.test_environment.items()),
-            workspace.remote or str(workspace.path), self._base_ref, getattr(self._sandbox, "identity", ""),
-            _machine(config.test_environment),
+            _FORMAT, found or self._base_tree, self._commands, config.setup_network,
+            sorted(config.test_environment.items()), workspace.remote or str(workspace.path), self._base_ref,
+            getattr(self._sandbox, "identity", ""), _machine(config.test_environment),
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts).encode(errors="surrogatepass")).hexdigest()
 
