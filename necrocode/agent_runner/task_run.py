@@ -97,7 +97,7 @@ class TaskRun:
             workspace,
             self._services.sandbox,
             config=self._config,
-            redact=self._services.redactor.text,
+            redactor=self._services.redactor,
             deadline=self._deadline,
             on_note=self.record.log,
         )

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from necrocode.agent_runner._clock import Deadline
+    from necrocode.agent_runner._redact import Redactor
     from necrocode.agent_runner.config import RunnerConfig
     from necrocode.agent_runner.models import ImplementationResult, TaskContext
     from necrocode.agent_runner.protocols import Sandbox
@@ -64,7 +65,7 @@ def plan_tests(
     sandbox: Sandbox,
     *,
     config: RunnerConfig,
-    redact: Callable[[str], str],
+    redactor: Redactor,
     deadline: Deadline,
     on_note: Callable[[str], None],
     on_trouble: Callable[[str], None],
@@ -95,7 +96,7 @@ def plan_tests(
         return TestPlan(tuple(commands), config.pass_rule)
     rule: PassRule = "no-new-failures" if detected else config.pass_rule
     environment = config.test_environment
-    runner = TestRunner(sandbox, workspace.objects, environment, redact, deadline, rule == _BY_CASES, setups)
+    runner = TestRunner(sandbox, workspace.objects, environment, redactor, deadline, rule == _BY_CASES, setups)
     runs = BaseRuns(config.state_dir / "base-tests", deadline.clock)
     base = runs.result(workspace, commands, runner, on_note=on_note)
     if not detected:
@@ -123,7 +124,7 @@ def run_tests(
     sandbox: Sandbox,
     *,
     environment: Mapping[str, str],
-    redact: Callable[[str], str],
+    redactor: Redactor,
     deadline: Deadline,
     plan: TestPlan | None = None,
     setups: Setups | None = None,
@@ -137,7 +138,7 @@ def run_tests(
     """
     plan = plan or TestPlan(tuple(task.test_commands))
     is_by_cases = plan.pass_rule == _BY_CASES
-    runner = TestRunner(sandbox, workspace.objects, environment, redact, deadline, is_by_cases, setups)
+    runner = TestRunner(sandbox, workspace.objects, environment, redactor, deadline, is_by_cases, setups)
     kept = f"the commit is kept under {implementation.ref}"
     _place(workspace, implementation.commit, kept, deadline)
     fail_fast = task.fail_fast and not is_by_cases

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner._git import TreeEntry
+    from necrocode.agent_runner._redact import Redactor
     from necrocode.agent_runner.config import RunnerConfig
     from necrocode.agent_runner.models import TaskContext
     from necrocode.agent_runner.protocols import Sandbox
@@ -74,7 +75,7 @@ class Setups:
         sandbox: Sandbox,
         *,
         config: RunnerConfig,
-        redact: Callable[[str], str],
+        redactor: Redactor,
         deadline: Deadline,
         on_note: Callable[[str], None],
     ) -> None:
@@ -83,7 +84,7 @@ class Setups:
         self._workspace = workspace
         self._sandbox = sandbox
         self._config = config
-        self._redact = redact
+        self._redactor = redactor
         self._deadline = deadline
         self._on_note = on_note
         self._cache = SetupCache(config.state_dir / "setups", deadline.clock, config.setup_cache_bytes)
@@ -178,8 +179,10 @@ class Setups:
         return size
 
     def _failure(self, result: TestResult, tree: str) -> SetupError:
-        shown = [one.model_copy(update={"output": masked_output(one.output, self._redact)}) for one in result.commands]
-        failed = masked(shown[-1], self._redact)
+        shown = [
+            one.model_copy(update={"output": masked_output(one.output, self._redactor)}) for one in result.commands
+        ]
+        failed = masked(shown[-1], self._redactor.text)
         told = failed.output.strip()[-_TOLD_CHARACTERS:]
         what = f"`{failed.command}` {ending(failed)}" + (f":\n{told}" if told else "")
         if self.key(tree) == self.key(self._base_tree):

@@ -81,7 +81,7 @@ class BaseRuns:
                 return None
             if kept is not None and _is_whole(kept):
                 on_note(f"the tests on the base are known from an earlier run ({tree[:12]})")
-                masks = tuple(masked(command, runner.redact) for command in kept.commands)
+                masks = tuple(masked(command, runner.redactor.text) for command in kept.commands)
                 return kept.model_copy(update={"commands": masks})
             if not is_held:
                 on_note("another run is still testing the base: how it fares is not known")
