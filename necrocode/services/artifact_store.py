@@ -31,7 +31,7 @@ from necrocode.agent_runner.records import (
 )
 from necrocode.services import _byte_ranges as ranges
 from necrocode.services._app import Service
-from necrocode.services._headers import IdempotencyKey
+from necrocode.services._headers import IdempotencyKey, LeaseEpoch
 from necrocode.services._idempotency import AnsweredWrites
 from necrocode.services._moments import Moment
 from necrocode.services._problems import problem, problems
@@ -188,7 +188,7 @@ class _Routes:
     def router(self) -> APIRouter:
         router = APIRouter(tags=["artifacts"])
         one = "/artifacts/{artifact_id}"
-        router.post("/artifacts", status_code=201, summary="Store", openapi_extra=_FORM, responses=problems(507))(
+        router.post("/artifacts", status_code=201, summary="Store", openapi_extra=_FORM, responses=problems(409, 507))(
             self.upload
         )
         router.get("/artifacts", summary="Search")(self.find)
@@ -222,9 +222,9 @@ class _Routes:
         await self._transfer(self._store.ensure_available)
         await self._answered.check()
 
-    async def upload(self, request: Request, key: IdempotencyKey = None) -> UploadedArtifact:
+    async def upload(self, request: Request, key: IdempotencyKey = None, epoch: LeaseEpoch = None) -> UploadedArtifact:
         try:
-            answer = await self._upload(request, key)
+            answer = await self._upload(request, key, epoch)
         except (RunnerError, RequestValidationError):
             await _drained(request)
             raise
@@ -234,7 +234,7 @@ class _Routes:
         self._uploaded.inc(answer.size_bytes)
         return answer
 
-    async def _upload(self, request: Request, key: str | None) -> UploadedArtifact:
+    async def _upload(self, request: Request, key: str | None, epoch: int | None) -> UploadedArtifact:
         form = UploadForm(request.headers.get("content-type", ""), self._store.receive)
         try:
             async for batch in _batches(request):
@@ -242,6 +242,8 @@ class _Routes:
             incoming = form.end()
             artifact_type = form.required_text("type")
             metadata, given = form.mapping("metadata"), form.text("sha256")
+            if epoch is not None:
+                metadata = {"lease_epoch": epoch, **metadata}
             fingerprint = _fingerprint("upload", incoming.sha256, artifact_type, metadata, given)
 
             async def write() -> dict[str, Any]:

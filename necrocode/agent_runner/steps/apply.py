@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from necrocode.agent_runner._git import MODE_EXECUTABLE, MODE_FILE, MODE_TREE, Author, FileChange
 from necrocode.agent_runner._names import check_change_path, check_path_inside, fold_name
 from necrocode.agent_runner.errors import ChangeRejectedError, EditRejectedError
+from necrocode.agent_runner.fencing import signed
 from necrocode.agent_runner.generation.edited_bytes import edited_bytes
 from necrocode.agent_runner.generation.file_lines import Effort
 from necrocode.agent_runner.generation.planned_tree import BaseTree, PlannedTree, kind_of
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner._git import ObjectReader
     from necrocode.agent_runner.config import RunnerConfig
+    from necrocode.agent_runner.fencing import Fence
     from necrocode.agent_runner.models import CodeChange, LLMResponse, TaskContext
     from necrocode.agent_runner.verdict.tamper import TreeFiles
     from necrocode.agent_runner.workspace import Workspace
@@ -131,11 +133,12 @@ def telling_paths(paths: Iterable[str]) -> tuple[str, ...]:
     )
 
 
-def commit_message(config: RunnerConfig, task: TaskContext, run_id: str) -> str:
-    """The configured message for a task's commit."""
-    return config.commit_message.format(
+def commit_message(config: RunnerConfig, task: TaskContext, run_id: str, fence: Fence | None = None) -> str:
+    """The configured message for a task's commit, and the trailers that say whose it is."""
+    message = config.commit_message.format(
         task_id=task.task_id, spec_name=task.spec_name, title=task.title, description=task.description, run_id=run_id
     ).replace("\0", "")
+    return signed(message, run_id, fence)
 
 
 def commit_author(config: RunnerConfig, now: datetime) -> Author:
