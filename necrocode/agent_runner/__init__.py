@@ -77,11 +77,15 @@ if TYPE_CHECKING:
         StorageFullError,
         TamperedTestsError,
         TaskContextValidationError,
+        TaskLeasedError,
         TaskNotFoundError,
         TestExecutionError,
         TruncatedAnswerError,
         UnusableCheckoutError,
         WorkspacePreparationError,
+    )
+    from necrocode.agent_runner.fencing import (
+        HandedLease,
     )
     from necrocode.agent_runner.models import (
         Artifact,
@@ -106,6 +110,7 @@ if TYPE_CHECKING:
         RepoPool,
         Sandbox,
         SpecBudgets,
+        TaskLeases,
         TaskRegistry,
     )
     from necrocode.agent_runner.records import (
@@ -183,6 +188,7 @@ _HOME_OF = {
     "ErrorDetails": "models",
     "EventRecord": "records",
     "IdempotencyKeyReusedError": "errors",
+    "HandedLease": "fencing",
     "IllegalTransitionError": "errors",
     "ImplementationError": "errors",
     "ImplementationResult": "models",
@@ -243,6 +249,8 @@ _HOME_OF = {
     "TamperedTestsError": "errors",
     "TaskContext": "models",
     "TaskContextValidationError": "errors",
+    "TaskLeasedError": "errors",
+    "TaskLeases": "protocols",
     "TaskNotFoundError": "errors",
     "TaskRecord": "records",
     "TaskRegistry": "protocols",
@@ -289,6 +297,7 @@ __all__ = [
     "EmptyAnswerError",
     "ErrorDetails",
     "EventRecord",
+    "HandedLease",
     "IdempotencyKeyReusedError",
     "IllegalTransitionError",
     "ImplementationError",
@@ -350,6 +359,8 @@ __all__ = [
     "TamperedTestsError",
     "TaskContext",
     "TaskContextValidationError",
+    "TaskLeasedError",
+    "TaskLeases",
     "TaskNotFoundError",
     "TaskRecord",
     "TaskRegistry",

@@ -262,7 +262,7 @@ def test_the_table_of_results_lists_every_field_and_their_parts() -> None:
     assert sorted(listed) == sorted(field_names(RunnerResult))
     parts = {name: set(re.findall(r"`(\w+)`", meaning)) for name, meaning in listed.items()}
     assert parts["status"] == set(get_args(RunnerResult.model_fields["status"].annotation))
-    assert parts["artifacts"] - {"diff", "test", "transcript", "log"} == set(field_names(Artifact))
+    assert parts["artifacts"] - {"diff", "test", "transcript", "log", "manifest"} == set(field_names(Artifact))
     assert parts["error_details"] == set(field_names(ErrorDetails))
     assert parts["push_result"] == set(field_names(PushResult))
     assert parts["impl_result"] <= set(field_names(ImplementationResult))
