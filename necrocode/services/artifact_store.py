@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import anyio
 import anyio.to_thread
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response, StreamingResponse
 from prometheus_client import CollectorRegistry, Counter
@@ -31,7 +31,7 @@ from necrocode.agent_runner.records import (
 )
 from necrocode.services import _byte_ranges as ranges
 from necrocode.services._app import Service
-from necrocode.services._headers import IdempotencyKey, LeaseEpoch
+from necrocode.services._headers import IdempotencyKey
 from necrocode.services._idempotency import AnsweredWrites
 from necrocode.services._moments import Moment
 from necrocode.services._problems import problem, problems
@@ -56,6 +56,8 @@ _TOURS_AT_ONCE = 4
 _MOST_TAGS = 50
 _FILTERS = frozenset(ArtifactFilter.model_fields)
 
+# Another way to say the metadata's lease_epoch, for those who send the header with every write; the schema tells one.
+LeaseEpoch = Annotated[int | None, Header(alias="X-Lease-Epoch", ge=0, le=2**62, include_in_schema=False)]
 ArtifactId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]+$", max_length=1400)]
 _BINARY: dict[str, Any] = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 _FORM: dict[str, Any] = {

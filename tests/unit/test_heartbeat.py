@@ -41,7 +41,7 @@ def asked_to_stop(hold: Hold) -> bool:
 
 
 def threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("necrocode-")]
+    return [thread.name for thread in threading.enumerate() if thread.name.endswith("-task 1")]
 
 
 def renewing(*errors: Exception) -> tuple[Callable[[], None], threading.Semaphore]:
