@@ -6,8 +6,8 @@ import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
+from necrocode.agent_runner._names import remote_of
 from necrocode.agent_runner.errors import ConfigurationError, RepositoryNotFoundError
 
 if TYPE_CHECKING:
@@ -54,17 +54,11 @@ class AllowedSources:
 def _place_of(repo_url: str) -> tuple[str | None, str | None]:
     """The host with a port (0: none given), or the folder, that git would take the repository from."""
     try:
-        if "://" in repo_url:
-            parts = urlsplit(repo_url)
-            if parts.scheme == "file":
-                is_here = parts.netloc in {"", "localhost"}  # git ignores any other host
-                return None, os.path.realpath(unquote(parts.path)) if is_here else None
-            if set("%\\") & set(parts.netloc):
-                return None, None
-            host = f"[{parts.hostname}]" if parts.hostname and ":" in parts.hostname else parts.hostname
-            return f"{host or ''}:{parts.port or 0}", None
-        if ":" in repo_url.split("/", 1)[0]:
-            return f"{repo_url.split(':', 1)[0].rpartition('@')[2].lower()}:0", None
-        return None, os.path.realpath(Path(repo_url).expanduser())
+        remote = remote_of(repo_url)
+        if remote.protocol != "file":
+            host = f"[{remote.host}]" if ":" in remote.host else remote.host
+            return f"{host}:{remote.port}", None
+        path = Path(remote.path)
+        return None, os.path.realpath(path if "://" in repo_url else path.expanduser())
     except (ValueError, RuntimeError):  # what is no URL, no path, or a home of nobody is not allowed either
         return None, None

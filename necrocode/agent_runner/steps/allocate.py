@@ -86,9 +86,13 @@ def brought_workspace(
     if task.slot_path is None:  # pragma: no cover - the orchestrator has seen to it
         raise WorkspacePreparationError("The task names no slot_path.")
     git.prepare()
-    checkout = open_checkout(task.slot_path.expanduser().absolute())
+    checkout = open_checkout(git, task.slot_path.expanduser().absolute())
     repository = Repository(git, checkout.root)
-    changed = repository.run("status", "--porcelain", "--untracked-files=no", deadline=deadline).decode().strip()
+    changed = (
+        repository.run("status", "--porcelain", "--untracked-files=no", "--ignore-submodules=dirty", deadline=deadline)
+        .decode()
+        .strip()
+    )
     if changed:
         told = f"The checkout {checkout.root} has uncommitted changes: {changed.splitlines()[0]}"
         if not only_reads:
