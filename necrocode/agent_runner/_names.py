@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlsplit
 
 if TYPE_CHECKING:
@@ -37,6 +37,11 @@ _GIT_FILE_ALIAS = re.compile(
 _GIT_SHORT_NAME = re.compile(r"^git~[0-9]+$")  # the 8.3 alias of ".git" on NTFS
 _TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SPEC_NAME = re.compile(r"[^\W_][\w.-]{0,127}")
+GitProtocol = Literal["https", "ssh", "http", "git", "file"]
+GIT_PROTOCOLS: tuple[GitProtocol, ...] = ("https", "ssh", "http", "git", "file")
+TOKEN_HOSTS = ("github.com", "gitlab.com", "bitbucket.org", "localhost", "127.0.0.1")
+"""Whom the git token is for, where the operator names nobody."""
+_HOST = re.compile(r"(?:\[[0-9a-f:]+\]|[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?)(?::[0-9]{1,5})?")
 _PORTS = {"https": 443, "http": 80, "ssh": 22, "git": 9418}
 _NO_HOST = re.compile(r"-|$|.*[\s<>\"{}|^`]")
 _BRACKETED = re.compile(r"(?:[^/:@]*@)?\[")
@@ -144,6 +149,14 @@ def _remote_of_place(url: str) -> Remote:
         host, _, digits = host.partition(":")
         port = int(digits) if digits.isascii() and digits.isdigit() else 0
     return Remote("ssh", host.lower(), port, found["path"])
+
+
+def check_host(entry: str) -> str:
+    """A host as lists of allowed ones name it: ``github.com``, ``[::1]``, with a port or without; in small letters."""
+    host = entry.lower()
+    if not _HOST.fullmatch(host):
+        raise ValueError(f"{entry!r} is no host such as github.com or git.example.com:8443")
+    return host
 
 
 def check_repository_url(url: str) -> str:

@@ -258,6 +258,8 @@ class ImplementationResult(Value):
     """The ref that keeps the commit, whatever becomes of the run."""
     tree: str
     files: tuple[str, ...]
+    protected_files: tuple[str, ...] = ()
+    """Those of them that decide what runs elsewhere, or that ``protected_paths`` names: look at them before merging."""
     explanation: str = ""
     model: str = ""
     edit_format: str = ""

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from necrocode.agent_runner._names import remote_of
+from necrocode.agent_runner._names import check_host, remote_of
 from necrocode.agent_runner.errors import ConfigurationError, RepositoryNotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-_HOST = re.compile(r"(?:\[[0-9a-f:]+\]|[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?)(?::[0-9]{1,5})?")
 
 
 class AllowedSources:
@@ -28,13 +25,13 @@ class AllowedSources:
         self._folders: tuple[str, ...] = ()
         if entries is not None:
             self._folders = tuple(os.path.realpath(entry) for entry in entries if entry.startswith("/"))
-            self._hosts = frozenset(entry.lower() for entry in entries if not entry.startswith("/"))
-            for host in sorted(self._hosts):
-                if not _HOST.fullmatch(host):
-                    raise ConfigurationError(
-                        f"{host!r} is neither a host nor an absolute folder.",
-                        hint="Name hosts as in github.com, and folders as in /srv/git.",
-                    )
+            try:
+                self._hosts = frozenset(check_host(entry) for entry in entries if not entry.startswith("/"))
+            except ValueError as error:
+                raise ConfigurationError(
+                    f"An allowed source is neither a host nor an absolute folder: {error}.",
+                    hint="Name hosts as in github.com, and folders as in /srv/git.",
+                ) from error
 
     def check(self, repo_url: str) -> None:
         """``RepositoryNotFoundError`` for a repository that is not allowed."""

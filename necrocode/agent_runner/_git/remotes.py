@@ -10,20 +10,16 @@ import threading
 import unicodedata
 import urllib.request
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._git.failures import GitError, RemoteRefusedError
 from necrocode.agent_runner._git.settings import NETWORK_VARIABLES
-from necrocode.agent_runner._names import Remote, remote_of
+from necrocode.agent_runner._names import GIT_PROTOCOLS, TOKEN_HOSTS, GitProtocol, Remote, remote_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-GitProtocol = Literal["https", "ssh", "http", "git", "file"]
-ALL_PROTOCOLS: tuple[GitProtocol, ...] = ("https", "ssh", "http", "git", "file")
-DEFAULT_TOKEN_HOSTS = ("github.com", "gitlab.com", "bitbucket.org", "localhost", "127.0.0.1")
 
 _OVER_HTTP = frozenset({"https", "http"})
 _RESOLVING_SECONDS = 20.0
@@ -54,9 +50,9 @@ class RemoteRules:
     are written and whatever name leads there.
     """
 
-    protocols: tuple[GitProtocol, ...] = ALL_PROTOCOLS
+    protocols: tuple[GitProtocol, ...] = GIT_PROTOCOLS
     hosts: tuple[str, ...] | None = None
-    token_hosts: tuple[str, ...] = DEFAULT_TOKEN_HOSTS
+    token_hosts: tuple[str, ...] = TOKEN_HOSTS
     resolve: Callable[[str, int], Sequence[str]] = addresses_of
 
     def check(self, url: str) -> Remote:
