@@ -11,6 +11,7 @@ from necrocode.agent_runner._git.checkout import open_checkout as open_checkout
 from necrocode.agent_runner._git.door import DEFAULT_TIMEOUT_SECONDS as DEFAULT_TIMEOUT_SECONDS
 from necrocode.agent_runner._git.door import Git as Git
 from necrocode.agent_runner._git.failures import GitError as GitError
+from necrocode.agent_runner._git.failures import ObjectTooLargeError as ObjectTooLargeError
 from necrocode.agent_runner._git.failures import RemoteRefusedError as RemoteRefusedError
 from necrocode.agent_runner._git.objects import MODE_EXECUTABLE as MODE_EXECUTABLE
 from necrocode.agent_runner._git.objects import MODE_FILE as MODE_FILE

@@ -21,6 +21,10 @@ class RemoteRefusedError(GitError):
     """The rules on remotes do not allow this one; nothing was sent."""
 
 
+class ObjectTooLargeError(GitError):
+    """An object is larger than anything that is read whole."""
+
+
 _ADVICE = ("Please ", "Aborting")
 
 

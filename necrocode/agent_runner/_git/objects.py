@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from necrocode.agent_runner._git.door import end_process
-from necrocode.agent_runner._git.failures import GitError, last_words
+from necrocode.agent_runner._git.failures import GitError, ObjectTooLargeError, last_words
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
+MAX_OBJECT_BYTES = 100_000_000
 MODE_FILE = "100644"
 MODE_EXECUTABLE = "100755"
 MODE_SYMLINK = "120000"
@@ -100,6 +101,9 @@ class ObjectReader:
         if header.endswith((b" missing\n", b" ambiguous\n")):
             return None
         oid, kind, size = header.decode().split()
+        if int(size) > MAX_OBJECT_BYTES:  # a few kilobytes of a pack can stand for gigabytes
+            self.close()
+            raise ObjectTooLargeError(f"The object {oid} has {size} bytes; at most {MAX_OBJECT_BYTES} are read.")
         content = stdout.read(int(size))
         stdout.read(1)
         return oid, kind, content
