@@ -10,6 +10,9 @@ LONGEST_SHOWN = 4000
 # Control" characters): C0 but tab and newline, DEL, C1, line and paragraph separators, bidi controls, lone surrogates.
 _UNSHOWABLE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+# What CI systems take from a program's output as a command: GitHub at the start of a line, Azure anywhere in it.
+_COMMAND_AT_START = re.compile(r"^(\s*):(?=:[A-Za-z])", re.MULTILINE)
+_COMMAND = re.compile(r"##(?=\[|vso\[)", re.IGNORECASE)
 _REPLACEMENT = "\ufffd"
 
 
@@ -22,6 +25,16 @@ def shown(text: str, limit: int = LONGEST_SHOWN) -> str:
         left_out = len(text) - limit
         text = f"{text[: limit - limit // 2]} [... {left_out} characters left out ...] {text[len(text) - limit // 2 :]}"
     return _UNSHOWABLE.sub(lambda found: _written_out(found[0]), text.replace("\r\n", "\n"))
+
+
+def inert(text: str) -> str:
+    """The text as a CI system's log may have it: ``::set-output`` and ``##vso[...]`` are no commands there."""
+    return _COMMAND.sub("# #", _COMMAND_AT_START.sub(r"\1: ", text))
+
+
+def inert_json(text: str) -> str:
+    """The same for JSON, whose meaning stays."""
+    return _COMMAND.sub(r"#\\u0023", text)
 
 
 def _written_out(character: str) -> str:
