@@ -93,7 +93,8 @@ def test_nothing_of_the_callers_environment_is_inherited(door: Git, monkeypatch:
 
 def test_the_environment_is_what_git_really_gets(door: Git, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "inherited")
-    said = door.run(["-c", "alias.show=!env", "show"]).decode()
+    said = door.run(["-c", "alias.tell=!env", "tell"]).decode()
+    assert f"HOME={door.home}" in said
     assert "inherited" not in said
     assert TOKEN not in said
 
