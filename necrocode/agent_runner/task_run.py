@@ -194,7 +194,14 @@ def workspace_for(
     ``only_reads``: nothing will be done in it, so that a checkout with uncommitted changes does too.
     """
     if task.slot_path is not None:
-        return brought_workspace(task, services.git, deadline=deadline, on_trouble=on_trouble, only_reads=only_reads)
+        return brought_workspace(
+            task,
+            services.git,
+            deadline=deadline,
+            on_trouble=on_trouble,
+            only_reads=only_reads,
+            pushes=config.push and not only_reads,
+        )
     return leased_workspace(
         task,
         services.repo_pool,

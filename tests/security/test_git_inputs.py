@@ -10,6 +10,7 @@ import pytest
 import trustme
 
 from necrocode.agent_runner import (
+    ConfigurationError,
     LocalRepoPool,
     RepositoryNotFoundError,
     RunnerConfig,
@@ -20,6 +21,8 @@ from necrocode.agent_runner import (
 )
 from necrocode.agent_runner._git import Git, GitError, RemoteRefusedError, RemoteRules, Repository
 from necrocode.agent_runner._names import remote_of
+from necrocode.cli import command_parser
+from necrocode.cli.serve import _settings
 from tests.support.http_server import Answer, serving
 from tests.support.repositories import git, make_repository
 
@@ -175,6 +178,17 @@ def test_the_remote_of_a_brought_checkout_keeps_to_the_rules_however_its_configu
             Repository(door, checkout).run(*argv, network=True)
 
 
+def test_a_brought_checkout_whose_remote_is_not_allowed_ends_the_run_before_the_model_is_asked(tmp_path: Path) -> None:
+    checkout = make_repository(tmp_path / "r")
+    git(checkout, "remote", "add", "origin", "http://169.254.169.254/a")
+    config = RunnerConfig(state_dir=tmp_path / "state", sandbox="none")
+    with RunnerOrchestrator(config, llm=ScriptedLLM([])) as orchestrator:
+        result = orchestrator.run(task(slot_path=checkout))
+    assert result.error_details is not None
+    assert (result.error_details.type, result.error_details.step) == ("RepositoryNotFoundError", "allocate")
+    assert "Nothing may be pushed to origin" in result.error_details.message
+
+
 def test_a_redirect_is_not_followed_and_the_pool_says_what_to_do(tmp_path: Path) -> None:
     with serving([Answer(200, "secret")]) as metadata:
         there = {"Location": f"{metadata.url}/latest/info/refs?service=git-upload-pack"}
@@ -240,6 +254,14 @@ def test_a_credential_helper_of_the_checkout_does_not_learn_the_token(tmp_path: 
         Repository(door, checkout).run("ls-remote", "--", f"{server.url}/r", network=True)
         assert "authorization" in server.requests[1].headers
     assert not (tmp_path / "learned").exists()
+
+
+def test_a_pool_service_is_told_whom_its_token_is_for(tmp_path: Path) -> None:
+    given = ["serve", "repo-pool", "--data-dir", str(tmp_path), "--git-token-host", "Git.example.com"]
+    settings = _settings(command_parser().parse_args(given))
+    assert settings.git_token_hosts == ("git.example.com",)
+    with pytest.raises(ConfigurationError, match="no host such as"):
+        _settings(command_parser().parse_args([*given, "--git-token-host", "https://x"]))
 
 
 # --- what a repository holds

@@ -64,6 +64,10 @@ class Repository:
             pass_fds=pass_fds,
         )
 
+    def check_remote(self, remote: str, *, deadline: Deadline | None = None) -> None:
+        """Return if a push to this remote would be allowed; else :class:`RemoteRefusedError`. Nothing is sent."""
+        self.git.remotes.check(self._address(("push", "--", remote), deadline))
+
     def _address(self, argv: Sequence[str], deadline: Deadline | None) -> str:
         """The URL or path that the command will talk to, the repository's own rewriting of URLs included."""
         remote = argv[argv.index("--") + 1]
