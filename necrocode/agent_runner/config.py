@@ -233,6 +233,13 @@ class RunnerConfig(StrictModel):
     """A test command is stopped when what was written takes up more space on disk (``disk-limit``)."""
     test_environment: dict[str, str] = Field(default_factory=dict)
     """Variables the test commands see besides the few allowed ones (PATH, LANG, LC_*, TZ, TERM)."""
+    setup_network: bool = True
+    """Whether a task's ``setup_commands`` may use the network, whatever ``sandbox_network`` says of its tests."""
+    setup_files: tuple[str, ...] = ()
+    """Globs of files that decide what ``setup_commands`` install, besides the lock and dependency files that are known
+    by name (see docs/tasks.md): ``tools/*.txt``. While none of them changes, what was installed is used again."""
+    setup_cache_bytes: int = Field(default=10 << 30, ge=0)
+    """How much disk what ``setup_commands`` installed may take up in ``state_dir``. 0: nothing is kept."""
     detect_tests: bool = True
     """Whether a task that names no test commands gets those that the project's files suggest; needs ``test_base``."""
     test_base: bool = True
@@ -286,6 +293,13 @@ class RunnerConfig(StrictModel):
     def _check_read_paths(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if any(not path.startswith("/") or "\0" in path for path in value):
             raise ValueError("must be absolute paths")
+        return value
+
+    @field_validator("setup_files")
+    @classmethod
+    def _check_setup_files(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not glob.strip("/") or glob.startswith("/") for glob in value):
+            raise ValueError("must be globs of paths inside the repository")
         return value
 
     @field_validator("test_environment")

@@ -71,6 +71,7 @@ def build_services(
     rules = RemoteRules(config.git_allowed_protocols, config.git_allowed_hosts, config.git_token_hosts)
     git = Git(config.state_dir / "git", git_token, rules)
     secrets = (git_token, service_token, _password(config), *llm_config.secrets())
+    redactor = Redactor(tuple(filter(None, secrets)))
     own: list[object] = []
     if task_registry is None:
         own.append(task_registry := _task_registry(config, clock, service_token))
@@ -87,8 +88,8 @@ def build_services(
         llm=llm or _llm(llm_config, clock),
         sandbox=sandbox,
         git=git,
-        contexts=ContextCache(config.state_dir / "contexts"),
-        redactor=Redactor(tuple(filter(None, secrets))),
+        contexts=ContextCache(config.state_dir / "contexts", redactor.text),
+        redactor=redactor,
         own=tuple(own),
     )
 

@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
             _serving.Serving(wiring.build_service(name, settings), arguments.host, port)
             for name, port in _ports(arguments).items()
         ]
-        with _serving.logging_to_stderr(access_log=not arguments.no_access_log):
+        with _serving.logging_to_stderr(access_log=not arguments.no_access_log, secrets=settings.secrets()):
             _serving.serve(
                 servings,
                 token=token,

@@ -78,6 +78,13 @@ class ServeSettings(StrictModel):
     def _check_token(cls, value: SecretStr | None) -> SecretStr | None:
         return checked_token(value)
 
+    def secrets(self) -> tuple[str, ...]:
+        """What must be masked: tokens, and the password in the database's URL."""
+        given = [value.get_secret_value() for value in (self.token, self.git_token) if value is not None]
+        url = "" if self.database_url is None else self.database_url.get_secret_value()
+        password = urlsplit(url).password
+        return (*given, unquote(password)) if password else tuple(given)
+
 
 def build_service(name: ServiceName, settings: ServeSettings) -> Service:
     """One service over its store; nothing is opened before it starts. Raises ``ConfigurationError``."""
