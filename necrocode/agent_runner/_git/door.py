@@ -129,7 +129,7 @@ class Git:
         """
         verb = next((word for word in argv if not word.startswith(("-", "/"))), "git")
         remote = None if address is None else self.remotes.check(address)
-        addresses = () if remote is None else self.remotes.resolved(remote)
+        addresses = () if remote is None else self.remotes.resolved(remote, deadline)
         timeout = DEFAULT_TIMEOUT_SECONDS if deadline is None else deadline.check(f"run git {verb}")
         process = self.start(argv, self.environment(remote, addresses, config), pass_fds=pass_fds)
         try:
