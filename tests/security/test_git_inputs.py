@@ -101,6 +101,16 @@ def test_git_connects_to_the_addresses_that_were_looked_at_and_asks_no_resolver(
         assert server.requests
 
 
+@pytest.mark.parametrize("host", ["[::1]", "[0:0::1]", "127.0.0.1", "2130706433"])
+def test_an_address_in_any_spelling_is_connected_to(tmp_path: Path, host: str) -> None:
+    door = Git(tmp_path / "home")
+    door.prepare()
+    url = f"http://{host}:1/r"
+    with pytest.raises(GitError, match=r"(?i)connect to|couldn't connect") as caught:
+        door.run(["ls-remote", "--", url], address=url)
+    assert "resolve" not in caught.value.output.casefold()
+
+
 def test_a_host_without_an_address_is_told_and_ssh_may_know_better() -> None:
     def unknown(_host: str, _port: int) -> tuple[str, ...]:
         raise OSError("unknown")

@@ -76,7 +76,7 @@ class Git:
         told = CONFIG | dict(config)
         if remote is not None:
             environment |= self._network(remote)
-            if addresses:  # git since 2.37 asks nobody else where the host is
+            if addresses and ":" not in remote.host:  # git since 2.37 asks nobody else where the host is
                 told["http.curloptResolve"] = f"{remote.host}:{remote.port_or_default}:{_listed(addresses)}"
         return environment | variables(told)
 
