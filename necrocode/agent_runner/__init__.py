@@ -80,11 +80,15 @@ if TYPE_CHECKING:
         StorageFullError,
         TamperedTestsError,
         TaskContextValidationError,
+        TaskLeasedError,
         TaskNotFoundError,
         TestExecutionError,
         TruncatedAnswerError,
         UnusableCheckoutError,
         WorkspacePreparationError,
+    )
+    from necrocode.agent_runner.fencing import (
+        HandedLease,
     )
     from necrocode.agent_runner.models import (
         Artifact,
@@ -109,6 +113,7 @@ if TYPE_CHECKING:
         RepoPool,
         Sandbox,
         SpecBudgets,
+        TaskLeases,
         TaskRegistry,
     )
     from necrocode.agent_runner.records import (
@@ -187,6 +192,7 @@ _HOME_OF = {
     "ErrorDetails": "models",
     "EventRecord": "records",
     "IdempotencyKeyReusedError": "errors",
+    "HandedLease": "fencing",
     "IllegalTransitionError": "errors",
     "ImplementationError": "errors",
     "ImplementationResult": "models",
@@ -249,6 +255,8 @@ _HOME_OF = {
     "TamperedTestsError": "errors",
     "TaskContext": "models",
     "TaskContextValidationError": "errors",
+    "TaskLeasedError": "errors",
+    "TaskLeases": "protocols",
     "TaskNotFoundError": "errors",
     "TaskRecord": "records",
     "TaskRegistry": "protocols",
@@ -296,6 +304,7 @@ __all__ = [
     "EmptyAnswerError",
     "ErrorDetails",
     "EventRecord",
+    "HandedLease",
     "IdempotencyKeyReusedError",
     "IllegalTransitionError",
     "ImplementationError",
@@ -359,6 +368,8 @@ __all__ = [
     "TamperedTestsError",
     "TaskContext",
     "TaskContextValidationError",
+    "TaskLeasedError",
+    "TaskLeases",
     "TaskNotFoundError",
     "TaskRecord",
     "TaskRegistry",

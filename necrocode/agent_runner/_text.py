@@ -14,6 +14,9 @@ _UNSHOWABLE = re.compile(
     "\ud800-\udfff\U000e0000-\U000e0fff]"
 )
 _SURROGATE = re.compile("[\ud800-\udfff]")
+# What CI systems take from a program's output as a command: GitHub at the start of a line, Azure anywhere in it.
+_COMMAND_AT_START = re.compile(r"^(\s*):(?=:[A-Za-z])", re.MULTILINE)
+_COMMAND = re.compile(r"##(?=\[|vso\[)", re.IGNORECASE)
 _REPLACEMENT = "\ufffd"
 
 
@@ -26,6 +29,16 @@ def shown(text: str, limit: int = LONGEST_SHOWN) -> str:
         left_out = len(text) - limit
         text = f"{text[: limit - limit // 2]} [... {left_out} characters left out ...] {text[len(text) - limit // 2 :]}"
     return _UNSHOWABLE.sub(lambda found: _written_out(found[0]), text.replace("\r\n", "\n"))
+
+
+def inert(text: str) -> str:
+    """The text as a CI system's log may have it: ``::set-output`` and ``##vso[...]`` are no commands there."""
+    return _COMMAND.sub("# #", _COMMAND_AT_START.sub(r"\1: ", text))
+
+
+def inert_json(text: str) -> str:
+    """The same for JSON, whose meaning stays."""
+    return _COMMAND.sub(r"#\\u0023", text)
 
 
 def _written_out(character: str) -> str:

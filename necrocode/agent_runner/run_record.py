@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from necrocode.agent_runner._clock import Clock
+    from necrocode.agent_runner.fencing import Fence
     from necrocode.agent_runner.models import (
         Artifact,
         ImplementationResult,
@@ -73,6 +74,8 @@ class RunRecord:
     diff: bytes = b""
     """The patch of ``implementation``."""
     reported: bool = False
+    fence: Fence | None = None
+    """What the run's writes carry; None: it holds no lease on its task."""
     usage: RunUsage = field(default_factory=RunUsage)
     error: ErrorDetails | None = None
     status: Status = "failed"
@@ -221,6 +224,7 @@ class RunRecord:
             push_result=self.push,
             rounds=self.rounds,
             reported=self.reported,
+            lease_epoch=None if self.fence is None else self.fence.epoch,
             usage=self.usage,
             warnings=tuple(self.warnings),
         )

@@ -30,8 +30,8 @@ from necrocode.agent_runner.steps.apply import (
     commit_changes,
     commit_message,
     plan_changes,
+    refuse_protected,
     refuse_secrets,
-    telling_paths,
 )
 from necrocode.agent_runner.steps.context import choose_context
 from necrocode.agent_runner.steps.generate import Asker, Question, compose
@@ -168,15 +168,17 @@ class Solver:
                 Limits.of(self.config),
                 already={change.path: change for change in attempt.before},
             )
+            refuse_protected(attempt.changes, self.config)
             attempt.keeps_secrets = refuse_secrets(attempt.changes, base, self.services.redactor.secrets_in)
             attempt.implementation = record.implementation = commit_changes(
                 workspace,
                 attempt.changes,
                 ref=f"refs/necrocode/runs/{record.run_id}/{attempt.number}",
-                message=commit_message(self.config, self.task, record.run_id),
+                message=commit_message(self.config, self.task, record.run_id, record.fence),
                 author=commit_author(self.config, record.clock.now()),
                 response=attempt.response,
                 deadline=self.deadline,
+                protected=self.config.protected_paths,
             )
             commit = record.implementation.commit
             attempt.diff = record.diff = workspace.repository.diff(
@@ -297,10 +299,8 @@ class Solver:
             self.record.warn(warning)
         for path in attempt.keeps_secrets:
             self.record.warn(f"{path} holds a secret of this runner, as the repository has it already.")
-        for path in telling_paths(attempt.implementation.files):
-            self.record.warn(
-                f"The change touches {path}, which decides what runs elsewhere: look at it before merging."
-            )
+        for path in attempt.implementation.protected_files:
+            self.record.warn(f"The change touches the protected file {path}: look at it before merging.")
         for warning in () if attempt.tests is None else test_warnings(attempt.tests):
             self.record.warn(warning)
 

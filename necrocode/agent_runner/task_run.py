@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING
 from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner._invisible import invisible_in, told, visible
 from necrocode.agent_runner.attempts import Attempts
+from necrocode.agent_runner.errors import StaleLeaseError
 from necrocode.agent_runner.generation.budgeted_model import BudgetedModel
 from necrocode.agent_runner.playbook import load_playbook, with_playbook
 from necrocode.agent_runner.solver import Solver
 from necrocode.agent_runner.steps.allocate import brought_workspace, leased_workspace
 from necrocode.agent_runner.steps.deliver import deliver
 from necrocode.agent_runner.steps.generate import Asker, Transcript
+from necrocode.agent_runner.steps.lease import held_task
 from necrocode.agent_runner.steps.report import Reporter
 from necrocode.agent_runner.steps.setup import Setups
-from necrocode.agent_runner.steps.upload import upload
+from necrocode.agent_runner.steps.upload import manifest, upload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.models import ImplementationResult, TaskContext
     from necrocode.agent_runner.playbook import Playbook
     from necrocode.agent_runner.run_record import RunRecord
+    from necrocode.agent_runner.steps.lease import HeldTask
     from necrocode.agent_runner.wiring import Services
     from necrocode.agent_runner.workspace import Workspace
 
@@ -58,9 +61,11 @@ class TaskRun:
         )
         self._model = BudgetedModel(services.llm, self._budget, max_tokens=config.llm_config.max_tokens)
         self._reporter = Reporter(services.task_registry, self._task, record.run_id, record.runner_id)
+        self._held: HeldTask | None = None
+        self._to_the_end = ExitStack()
 
     def prepare(self) -> None:
-        """Look whether outputs can be stored and the model asked, tell the registry that the task runs; then begin."""
+        """Look whether outputs can be stored and the model asked, take the task, tell that it runs; then begin."""
         with self.record.step("prepare"):
             self._services.artifact_store.ensure_available()
             if self._task.test_commands:
@@ -69,8 +74,28 @@ class TaskRun:
             check: Callable[[], None] | None = getattr(self._services.llm, "check", None)
             if check is not None:
                 check()
+            self._take_task()
             self._reporter.started()
             self._budget.check_room()
+
+    def _take_task(self) -> None:
+        record = self.record
+        self._held = self._to_the_end.enter_context(
+            held_task(
+                self._task,
+                self._services.task_registry,
+                runner_id=record.runner_id,
+                lease_seconds=self._config.lease_seconds,
+                deadline=self._deadline,
+                is_begun=lambda: self._reporter.has_started,
+                on_note=record.log,
+                on_trouble=record.warn,
+            )
+        )
+        if self._held is not None:
+            record.fence = self._held.fence
+            self._reporter = Reporter(self._held.registry, self._task, record.run_id, record.runner_id)
+            self._deadline.cancellation.check()  # the registry may not want it to begin at all
 
     @contextmanager
     def allocate(self) -> Iterator[Workspace]:
@@ -131,11 +156,18 @@ class TaskRun:
                 push=self._config.push,
                 committer_email=self._config.commit_author_email,
                 deadline=self._deadline,
+                fence=record.fence,
+                check_hold=self._check_task,
             )
             record.detail = f"{record.push.branch} in {record.redact(record.push.repository)}"
         record.push = record.push.model_copy(update={"repository": record.redact(record.push.repository)})
         record.status = "done"
         self._reporter.event("branch_delivered", {"branch": record.push.branch, "commit": record.push.commit})
+
+    def _check_task(self) -> None:
+        """Return while the task is this run's; ``StaleLeaseError`` once it may be another's."""
+        if self._held is not None:
+            self._held.hold.check()
 
     def finish(self) -> None:
         """Store what there is and report the end, where the registry has heard of a beginning.
@@ -144,15 +176,27 @@ class TaskRun:
         """
         self._budget.close()
         self.record.usage = self._budget.usage
-        if not self._reporter.has_started:
-            return
+        with self._to_the_end:
+            if not self._reporter.has_started or self._is_overtaken():
+                return
+            try:
+                self._upload()
+            except BaseException as error:
+                self.record.stop(error)
+                raise
+            finally:
+                self._report_whatever_happens()
+
+    def _is_overtaken(self) -> bool:
+        """Whether the task may be another run's by now: then nothing more is written under this one's epoch."""
         try:
-            self._upload()
-        except BaseException as error:
-            self.record.stop(error)
-            raise
-        finally:
-            self._report_whatever_happens()
+            self._check_task()
+        except StaleLeaseError as error:
+            self.record.fail(error)
+            kept = "" if self.record.implementation is None else f"; the work is under {self.record.implementation.ref}"
+            self.record.warn(f"Nothing was uploaded or reported: the task may be another run's by now{kept}.")
+            return True
+        return False
 
     def _report_whatever_happens(self) -> None:
         try:
@@ -174,10 +218,14 @@ class TaskRun:
             transcript = self._services.redactor.data(self._transcript.to_data())
             outputs.append(("transcript", _encoded(json.dumps(transcript, ensure_ascii=False, indent=1))))
         place = {"task_id": self._task.task_id, "spec_name": self._task.spec_name, "run_id": record.run_id}
+        metadata = place | ({} if record.fence is None else record.fence.metadata())
         with record.step("upload"):
             outputs.append(("log", _encoded(record.log_text())))
-            record.artifacts = upload(self._services.artifact_store, outputs, place, on_trouble=record.warn)
-            record.detail = f"{len(record.artifacts)} of {len(outputs)} artifacts"
+            store = self._services.artifact_store
+            stored = upload(store, outputs, metadata, on_trouble=record.warn)
+            listing = [("manifest", manifest(metadata, outputs, stored))]
+            record.artifacts = stored + upload(store, listing, metadata, on_trouble=record.warn)
+            record.detail = f"{len(record.artifacts)} of {len(outputs) + 1} artifacts"
 
     def _report(self) -> None:
         """The end of the story, told to the registry."""
@@ -213,7 +261,14 @@ def workspace_for(
     ``only_reads``: nothing will be done in it, so that a checkout with uncommitted changes does too.
     """
     if task.slot_path is not None:
-        return brought_workspace(task, services.git, deadline=deadline, on_trouble=on_trouble, only_reads=only_reads)
+        return brought_workspace(
+            task,
+            services.git,
+            deadline=deadline,
+            on_trouble=on_trouble,
+            only_reads=only_reads,
+            pushes=config.push and not only_reads,
+        )
     return leased_workspace(
         task,
         services.repo_pool,
