@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from necrocode.agent_runner.generation.file_lines import Effort
 from necrocode.agent_runner.generation.planned_tree import BaseTree, PlannedTree, kind_of
 from necrocode.agent_runner.generation.refusals import RefusedFile, feedback_of, message_of
 from necrocode.agent_runner.models import ImplementationResult
-from necrocode.agent_runner.verdict.tamper import is_ci
+from necrocode.agent_runner.verdict.tamper import protected_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,11 +31,6 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.workspace import Workspace
 
 _BOM = b"\xef\xbb\xbf"
-# Files that decide what runs elsewhere, besides those of continuous integration.
-_PROTECTED = (
-    ".gitmodules", ".gitattributes", ".lfsconfig", ".github/*", ".gitlab/*", ".gitea/*", ".forgejo/*", ".husky/*",
-    ".devcontainer/*", ".envrc", "lefthook.yml",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -125,23 +119,6 @@ def _text_of(change: FileChange, base: TreeFiles) -> str:
 
 def _decoded(content: bytes | None) -> str:
     return (content or b"").decode(errors="replace")
-
-
-def protected_files(paths: Iterable[str], patterns: Iterable[str] = ()) -> tuple[str, ...]:
-    """Those of the paths that decide what runs elsewhere, or fit one of the configured patterns; in any case.
-
-    A pattern without a slash before it fits in any folder, and one that ends with a slash all that is below.
-    """
-    wanted = [_pattern(one) for one in (*_PROTECTED, *patterns)]
-    return tuple(
-        path for path in paths if is_ci(path) or any(fnmatchcase(f"/{path.casefold()}", one) for one in wanted)
-    )
-
-
-def _pattern(given: str) -> str:
-    pattern = given.casefold().removeprefix("./")
-    pattern += "*" if pattern.endswith("/") else ""
-    return pattern if pattern.startswith("/") else f"*/{pattern}"
 
 
 def refuse_protected(changes: Iterable[FileChange], config: RunnerConfig) -> None:
