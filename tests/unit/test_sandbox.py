@@ -60,7 +60,7 @@ def output(checkout: Path, root: Path, kind: LayerKind, command: str) -> str:
     with open_layer(checkout, root, kind=kind) as layer:
         done = subprocess.run(
             layer.argv(command),
-            cwd=layer.start_folder,
+            cwd=layer.top,
             env=command_environment(layer, {}),
             capture_output=True,
             check=True,

@@ -37,6 +37,7 @@ _YOUNG_SECONDS = 60.0  # between its making and its lock a folder looks like a d
 # mapping makes us root inside, which mounting needs; a second one gives the command its own ids back. "cd" comes after
 # the mount: before it, "." would be the empty folder.
 _ENTER = """\
+mkdir -p "$6/top" "$6/home" || exit 125
 mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work,userxattr" "$6/top" || exit 125
 if [ -n "$7" ]; then
     lower="lowerdir=$7,upperdir=$2/home-upper,workdir=$2/home-work,userxattr"
@@ -150,7 +151,8 @@ def open_layer(
     """
     root.mkdir(parents=True, exist_ok=True)
     chosen: LayerKind = kind or ("overlay" if can_be_named(checkout, root, below) and overlay_works(root) else "copy")
-    mounted = _mount_point(root) if chosen == "overlay" or shows_copies else None
+    # One path for all layers, which each command has its own mount at.
+    mounted = root.with_name(_MOUNTED) if chosen == "overlay" or shows_copies else None
     with _folder(root) as folder:
         layer = Layer(chosen, folder, checkout, below, mounted, has_network)
         if chosen == "copy":
@@ -160,14 +162,6 @@ def open_layer(
                 add_tree(below / "files", layer.top)
                 add_tree(below / "home", layer.home)
         yield layer
-
-
-def _mount_point(root: Path) -> Path:
-    """Folders to mount layers at: one path for all, for each command has a mount namespace of its own."""
-    place = root.with_name(_MOUNTED)
-    for name in ("top", "home"):
-        (place / name).mkdir(parents=True, exist_ok=True)
-    return place
 
 
 def add_tree(source: Path, target: Path) -> None:
