@@ -51,7 +51,7 @@ def test_a_run_whose_budget_is_used_up_fails_and_says_why(repository: Path, stat
         "failed", "BudgetExhaustedError", False,
     )  # fmt: skip
     assert "Raise budget.max_cost_usd" in str(result.error)
-    assert (exit_code(result), result.usage.calls, result.reported) == (1, 0, True)
+    assert (exit_code(result), result.usage.calls, result.reported) == (1, 0, "yes")
 
 
 @pytest.mark.parametrize("budget", [{"max_calls": 0}, {"process": {"max_seconds": 0}}, {"spec": {"max_tokens": 100}}])

@@ -359,8 +359,8 @@ class RunnerResult(Value):
 
     Of several candidates those after the accepted one are not tried; all are in the transcript.
     """
-    reported: bool = True
-    """Whether the registry has the final status."""
+    reported: Literal["yes", "pending", "no"] = "yes"
+    """Whether the registry has the final status. ``pending``: it is kept in the outbox, and sent later."""
     usage: RunUsage = Field(default_factory=RunUsage)
     """What was used of the model."""
     warnings: tuple[str, ...] = ()

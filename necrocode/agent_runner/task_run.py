@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner.attempts import Attempts
 from necrocode.agent_runner.generation.budgeted_model import BudgetedModel
+from necrocode.agent_runner.outbox.book import RunIdentity, RunPlace
 from necrocode.agent_runner.playbook import load_playbook, with_playbook
 from necrocode.agent_runner.solver import Solver
 from necrocode.agent_runner.steps.allocate import brought_workspace, leased_workspace
 from necrocode.agent_runner.steps.deliver import deliver
 from necrocode.agent_runner.steps.generate import Asker, Transcript
 from necrocode.agent_runner.steps.report import Reporter
-from necrocode.agent_runner.steps.upload import upload
+from necrocode.agent_runner.steps.upload import outputs_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.run_record import RunRecord
     from necrocode.agent_runner.wiring import Services
     from necrocode.agent_runner.workspace import Workspace
+
+_NOT_TOLD = {"pending": "kept in the outbox", "no": "not recorded"}
 
 
 class TaskRun:
@@ -51,7 +54,23 @@ class TaskRun:
             on_trouble=record.warn,
         )
         self._model = BudgetedModel(services.llm, self._budget, max_tokens=config.llm_config.max_tokens)
-        self._reporter = Reporter(services.task_registry, self._task, record.run_id, record.runner_id)
+        self._reporter = Reporter(
+            services.task_registry,
+            services.artifact_store,
+            services.outbox,
+            self._task,
+            RunIdentity(
+                record.run_id,
+                record.runner_id,
+                self._task.spec_name,
+                self._task.task_id,
+                record.started_at.isoformat(),
+            ),
+            clock=record.clock,
+            redact=services.redactor.data,
+            on_trouble=record.warn,
+            on_defect=record.fail,
+        )
 
     def prepare(self) -> None:
         """Look whether outputs can be stored and the model asked, tell the registry that the task runs; then begin."""
@@ -81,6 +100,7 @@ class TaskRun:
             with self.record.step("allocate"):
                 workspace = stack.enter_context(context)
                 self.record.detail = f"{workspace.slot_id} at {workspace.base_commit[:12]}"
+            self._reporter.works_at(RunPlace(str(workspace.path), workspace.slot_id, workspace.epoch))
             self._reporter.event("slot_allocated", {"slot_id": workspace.slot_id})
             yield workspace
 
@@ -119,59 +139,54 @@ class TaskRun:
         self._reporter.event("branch_delivered", {"branch": record.push.branch, "commit": record.push.commit})
 
     def finish(self) -> None:
-        """Store what there is and report the end, where the registry has heard of a beginning.
+        """Write down what there is to store and to report, then store and report it, where the registry has heard of a
+        beginning.
 
         An interruption meanwhile is kept until the report is through; a second one ends at once.
-        """
+        """  # noqa: D205  one sentence
         self._budget.close()
         self.record.usage = self._budget.usage
         if not self._reporter.has_started:
             return
         try:
-            self._upload()
-        except BaseException as error:
-            self.record.stop(error)
-            raise
-        finally:
-            self._report_whatever_happens()
-
-    def _report_whatever_happens(self) -> None:
-        try:
-            self._report()
+            self._tell_the_end()
         except KeyboardInterrupt:
             self.record.cancel()
-            self._report()  # it goes on with what has not been sent
+            self._tell_the_end()  # it goes on with what has not been sent
             raise
+        finally:
+            self._reporter.close()
 
-    def _upload(self) -> None:
-        """Whatever there is, stored."""
+    def _tell_the_end(self) -> None:
         record = self.record
-        outputs: list[tuple[str, bytes]] = []
-        if record.diff:
-            outputs.append(("diff", record.diff))
-        if record.tests is not None:
-            outputs.append(("test", _encoded(record.tests.model_dump_json(indent=1))))
-        if self._transcript.calls:
-            transcript = self._services.redactor.data(self._transcript.to_data())
-            outputs.append(("transcript", _encoded(json.dumps(transcript, ensure_ascii=False, indent=1))))
-        place = {"task_id": self._task.task_id, "spec_name": self._task.spec_name, "run_id": record.run_id}
         with record.step("upload"):
-            outputs.append(("log", _encoded(record.log_text())))
-            record.artifacts = upload(self._services.artifact_store, outputs, place, on_trouble=record.warn)
-            record.detail = f"{len(record.artifacts)} of {len(outputs)} artifacts"
+            self._write_down()
+            record.artifacts = self._reporter.upload()
+            record.detail = f"{len(record.artifacts)} artifacts"
+        with record.step("report"):
+            record.reported = self._reporter.report()
+            record.detail = (
+                record.status if record.reported == "yes" else f"{record.status}, {_NOT_TOLD[record.reported]}"
+            )
 
-    def _report(self) -> None:
-        """The end of the story, told to the registry."""
+    def _write_down(self) -> None:
+        """From here on nothing is lost, whatever becomes of this process or of the services."""
         record = self.record
+        if record.has_ended:
+            return
         summary = {
             "branch": record.task.branch,
             "commit": None if record.implementation is None else record.implementation.commit,
             "tests_passed": None if record.tests is None else record.tests.success,
             "error": None if record.error is None else record.error.message,
         }
-        with record.step("report"):
-            record.reported = self._reporter.finished(record.status, record.artifacts, summary, on_trouble=record.warn)
-            record.detail = record.status if record.reported else "not recorded"
+        try:
+            outputs = outputs_of(record, self._transcript, self._services.redactor)
+        except Exception as error:  # noqa: BLE001  the end must be told, whatever is wrong with what is told of it
+            record.fail(error)
+            outputs = []
+        self._reporter.ends(record.status, summary, outputs)
+        record.has_ended = True
 
     def _implementation(self) -> ImplementationResult:
         if self.record.implementation is None:  # pragma: no cover - the orchestrator's order rules it out
@@ -205,11 +220,6 @@ def workspace_for(
         deadline=deadline,
         on_trouble=on_trouble,
     )
-
-
-def _encoded(text: str) -> bytes:
-    """UTF-8, whatever a file name or a model has put into the text."""
-    return text.encode(errors="backslashreplace")
 
 
 def masked(task: TaskContext, redactor: Redactor) -> TaskContext:

@@ -12,6 +12,7 @@ from necrocode.agent_runner._git import Git
 from necrocode.agent_runner._redact import Redactor
 from necrocode.agent_runner.config import checked_token
 from necrocode.agent_runner.errors import ConfigurationError
+from necrocode.agent_runner.outbox.folder import Outbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +37,7 @@ class Services:
     sandbox: Sandbox
     git: Git
     redactor: Redactor
+    outbox: Outbox
     contexts: ContextCache | None = None
     """What was shown for a task before. None: it is chosen anew each time."""
     own: tuple[object, ...] = ()
@@ -88,6 +90,7 @@ def build_services(
         git=git,
         contexts=ContextCache(config.state_dir / "contexts"),
         redactor=Redactor(tuple(filter(None, secrets))),
+        outbox=Outbox(config.state_dir / "outbox", config.outbox_max_bytes),
         own=tuple(own),
     )
 
