@@ -83,6 +83,7 @@ class TaskRun:
             if check is not None:
                 check()
             self._reporter.started()
+            self._services.flusher.start(own_run=self.record.run_id)
             self._budget.check_room()
 
     @contextmanager
@@ -156,6 +157,7 @@ class TaskRun:
             raise
         finally:
             self._reporter.close()
+            self._services.flusher.wait()
 
     def _tell_the_end(self) -> None:
         record = self.record

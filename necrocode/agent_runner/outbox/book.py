@@ -237,10 +237,10 @@ class RunBook:
             if entry.kind == "upload" and entry.state == "done"
         )
 
-    def save_work(self, find: Callable[[RunPlace], bytes]) -> list[Entry]:
+    def save_work(self, find: Callable[[RunBook], bytes]) -> list[Entry]:
         """The uploads that a run which died without a word still owes: its newest patch, which ``find`` may have."""
         patches = [entry for entry in self.entries.values() if entry.kind == "work"]
-        content = self.content_of(patches[-1]) if patches else find(self.place) if self.place is not None else b""
+        content = self.content_of(patches[-1]) if patches else find(self)
         epoch = patches[-1].epoch if patches else None
         self._is_saved = True
         return upload_entries(self, [("diff", content)] if content else [], epoch=epoch)

@@ -68,7 +68,7 @@ class FlushReport(Value):
     """What held entries up, a line each."""
 
 
-def nothing_found(_place: RunPlace) -> bytes:
+def nothing_found(_book: RunBook) -> bytes:
     """No patch of a dead run."""
     return b""
 
@@ -144,16 +144,16 @@ class Outbox:
 
     # --- all runs
 
-    def has_waiting(self) -> bool:
-        """Whether there are runs that may have something to tell."""
-        return next(self._spools(), None) is not None
+    def has_waiting(self, *, but: str) -> bool:
+        """Whether there are other runs that may have something to tell."""
+        return any(file != self._file(but) for file in self._spools())
 
     def flush(
         self,
         sender: Sender,
         *,
         chosen: Callable[[RunBook], bool] = lambda _book: True,
-        find_work: Callable[[RunPlace], bytes] = nothing_found,
+        find_work: Callable[[RunBook], bytes] = nothing_found,
         is_over: Callable[[], bool] = lambda: False,
     ) -> FlushReport:
         """Send what is kept, the oldest run first; runs of living processes are left to these.
@@ -178,7 +178,7 @@ class Outbox:
         return FlushReport(**counts, troubles=tuple(troubles))
 
     def _send(
-        self, book: RunBook, sender: Sender, find_work: Callable[[RunPlace], bytes], counts: dict[str, int]
+        self, book: RunBook, sender: Sender, find_work: Callable[[RunBook], bytes], counts: dict[str, int]
     ) -> str | None:
         if not book.is_sealed:
             book.keep(book.save_work(find_work))
@@ -191,6 +191,21 @@ class Outbox:
             counts["waiting"] += left
             counts["rejected"] += rejected
         return None if trouble is None else str(trouble)
+
+    def dead_runs(self, clean_up: Callable[[RunPlace], None]) -> list[str]:
+        """The runs whose processes died before they had come to an end, each told once; ``clean_up`` is called for each
+        that had a place.
+        """  # noqa: D205  one sentence
+        dead = []
+        for file in self._spools():
+            with self._opened(file) as book:
+                if book is None or book.is_sealed or book.is_reconciled:
+                    continue
+                if book.place is not None:
+                    clean_up(book.place)
+                book.reconciled()
+                dead.append(book.run.run_id)
+        return dead
 
     def settle(self, spec_name: str, task_id: str, sender: Sender, *, is_over: Callable[[], bool]) -> None:
         """Before a task is run again: send what its earlier runs have to tell, or give up how they ended.

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from necrocode.agent_runner._trees import remove_tree
+from necrocode.agent_runner.sandbox.orphans import end_processes_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ LayerKind = Literal["overlay", "copy"]
 
 _PROBE_SECONDS = 10
 _PREFIX = "layer-"
+_DRAFT_PREFIX = "new-"
 _YOUNG_SECONDS = 60.0  # between its making and its lock a folder looks like a dead one
 # Arguments: lower folder, layer folder, uid, gid, command. The mapping makes us root inside, which mounting needs; a
 # second one gives the command its own ids back. "cd" comes after the mount: before it, "." would be the empty folder.
@@ -134,11 +136,13 @@ def overlay_works(root: Path) -> bool:
 
 @contextmanager
 def _folder(root: Path) -> Iterator[Path]:
-    _sweep(root)
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
-    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    _sweep_once(root)
+    draft = Path(tempfile.mkdtemp(prefix=_DRAFT_PREFIX, dir=root))
+    held = os.open(draft, os.O_RDONLY | os.O_DIRECTORY)
+    folder = draft
     try:
-        fcntl.flock(held, fcntl.LOCK_EX)  # the system gives it back when this process dies: see _sweep
+        fcntl.flock(held, fcntl.LOCK_EX)  # the system gives it back when this process dies: see sweep_layers
+        folder = draft.rename(root / draft.name.replace(_DRAFT_PREFIX, _PREFIX, 1))
         for name in _FOLDERS:
             (folder / name).mkdir()
         yield folder
@@ -148,18 +152,30 @@ def _folder(root: Path) -> Iterator[Path]:
 
 
 @cache
-def _sweep(root: Path) -> None:
-    """Remove the layers of processes that died, once a process: those that nobody holds, and that are not just made."""
-    for folder in root.glob(f"{_PREFIX}*"):
+def _sweep_once(root: Path) -> None:
+    sweep_layers(root)
+
+
+def sweep_layers(root: Path) -> list[str]:
+    """End what processes that died have left running in their layers, and remove these; what was done, a line each.
+
+    A layer that nobody holds is a dead one's. Before it has its name, it is told by its age.
+    """
+    done = []
+    for folder in (*root.glob(f"{_PREFIX}*"), *root.glob(f"{_DRAFT_PREFIX}*")):
         with contextlib.suppress(OSError):
-            if time.time() - folder.stat().st_mtime < _YOUNG_SECONDS:
+            is_draft = folder.name.startswith(_DRAFT_PREFIX)
+            if is_draft and time.time() - folder.stat().st_mtime < _YOUNG_SECONDS:
                 continue
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                ended = end_processes_in(folder)
                 remove_tree(folder)
             finally:
                 os.close(handle)
+            done.append(f"{folder.name}: removed" + (f", {ended} processes ended" if ended else ""))
+    return done
 
 
 def _not_copied(checkout: Path, root: Path) -> Callable[[str, list[str]], set[str]]:
