@@ -30,6 +30,7 @@ from necrocode.agent_runner import (
 )
 from necrocode.agent_runner._git import Git
 from tests.support.bench import BRANCH, GOOD_ANSWER, SECRET, USELESS_ANSWER, Bench, artifacts
+from tests.support.failing import Failing, down
 from tests.support.repositories import (
     BROKEN_CALC,
     CALC_TEST,
@@ -605,29 +606,6 @@ def test_no_free_slot_is_told_and_no_slot_is_harmed(bench: Bench) -> None:
 
 
 # --- services that fail
-
-
-class Failing:
-    """An object whose named methods raise, and whose other methods are another's."""
-
-    def __init__(self, inner: Any, error: Callable[[], BaseException], *names: str, after: int = 0) -> None:
-        self._inner, self._error, self._names, self._after = inner, error, names, after
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in self._names:
-            return getattr(self._inner, name)
-
-        def call(*arguments: Any, **options: Any) -> Any:
-            self._after -= 1
-            if self._after < 0:
-                raise self._error()
-            return getattr(self._inner, name)(*arguments, **options)
-
-        return call
-
-
-def down() -> ServiceConnectionError:
-    return ServiceConnectionError("Failed to connect to http://localhost:1 (test): is it running?")
 
 
 def test_a_registry_that_is_down_at_the_start_means_that_nothing_is_begun(bench: Bench) -> None:

@@ -26,7 +26,7 @@ class KeptWork(Value):
 
     run_id: str
     answer: int
-    """Which of the run's answers it came of, counted from 0."""
+    """Which of the run's answers it came of, counted from 1."""
     subject: str
     """The commit's first line, which names the task as ``commit_message`` says."""
     committed_at: datetime

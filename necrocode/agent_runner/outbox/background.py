@@ -37,13 +37,13 @@ class BackgroundFlush:
             self._thread = threading.Thread(target=self._run, name="necrocode-outbox", daemon=True)
             self._thread.start()
 
-    def wait(self, seconds: float = LONGEST_WAIT_SECONDS) -> None:
-        """Give it so long to end."""
+    def wait(self) -> None:
+        """Give it time to end, but not for long."""
         if (thread := self._thread) is not None:
-            thread.join(seconds)
+            thread.join(LONGEST_WAIT_SECONDS)
 
     def close(self) -> None:
-        """Have it end after what it is sending right now, and wait for that, but not for long."""
+        """Have it end after what it is sending right now, and wait for that, but not for long either."""
         self._is_over.set()
         self.wait()
 
