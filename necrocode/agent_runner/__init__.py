@@ -100,6 +100,9 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.orchestrator import (
         RunnerOrchestrator,
     )
+    from necrocode.agent_runner.outbox.folder import (
+        FlushReport,
+    )
     from necrocode.agent_runner.protocols import (
         ArtifactStore,
         LanguageModel,
@@ -182,6 +185,7 @@ _HOME_OF = {
     "EmptyAnswerError": "errors",
     "ErrorDetails": "models",
     "EventRecord": "records",
+    "FlushReport": "outbox.folder",
     "IdempotencyKeyReusedError": "errors",
     "IllegalTransitionError": "errors",
     "ImplementationError": "errors",
@@ -289,6 +293,7 @@ __all__ = [
     "EmptyAnswerError",
     "ErrorDetails",
     "EventRecord",
+    "FlushReport",
     "IdempotencyKeyReusedError",
     "IllegalTransitionError",
     "ImplementationError",

@@ -47,7 +47,7 @@ def test_records_come_back_as_they_were_written(tmp_path: Path) -> None:
     spool = opened(path)
     (first,) = spool.append(RECORDS[:1])
     (_, last) = spool.append(RECORDS[1:3])
-    spool.note(RECORDS[3][0])
+    spool.note([(RECORDS[3][0], b"")])
     assert (first.fields, spool.blob(last)) == (RECORDS[0][0], b"")
     spool.close()
     assert found(path) == [*RECORDS[:3], ({"n": 3}, b"")]

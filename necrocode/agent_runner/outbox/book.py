@@ -168,22 +168,31 @@ class RunBook:
             del self.entries[entry.number]
             self._told[_base_of(entry.key)] -= 1
 
-    def keep(self, entries: Iterable[Entry]) -> None:
-        """Put entries on disk, all or none; raises :class:`OSError`."""
+    def keep(self, entries: Iterable[Entry], *, is_durable: bool = True) -> None:
+        """Put entries on disk, all or none; raises :class:`OSError`.
+
+        What is not ``is_durable`` outlives this process, but perhaps no power failure.
+        """
         if self.spool is None:
             return
         new = [entry for entry in entries if entry.record is None]
         head = [] if self._has_head else [({"kind": "run", "version": 1, **asdict(self.run)}, b"")]
-        written = self.spool.append([*head, *((entry.fields(), entry.content) for entry in new)])
+        write = self.spool.append if is_durable else self.spool.note
+        written = write([*head, *((entry.fields(), entry.content) for entry in new)])
         self._has_head = True
         for entry, record in zip(new, written[len(head) :], strict=True):
             entry.record, entry.content = record, b""
+
+    def sync(self) -> None:
+        """Make what was kept outlive a power failure too; raises :class:`OSError`."""
+        if self.spool is not None:
+            self.spool.sync()
 
     def keep_place(self, place: RunPlace) -> None:
         """Remember where the run works; raises :class:`OSError`."""
         self.place = place
         if self.spool is not None and self._has_head:
-            self.spool.append([({"kind": "place", "place": asdict(place)}, b"")])
+            self.spool.note([({"kind": "place", "place": asdict(place)}, b"")])
 
     def content_of(self, entry: Entry) -> bytes:
         """An upload's bytes."""
@@ -208,7 +217,7 @@ class RunBook:
         self.is_reconciled = True
         if self.spool is not None:
             with suppress(OSError):
-                self.spool.note({"kind": "reconciled"})
+                self.spool.note([({"kind": "reconciled"}, b"")])
 
     def _note(self, entry: Entry, fields: dict[str, Any], *, is_durable: bool) -> None:
         if self.spool is None or entry.record is None:
@@ -217,7 +226,7 @@ class RunBook:
             if is_durable:
                 self.spool.append([(fields, b"")])
             else:
-                self.spool.note(fields)
+                self.spool.note([(fields, b"")])
 
     def uri_for(self, record: Entry) -> str:
         """The URI that a record tells; empty while its upload has none."""

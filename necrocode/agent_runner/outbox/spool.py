@@ -50,6 +50,8 @@ class Spool:
         self.records: list[Record] = []
         self.damaged_at: int | None = None
         self.size = 0
+        self._is_named = False
+        """Whether its name was made to last."""
 
     @classmethod
     def open(cls, path: Path, *, create: bool = False) -> Self | None:
@@ -96,22 +98,26 @@ class Spool:
         """Add records that survive a crash; raises :class:`OSError`, and then nothing was added."""
         return self._add(records, is_durable=True)
 
-    def note(self, fields: dict[str, Any]) -> None:
-        """Add a record that a power failure may take away again; raises :class:`OSError`."""
-        self._add([(fields, b"")], is_durable=False)
+    def note(self, records: Iterable[tuple[dict[str, Any], bytes]]) -> list[Record]:
+        """Add records that the death of this process leaves there, but a power failure may take away again.
+
+        Raises :class:`OSError`, and then nothing was added.
+        """
+        return self._add(records, is_durable=False)
+
+    def sync(self) -> None:
+        """Make all that was noted survive a power failure too; raises :class:`OSError`."""
+        self._append(b"")
 
     def _add(self, records: Iterable[tuple[dict[str, Any], bytes]], *, is_durable: bool) -> list[Record]:
         content, added = bytearray(), []
-        is_new = self.size == 0
         for fields, blob in records:
             frame = framed(fields, blob)
             content += frame
             added.append(Record(fields, self.size + len(content) - len(blob) - 1, len(blob)))
         try:
             if is_durable:
-                _durable.append(self._descriptor, bytes(content))
-                if is_new:
-                    _durable.sync_folder(self.path.parent)
+                self._append(bytes(content))
             else:
                 self._write(content)
         except BaseException:
@@ -120,6 +126,12 @@ class Spool:
             raise
         self.size += len(content)
         return added
+
+    def _append(self, content: bytes) -> None:
+        _durable.append(self._descriptor, content)
+        if not self._is_named:
+            _durable.sync_folder(self.path.parent)
+            self._is_named = True
 
     def _write(self, content: bytes | bytearray) -> None:
         if os.write(self._descriptor, content) < len(content):
@@ -195,8 +207,8 @@ class Spool:
             os.close(descriptor)
 
     def remove(self) -> None:
-        """Remove the file and close it; raises :class:`OSError`."""
-        _durable.remove_file(self.path)
+        """Remove the file and close it; raises :class:`OSError`. If it comes back, all is sent under its old keys."""
+        self.path.unlink(missing_ok=True)
         self.close()
 
     def move(self, target: Path) -> None:

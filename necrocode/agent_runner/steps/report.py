@@ -73,11 +73,16 @@ class Reporter:
         except RunnerError:
             self.has_started = False
             raise
+        self.goes_on()
+        self.event("run_started", {})
+
+    def goes_on(self) -> None:
+        """The registry has heard of the run: from here on it tells, and what it told before it died is known."""
+        self.has_started = True
         try:
             self._book = self._outbox.open_book(self._book.run)
         except OSError as error:
             self._told_unkept(error)
-        self.event("run_started", {})
 
     def _earlier_are_late(self) -> bool:
         return self._clock.monotonic() >= self._settle_until
@@ -95,9 +100,17 @@ class Reporter:
         ``work``: the patch that the run has come to, which is stored should it die.
         """
         patch = self._book.entry("work", {"type": "diff"}, work, epoch=self.lease_epoch) if work else None
-        self._keep([patch, self._event(event_type, data)])
+        self._keep([patch, self._event(event_type, data)], is_durable=self._is_cut_off or patch is not None)
         if not self._is_cut_off:  # a registry that is down is not asked again until the end
             self._is_cut_off = self._sender.send(self._book, ("event",)) is not None
+            if self._is_cut_off:
+                self._sync()
+
+    def _sync(self) -> None:
+        try:
+            self._book.sync()
+        except OSError as error:
+            self._told_unkept(error)
 
     def _event(self, event_type: str, data: Mapping[str, Any], *, is_last: bool = False) -> Entry | None:
         told = {**self._identity, "at": self._clock.now().isoformat(), **self._redact(dict(data))}
@@ -148,8 +161,11 @@ class Reporter:
     def _fate(self, entry: Entry) -> str:
         return "kept, and sent later (necrocode outbox flush)" if entry.record is not None else "lost"
 
-    def _keep(self, entries: list[Entry | None]) -> None:
-        """Put entries on disk; where there is no room for all, those that are small."""
+    def _keep(self, entries: list[Entry | None], *, is_durable: bool = True) -> None:
+        """Put entries on disk; where there is no room for all, those that are small.
+
+        An event that is sent at once need not outlive a power failure as well: a wait for the disk each would cost more.
+        """
         new = [entry for entry in entries if entry is not None]
         large = [entry for entry in new if entry.content]
         small = [entry for entry in new if not entry.content and entry.kind != "record"]
@@ -158,11 +174,11 @@ class Reporter:
             if large and size > self._outbox.room():
                 limit = self._outbox.max_bytes
                 raise OSError(0, f"it may hold {limit} bytes (outbox_max_bytes), and {size} more are too many")  # noqa: TRY301  one way out
-            self._book.keep(new)
+            self._book.keep(new, is_durable=is_durable)
         except OSError as error:
             self._told_unkept(error)
             try:
-                self._book.keep(small)
+                self._book.keep(small, is_durable=is_durable)
             except OSError as again:
                 self._told_unkept(again)
 
