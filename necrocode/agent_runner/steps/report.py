@@ -164,7 +164,7 @@ class Reporter:
     def _keep(self, entries: list[Entry | None], *, is_durable: bool = True) -> None:
         """Put entries on disk; where there is no room for all, those that are small.
 
-        An event that is sent at once need not outlive a power failure as well: a wait for the disk each would cost more.
+        An event that is sent at once need not outlive a power failure as well: each would wait for the disk.
         """
         new = [entry for entry in entries if entry is not None]
         large = [entry for entry in new if entry.content]
