@@ -32,6 +32,8 @@ def load() -> list[dict[str, Any]]:
 
 
 TASKS = load()
+EVERY = 4
+"""One whole run in so many belongs to the ordinary tests, the others to ``make soak``."""
 
 
 def test_the_shared_tasks_are_there() -> None:
@@ -39,7 +41,13 @@ def test_the_shared_tasks_are_there() -> None:
     assert len(TASKS) >= 188
 
 
-@pytest.mark.parametrize("item", TASKS, ids=[item["id"] for item in TASKS])
+@pytest.mark.parametrize(
+    "item",
+    [
+        pytest.param(item, id=item["id"], marks=[pytest.mark.soak] if at % EVERY else [])
+        for at, item in enumerate(TASKS)
+    ],
+)
 def test_a_shared_task_is_delivered_byte_for_byte(
     item: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:
