@@ -288,6 +288,15 @@ def test_a_registry_without_keys_and_epochs_is_told_all_the_same(bench: Bench) -
     assert told[-2:] == ["run_finished of calc", "done of calc"]
 
 
+def test_an_end_is_not_given_up_for_a_run_that_could_not_begin(bench: Bench) -> None:
+    bench.run("rubbish", max_repair_rounds=0, services={"task_registry": after_the_run_began(bench, *WRITES)})
+    for methods in (("register_task", *WRITES), WRITES):
+        second = bench.run(GOOD_ANSWER, services={"task_registry": Failing(bench.registry, down, *methods)})
+        assert (second.status, second.reported) == ("failed", "no")
+    bench.orchestrator(ScriptedLLM([])).flush_outbox()
+    assert (bench.status(), kept(bench)) == ("failed", ())
+
+
 # --- what is refused for good
 
 

@@ -38,7 +38,7 @@ def reconcile(outbox: Outbox, pool: RepoPool, layers: Path, *, is_thorough: bool
         if dead or is_thorough:
             put_right: Callable[[], list[str]] | None = getattr(pool, "reconcile", None)
             done += put_right() if put_right is not None else []
-    except (RunnerError, OSError) as error:
+    except Exception as error:  # noqa: BLE001  a run must not fail over what others have left
         logger.warning("Not all that dead runs have left could be put right: %s", error)
     for line in done:
         logger.info("reconciled: %s", line)

@@ -157,6 +157,7 @@ class TaskRun:
             raise
         finally:
             self._reporter.close()
+        if not self._deadline.cancellation.is_requested:
             self._services.flusher.wait()
 
     def _tell_the_end(self) -> None:

@@ -119,20 +119,25 @@ class Outbox:
             spool.close()
 
     def _finish(self, book: RunBook, spool: Spool) -> None:
-        if refused := book.refused:
-            target = Spool.open(self._rejected / spool.path.name, create=True)
-            if target is None:
-                return  # somebody looks at it: the next flush will do
-            try:
-                aside = RunBook.read(target, book.run)
-                if aside is not None:
-                    _copy(refused, book, aside)
-            finally:
-                target.close()
+        if book.refused and not self._is_aside(book, spool):
+            return
         if spool.damaged_at is None:
             spool.remove()
         else:
             self._put_aside(spool)
+
+    def _is_aside(self, book: RunBook, spool: Spool) -> bool:
+        """Put refused entries aside; whether they are there now. While somebody looks at them, they are not."""
+        target = Spool.open(self._rejected / spool.path.name, create=True)
+        if target is None:
+            return False
+        try:
+            aside = RunBook.read(target, book.run)
+            if aside is not None:
+                _copy(book.refused, book, aside)
+            return aside is not None
+        finally:
+            target.close()
 
     def room(self) -> int:
         """How many more bytes may be kept."""
@@ -207,19 +212,15 @@ class Outbox:
                 dead.append(book.run.run_id)
         return dead
 
-    def settle(self, spec_name: str, task_id: str, sender: Sender, *, is_over: Callable[[], bool]) -> None:
-        """Before a task is run again: send what its earlier runs have to tell, or give up how they ended.
+    def send_of_task(self, spec_name: str, task_id: str, sender: Sender) -> None:
+        """Send what runs of a task have to tell that is about to be run again."""
+        self.flush(sender, chosen=lambda book: _is_of(book, spec_name, task_id))
 
-        Told afterwards, it would be taken for how the new run ended.
-        """
-
-        def is_of_task(book: RunBook) -> bool:
-            return (book.run.spec_name, book.run.task_id) == (spec_name, task_id)
-
-        self.flush(sender, chosen=is_of_task, is_over=is_over)
+    def overtake(self, spec_name: str, task_id: str) -> None:
+        """The task runs anew: give up how its earlier runs ended, which would be taken for how this one does."""
         for file in self._spools():
             with self._opened(file) as book:
-                if book is not None and is_of_task(book) and book.waiting("status"):
+                if book is not None and _is_of(book, spec_name, task_id) and book.waiting("status"):
                     for entry in book.waiting("status"):
                         book.refuse(entry, _OVERTAKEN)
                     self.close_book(book)
@@ -273,7 +274,7 @@ class Outbox:
                 return OutboxRun(run_id=file.stem, state="in progress") if file.exists() else None
             book = RunBook.read(spool)
             if book is None:
-                return OutboxRun(run_id=file.stem, state="damaged")
+                return OutboxRun(run_id=file.stem, state="damaged") if spool.size else None
             entries = tuple(map(_entry_shown, (*book.refused, *book.waiting())))
         except (OSError, KeyError, TypeError, ValueError):
             return OutboxRun(run_id=file.stem, state="damaged")
@@ -338,6 +339,10 @@ class Outbox:
         for folder in (self._folder, self._rejected):
             with suppress(FileNotFoundError):
                 yield from (file for file in folder.iterdir() if file.is_file())
+
+
+def _is_of(book: RunBook, spec_name: str, task_id: str) -> bool:
+    return (book.run.spec_name, book.run.task_id) == (spec_name, task_id)
 
 
 def _copy(entries: list[Entry], source: RunBook, target: RunBook, *, is_refused: bool = True) -> None:

@@ -5,6 +5,7 @@ What there is to tell is put into the outbox before it is sent, and leaves it wh
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any, Literal
 
 from necrocode.agent_runner.errors import RunnerError
@@ -45,6 +46,7 @@ class Reporter:
         on_defect: Callable[[Exception], None],
     ) -> None:
         self._registry = registry
+        self._store = store
         self._task = task
         self._outbox = outbox
         self._clock = clock
@@ -53,8 +55,6 @@ class Reporter:
         self._identity = {"run_id": run.run_id, "runner_id": run.runner_id}
         self._book = RunBook(run)
         self._sender = Sender(registry, store, on_defect=on_defect)
-        self._earlier = Sender(registry, store, is_over=self._earlier_are_late)
-        self._settle_until = 0.0
         self._is_cut_off = False
         self.lease_epoch: int | None = None
         """Of the task's lease; every write carries it."""
@@ -63,9 +63,8 @@ class Reporter:
 
     def started(self) -> None:
         """The task is running now. Raises ``ServiceError`` and its kin: a run that nobody can see is not begun."""
-        self._settle_until = self._clock.monotonic() + SETTLE_SECONDS
         task = self._task
-        self._outbox.settle(task.spec_name, task.task_id, self._earlier, is_over=self._earlier_are_late)
+        self._tell_of_earlier_runs()
         self._registry.register_task(task)
         self.has_started = True  # before the call: an interrupted one may have arrived
         try:
@@ -73,8 +72,21 @@ class Reporter:
         except RunnerError:
             self.has_started = False
             raise
+        self._outbox.overtake(task.spec_name, task.task_id)
         self.goes_on()
         self.event("run_started", {})
+
+    def _tell_of_earlier_runs(self) -> None:
+        """What these could not tell comes first, where a service takes it in time."""
+        if not self._outbox.has_waiting(but=self._book.run.run_id):
+            return
+        is_late = threading.Event()
+        sender = Sender(self._registry, self._store, is_over=is_late.is_set)
+        task = (self._task.spec_name, self._task.task_id)
+        thread = threading.Thread(target=self._outbox.send_of_task, args=(*task, sender), daemon=True)
+        thread.start()
+        thread.join(SETTLE_SECONDS)
+        is_late.set()
 
     def goes_on(self) -> None:
         """The registry has heard of the run: from here on it tells, and what it told before it died is known."""
@@ -83,9 +95,6 @@ class Reporter:
             self._book = self._outbox.open_book(self._book.run)
         except OSError as error:
             self._told_unkept(error)
-
-    def _earlier_are_late(self) -> bool:
-        return self._clock.monotonic() >= self._settle_until
 
     def works_at(self, place: RunPlace) -> None:
         """Where the run works, for whoever cleans up after it should it die. Never raises."""
