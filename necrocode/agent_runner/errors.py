@@ -19,6 +19,8 @@
     │   └── ChangeRejectedError                a path or content rule refuses the change set
     │       └── EditRejectedError              an edit has no one place in its file
     ├── BudgetExhaustedError                   a limit on tokens, calls, money or time would be passed
+    ├── SetupError                             the setup_commands fail before any change
+    │   └── ChangedSetupError                  ... or only with the dependencies that the change names
     ├── TestExecutionError                     the tests could not be started (failing tests are a result)
     ├── TamperedTestsError                     the change touches what it is judged by, and that is refused
     ├── PushError                              the branch was not delivered
@@ -174,6 +176,24 @@ class BudgetExhaustedError(RunnerError):
         self.limit = limit
         self.left = left
         self.needed = needed
+
+
+class SetupError(RunnerError):
+    """A command of ``setup_commands`` failed on the base: no test was run, and the model was not asked.
+
+    The text names the command, how it ended and the last lines of its output.
+    """
+
+
+class ChangedSetupError(SetupError):
+    """A set-up command that works on the base fails with the dependencies that the change names.
+
+    ``feedback`` is what to tell the model.
+    """
+
+    def __init__(self, message: str, *, feedback: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.feedback = feedback
 
 
 class TestExecutionError(RunnerError):

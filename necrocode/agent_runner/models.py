@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
 from necrocode.agent_runner import _names
+from necrocode.agent_runner._invisible import visible
 from necrocode.agent_runner._strict import JsonObject, StrictModel, Value, Writable, read_yaml_mapping
 from necrocode.agent_runner._text import shown
 from necrocode.agent_runner.errors import RunnerError, TaskContextValidationError
@@ -51,7 +52,7 @@ def checked_related_files(paths: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(_names.check_path_inside(path) for path in paths)
 
 
-def checked_test_commands(commands: tuple[str, ...]) -> tuple[str, ...]:
+def checked_commands(commands: tuple[str, ...]) -> tuple[str, ...]:
     """Commands of a task or playbook that a shell can run."""
     if any(not command.strip() or "\0" in command for command in commands):
         raise ValueError("each must be a shell command, not an empty text")
@@ -94,6 +95,9 @@ class TaskContext(StrictModel):
     """Branch, tag or full commit id to start from. None: the default branch, or the HEAD of ``slot_path``."""
     test_commands: TextList = ()
     """Shell commands, run in order at the top of a throw-away copy of the checkout; exit code 0 means passed."""
+    setup_commands: TextList = ()
+    """Shell commands that install what the tests need, in the same sandbox and with network: once, then kept for the
+    runs whose dependency files are the same. What they write is there in every run of the tests."""
     fail_fast: bool = True
     """Whether the first failing test command ends the tests."""
     timeout_seconds: float = Field(default=DEFAULT_TASK_TIMEOUT_SECONDS, gt=0, le=7 * 86_400, allow_inf_nan=False)
@@ -120,7 +124,7 @@ class TaskContext(StrictModel):
     @field_validator("title")
     @classmethod
     def _check_title(cls, value: str) -> str:
-        if not value.strip() or _names.has_control_character(value):
+        if not visible(value).strip() or _names.has_control_character(value):
             raise ValueError("must be one line of text")
         return value.strip()
 
@@ -151,10 +155,10 @@ class TaskContext(StrictModel):
     def _check_related_files(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return checked_related_files(value)
 
-    @field_validator("test_commands")
+    @field_validator("test_commands", "setup_commands")
     @classmethod
-    def _check_test_commands(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return checked_test_commands(value)
+    def _check_commands(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return checked_commands(value)
 
     @model_validator(mode="after")
     def _check_place(self) -> Self:
@@ -258,6 +262,8 @@ class ImplementationResult(Value):
     """The ref that keeps the commit, whatever becomes of the run."""
     tree: str
     files: tuple[str, ...]
+    protected_files: tuple[str, ...] = ()
+    """Those of them that decide what runs elsewhere, or that ``protected_paths`` names: look at them before merging."""
     explanation: str = ""
     model: str = ""
     edit_format: str = ""

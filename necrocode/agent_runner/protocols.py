@@ -194,6 +194,7 @@ class Sandbox(Protocol):
         fail_fast: bool,
         deadline: Deadline,
         collect: Sequence[str] = (),
+        below: Path | None = None,
     ) -> TestResult:
         """Run shell commands over a throw-away copy of ``checkout``, which itself is never written to.
 
@@ -204,4 +205,24 @@ class Sandbox(Protocol):
         regular files in it come back in ``CommandResult.collected``, as ``reports/{path}``; so do files of the copy
         that the command wrote and whose path, with a slash before it, matches one of ``collect`` (``*`` stands for
         anything, slashes included). No link is followed. Number and size are bounded: what is over is cut or left out.
+
+        ``below`` is a folder that :meth:`run_setup` filled: what is in it is there as well, to be written over in the
+        copy alone, where the checkout has no file of that path. It is passed only for tasks with ``setup_commands``.
+        """
+
+    def run_setup(
+        self,
+        commands: Sequence[str],
+        checkout: Path,
+        kept: Path,
+        *,
+        tree: str,
+        environment: Mapping[str, str],
+        has_network: bool,
+        deadline: Deadline,
+    ) -> TestResult:
+        """Run set-up commands as :meth:`run_tests` runs commands, up to the first that fails, and keep what they wrote.
+
+        Files that they wrote below the copy's top come to lie in ``kept/files``, those below ``HOME`` in ``kept/home``;
+        where a command failed, nothing does. Called only for tasks with ``setup_commands``.
         """

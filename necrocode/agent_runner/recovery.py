@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner import _names
-from necrocode.agent_runner._git import Git, GitError, Repository
+from necrocode.agent_runner._git import UPLOAD_PACK, Git, GitError, Repository
 from necrocode.agent_runner._strict import Value
 from necrocode.agent_runner.errors import ConfigurationError, RepositoryNotFoundError
 
@@ -109,8 +109,8 @@ def restore_branch(git: Git, work: KeptWork, target: Path, branch: str) -> None:
         raise ConfigurationError(f"{target} has a branch {branch!r} already.", hint="Choose another name.")
     if not _has(repository, f"{work.commit}^{{commit}}"):
         refspec = f"{work.ref}:{work.ref}"
-        options = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules")
-        repository.run("fetch", *options, "--", str(work.repository.absolute()), refspec)
+        options = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", UPLOAD_PACK)
+        repository.run("fetch", *options, "--", str(work.repository.absolute()), refspec, network=True)
     repository.move_ref(ref, work.commit, expected=None)
 
 
@@ -149,7 +149,8 @@ def _repository(git: Git, path: Path) -> Repository:
     git.prepare()
     if not path.is_dir():
         raise RepositoryNotFoundError(f"There is no repository at {path}.")
-    return Repository(git, path)
+    is_bare = (path / "HEAD").is_file() and (path / "objects").is_dir()  # git takes no bare one that is not called that
+    return Repository(git, path, bare=is_bare)
 
 
 def _patch(repository: Repository, commit: str) -> bytes:

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._clock import Deadline
+from necrocode.agent_runner._invisible import invisible_in, told, visible
 from necrocode.agent_runner.attempts import Attempts
 from necrocode.agent_runner.generation.budgeted_model import BudgetedModel
 from necrocode.agent_runner.outbox.book import RunIdentity, RunPlace
@@ -16,6 +17,7 @@ from necrocode.agent_runner.steps.allocate import brought_workspace, leased_work
 from necrocode.agent_runner.steps.deliver import deliver
 from necrocode.agent_runner.steps.generate import Asker, Transcript
 from necrocode.agent_runner.steps.report import Reporter
+from necrocode.agent_runner.steps.setup import Setups
 from necrocode.agent_runner.steps.upload import outputs_of
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.config import RunnerConfig
     from necrocode.agent_runner.generation.budget import ProcessBudget
     from necrocode.agent_runner.models import ImplementationResult, TaskContext
+    from necrocode.agent_runner.playbook import Playbook
     from necrocode.agent_runner.run_record import RunRecord
     from necrocode.agent_runner.wiring import Services
     from necrocode.agent_runner.workspace import Workspace
@@ -41,9 +44,12 @@ class TaskRun:
         self.record = record
         self._config = config
         self._services = services
-        self._playbook = load_playbook(record.task)
-        self._task = masked(with_playbook(record.task, self._playbook), services.redactor)
+        playbook = load_playbook(record.task)
+        task, self._playbook, hidden = readable(with_playbook(record.task, playbook), playbook)
+        self._task = masked(task, services.redactor)
         record.task = self._task
+        for warning in hidden:
+            record.warn(warning)
         self._deadline = Deadline(self._task.timeout_seconds, record.clock)
         self._transcript = Transcript()
         self._budget = budget.of_run(
@@ -102,8 +108,20 @@ class TaskRun:
                 workspace = stack.enter_context(context)
                 self.record.detail = f"{workspace.slot_id} at {workspace.base_commit[:12]}"
             self._reporter.works_at(RunPlace(str(workspace.path), workspace.slot_id, workspace.epoch))
+            self._setups = stack.enter_context(self._setups_for(workspace))
             self._reporter.event("slot_allocated", {"slot_id": workspace.slot_id})
             yield workspace
+
+    def _setups_for(self, workspace: Workspace) -> Setups:
+        return Setups(
+            self._task,
+            workspace,
+            self._services.sandbox,
+            config=self._config,
+            redactor=self._services.redactor,
+            deadline=self._deadline,
+            on_note=self.record.log,
+        )
 
     def solver(self, workspace: Workspace) -> Solver:
         """What asks the model, and applies and tests what it says."""
@@ -120,6 +138,7 @@ class TaskRun:
             deadline=self._deadline,
             asker=Asker(self._model, llm, self._task.max_tokens, self._deadline, self._transcript),
             attempts=Attempts(self._config.max_repair_rounds, llm.candidates),
+            setups=self._setups,
         )
 
     def deliver(self, workspace: Workspace) -> None:
@@ -212,7 +231,14 @@ def workspace_for(
     ``only_reads``: nothing will be done in it, so that a checkout with uncommitted changes does too.
     """
     if task.slot_path is not None:
-        return brought_workspace(task, services.git, deadline=deadline, on_trouble=on_trouble, only_reads=only_reads)
+        return brought_workspace(
+            task,
+            services.git,
+            deadline=deadline,
+            on_trouble=on_trouble,
+            only_reads=only_reads,
+            pushes=config.push and not only_reads,
+        )
     return leased_workspace(
         task,
         services.repo_pool,
@@ -223,6 +249,30 @@ def workspace_for(
         deadline=deadline,
         on_trouble=on_trouble,
     )
+
+
+def readable(task: TaskContext, playbook: Playbook) -> tuple[TaskContext, Playbook, tuple[str, ...]]:
+    """Both as people see them, who wrote or approved them; and a warning for each text that held more than that."""
+    criteria = tuple(task.acceptance_criteria)
+    texts = {
+        "The task's title": [task.title],
+        "The task's description": [task.description],
+        "The task's acceptance criteria": criteria,
+        "The playbook's instructions": [playbook.instructions],
+    }
+    found = {what: invisible_in(text) for what, text in texts.items()}
+    seen = {
+        "title": visible(task.title).strip(),
+        "description": visible(task.description),
+        "acceptance_criteria": tuple(map(visible, criteria)),
+    }
+    warnings = tuple(
+        f"{what} held characters that nobody sees; the model is not shown them: {told(hidden)}."
+        for what, hidden in found.items()
+        if hidden
+    )
+    playbook = playbook.model_copy(update={"instructions": visible(playbook.instructions)})
+    return task.model_copy(update=seen), playbook, warnings
 
 
 def masked(task: TaskContext, redactor: Redactor) -> TaskContext:

@@ -287,6 +287,21 @@ def test_the_table_of_http_calls_is_what_every_service_of_the_guide_has() -> Non
     assert slugs - {*CAPABILITIES, "slot-leases"} <= set(_http._ERROR_BY_SLUG)
 
 
+def test_every_test_that_a_document_names_is_there() -> None:
+    named = {
+        code
+        for path in DOCUMENTS
+        for code in Document(path).inline_code
+        if re.fullmatch(r"tests/[\w/]+\.py::\w+", code)
+    }
+    assert len(named) > 50
+    for node in named:
+        file, _, name = node.partition("::")
+        source = ROOT / file
+        assert source.is_file(), node
+        assert re.search(rf"^ *def {name}\(", source.read_text(encoding="utf-8"), re.MULTILINE), node
+
+
 def test_the_layout_and_the_layers_are_the_codes_own() -> None:
     document = Document(ROOT / "docs" / "architecture.md")
     (block,) = document.blocks_of("text")

@@ -6,7 +6,7 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from necrocode.agent_runner._git import GitError, Repository, open_checkout
+from necrocode.agent_runner._git import GitError, RemoteRefusedError, Repository, open_checkout
 from necrocode.agent_runner.errors import (
     RepositoryNotFoundError,
     RunnerError,
@@ -77,18 +77,23 @@ def brought_workspace(
     deadline: Deadline,
     on_trouble: Callable[[str], None],
     only_reads: bool = False,
+    pushes: bool = False,
 ) -> Iterator[Workspace]:
     """The checkout that the caller brings. Its HEAD is put back where it was, unless the branch was delivered there.
 
     ``UnusableCheckoutError`` when it is no checkout, or has uncommitted changes; where one ``only_reads``, these are
-    told to ``on_trouble``.
+    told to ``on_trouble``. ``RepositoryNotFoundError`` where one ``pushes`` and its remote is not allowed.
     """
     if task.slot_path is None:  # pragma: no cover - the orchestrator has seen to it
         raise WorkspacePreparationError("The task names no slot_path.")
     git.prepare()
-    checkout = open_checkout(task.slot_path.expanduser().absolute())
+    checkout = open_checkout(git, task.slot_path.expanduser().absolute())
     repository = Repository(git, checkout.root)
-    changed = repository.run("status", "--porcelain", "--untracked-files=no", deadline=deadline).decode().strip()
+    changed = (
+        repository.run("status", "--porcelain", "--untracked-files=no", "--ignore-submodules=dirty", deadline=deadline)
+        .decode()
+        .strip()
+    )
     if changed:
         told = f"The checkout {checkout.root} has uncommitted changes: {changed.splitlines()[0]}"
         if not only_reads:
@@ -101,11 +106,21 @@ def brought_workspace(
         if not base:
             raise RepositoryNotFoundError(f"{checkout.root} has no branch, tag or commit {task.base_ref!r}.")
         remote = task.repo_url or ("origin" if checkout.origin_url else None)
+        if pushes and remote is not None:
+            _refuse_forbidden_remote(repository, remote, deadline)
         start = checkout.head_branch or head
         try:
             yield Workspace(repository, objects, task.slot_id or str(checkout.root), base, remote, is_brought=True)
         finally:
             _return_head(repository, start, task.branch, on_trouble)
+
+
+def _refuse_forbidden_remote(repository: Repository, remote: str, deadline: Deadline) -> None:
+    """Before a model is paid for work that could not be delivered."""
+    try:
+        repository.check_remote(remote, deadline=deadline)
+    except RemoteRefusedError as error:
+        raise RepositoryNotFoundError(f"Nothing may be pushed to {remote}: {error}", hint=error.hint) from error
 
 
 def _return_head(repository: Repository, start: str, branch: str, on_trouble: Callable[[str], None]) -> None:

@@ -16,6 +16,7 @@ from necrocode.agent_runner.generation.file_lines import Effort
 from necrocode.agent_runner.generation.planned_tree import BaseTree, PlannedTree, kind_of
 from necrocode.agent_runner.generation.refusals import RefusedFile, feedback_of, message_of
 from necrocode.agent_runner.models import ImplementationResult
+from necrocode.agent_runner.verdict.tamper import is_ci
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.workspace import Workspace
 
 _BOM = b"\xef\xbb\xbf"
-# Files that decide what runs elsewhere; a change to one of them is applied, and the result says so.
-_TELLING_PATHS = (
-    ".gitmodules", ".gitattributes", ".github/*", ".gitlab-ci.yml", ".circleci/*", "jenkinsfile",
-    "azure-pipelines.yml", ".pre-commit-config.yaml", ".ci/*", ".buildkite/*", ".travis.yml",
+# Files that decide what runs elsewhere, besides those of continuous integration.
+_PROTECTED = (
+    ".gitmodules", ".gitattributes", ".lfsconfig", ".github/*", ".gitlab/*", ".gitea/*", ".forgejo/*", ".husky/*",
+    ".devcontainer/*", ".envrc", "lefthook.yml",
 )  # fmt: skip
 
 
@@ -124,11 +125,31 @@ def _decoded(content: bytes | None) -> str:
     return (content or b"").decode(errors="replace")
 
 
-def telling_paths(paths: Iterable[str]) -> tuple[str, ...]:
-    """Those of the paths that decide what runs elsewhere: CI, submodules, attributes; in any folder and any case."""
+def protected_files(paths: Iterable[str], patterns: Iterable[str] = ()) -> tuple[str, ...]:
+    """Those of the paths that decide what runs elsewhere, or fit one of the configured patterns; in any case.
+
+    A pattern without a slash before it fits in any folder, and one that ends with a slash all that is below.
+    """
+    wanted = [_pattern(one) for one in (*_PROTECTED, *patterns)]
     return tuple(
-        path for path in paths if any(fnmatchcase(f"/{path.casefold()}", f"*/{one}") for one in _TELLING_PATHS)
+        path for path in paths if is_ci(path) or any(fnmatchcase(f"/{path.casefold()}", one) for one in wanted)
     )
+
+
+def _pattern(given: str) -> str:
+    pattern = given.casefold().removeprefix("./")
+    pattern += "*" if pattern.endswith("/") else ""
+    return pattern if pattern.startswith("/") else f"*/{pattern}"
+
+
+def refuse_protected(changes: Iterable[FileChange], config: RunnerConfig) -> None:
+    """Refuse planned changes to protected files, where ``protected_paths_policy`` says so."""
+    found = protected_files((change.path for change in changes), config.protected_paths)
+    if found and config.protected_paths_policy == "refuse":
+        raise ChangeRejectedError(
+            f"The answer changes {', '.join(map(repr, found[:5]))}: protected files, which it must leave as they are.",
+            hint="Do the task without changing them.",
+        )
 
 
 def commit_message(config: RunnerConfig, task: TaskContext, run_id: str) -> str:
@@ -152,8 +173,12 @@ def commit_changes(
     author: Author,
     response: LLMResponse,
     deadline: Deadline,
+    protected: Iterable[str] = (),
 ) -> ImplementationResult:
-    """Write the planned changes as one commit on top of the workspace's base, kept under ``ref``."""
+    """Write the planned changes as one commit on top of the workspace's base, kept under ``ref``.
+
+    ``protected`` are the configured patterns; the result names the files that they, or our own, fit.
+    """
     commit = workspace.repository.write_commit(
         workspace.base_commit, changes, ref=ref, message=message, author=author, deadline=deadline
     )
@@ -162,7 +187,8 @@ def commit_changes(
         commit=commit,
         ref=ref,
         tree=workspace.objects.tree_of(commit),
-        files=tuple(sorted(change.path for change in changes)),
+        files=(files := tuple(sorted(change.path for change in changes))),
+        protected_files=protected_files(files, protected),
         explanation=response.explanation,
         model=response.model,
         edit_format=response.edit_format,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from necrocode.agent_runner._git import REMOTE_HEAD, GitError
+from necrocode.agent_runner._git import RECEIVE_PACK, REMOTE_HEAD, UPLOAD_PACK, GitError
 from necrocode.agent_runner.errors import PushError
 from necrocode.agent_runner.models import PushResult
 
@@ -59,7 +59,8 @@ def deliver(
             repository.run("symbolic-ref", "HEAD", delivery.ref, deadline=deadline)
     except GitError as error:
         raise PushError(
-            f"Cannot deliver branch {branch} to {remote or workspace.path}: {error}", hint=_hint(error.output)
+            f"Cannot deliver branch {branch} to {remote or workspace.path}: {error}",
+            hint=error.hint or _hint(error.output),
         ) from error
     place = str(workspace.path) if remote is None else _address(repository, remote)
     return PushResult(branch=branch, commit=commit, repository=place, pushed=remote is not None)
@@ -115,7 +116,7 @@ class _Delivery:
     def _remote_tip(self, remote: str) -> str:
         """The commit that the branch is at over there, with its history fetched; empty where it is not there."""
         seen = f"refs/necrocode/seen/{self.implementation.commit}"
-        options = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules")
+        options = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", UPLOAD_PACK)
         try:
             self.repository.run(
                 "fetch", *options, "--", remote, f"+{self.ref}:{seen}", network=True, deadline=self.deadline
@@ -130,7 +131,7 @@ class _Delivery:
 
     def _push_expecting(self, remote: str, expected: str) -> None:
         lease = f"--force-with-lease={self.ref}:{expected}"
-        options = ("--porcelain", "--no-verify", "--no-follow-tags", "--recurse-submodules=no", lease)
+        options = ("--porcelain", "--no-verify", "--no-follow-tags", "--recurse-submodules=no", RECEIVE_PACK, lease)
         refspec = f"{self.implementation.commit}:{self.ref}"
         self.repository.run("push", *options, "--", remote, refspec, network=True, deadline=self.deadline)
 

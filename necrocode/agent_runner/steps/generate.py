@@ -7,6 +7,7 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from necrocode.agent_runner._invisible import visible
 from necrocode.agent_runner.generation.answer_forms import (
     ShownFile,
     answer_format_of,
@@ -113,7 +114,7 @@ def compose(
         task,
         shown,
         instructions="\n\n".join(filter(None, [redactor.text(instructions).strip(), stand_ins.note])),
-        test_commands=tuple(map(redactor.text, test_commands)),
+        test_commands=tuple(redactor.text(visible(command)) for command in test_commands),
         failing=redactor.text(failing),
         edit_format=edit_format,
     )
