@@ -47,11 +47,11 @@ def test_what_waits_is_listed_and_sent(
     )  # fmt: skip
     monkeypatch.setenv("TASK_REGISTRY_URL", "http://127.0.0.1:9")
     code, out, err = outbox(capsys, "flush")
-    assert (code, out) == (3, "0 delivered, 10 waiting, 0 rejected\n")
+    assert (code, out) == (3, "0 delivered, 11 waiting, 0 rejected\n")
     assert "Failed to connect" in err
     monkeypatch.delenv("TASK_REGISTRY_URL")
     code, out, _ = outbox(capsys, "flush", "--json")
-    assert (code, json.loads(out)["delivered"], bench.status()) == (0, 10, "done")
+    assert (code, json.loads(out)["delivered"], bench.status()) == (0, 11, "done")
 
 
 def test_what_was_refused_is_told_retried_and_dropped(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:

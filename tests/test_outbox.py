@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 
 from necrocode.agent_runner import (
+    IllegalTransitionError,
     LocalArtifactStore,
     LocalTaskRegistry,
     RunnerConfig,
     RunnerOrchestrator,
     ScriptedLLM,
     ServiceConnectionError,
-    StaleLeaseError,
     StorageFullError,
     TaskContext,
     TaskRegistryClient,
@@ -120,12 +120,12 @@ def test_the_end_carries_what_was_uploaded_and_comes_last(bench: Bench) -> None:
     registry = Recording(bench.registry)
     result = bench.run(GOOD_ANSWER, services={"task_registry": registry})
     told = metadata(bench)
-    assert told["artifact_count"] == 3
+    assert told["artifact_count"] == 4
     assert {(one["type"], one["uri"], one["sha256"], one["size_bytes"]) for one in told["artifacts"]} == {
         (one.type, one.uri, one.sha256, one.size_bytes) for one in result.artifacts
     }
     names = [name for name, _, _ in registry.calls]
-    assert names[-5:] == ["add_artifact"] * 3 + ["add_event", "update_task_status"]
+    assert names[-6:] == ["add_artifact"] * 4 + ["add_event", "update_task_status"]
     keys = [key for _, _, key in registry.calls[1:]]
     assert len(set(keys)) == len(keys)
     assert all(key is not None and key.startswith(result.run_id) for key in keys)
@@ -154,12 +154,16 @@ def test_a_registry_that_is_down_at_the_end_is_told_by_the_flush_in_order_and_on
     assert (waiting.run_id, waiting.task_id, waiting.spec_name, waiting.state) == (
         result.run_id, "1.1", "calc", "waiting",
     )  # fmt: skip
-    assert [entry.kind for entry in waiting.entries] == ["record"] * 3 + ["event"] * 6 + ["status"]
+    assert [entry.kind for entry in waiting.entries] == ["record"] * 4 + ["event"] * 6 + ["status"]
     registry = Recording(bench.registry)
     flushed = bench.orchestrator(ScriptedLLM([]), {"task_registry": registry}).flush_outbox()
-    assert (flushed.delivered, flushed.waiting, flushed.rejected, flushed.troubles) == (10, 0, 0, ())
-    assert [name for name, _, _ in registry.calls] == ["add_artifact"] * 3 + ["add_event"] * 6 + ["update_task_status"]
-    assert (bench.status(), bench.events(), records(bench)) == ("done", STORY, ["diff", "log", "transcript"])
+    assert (flushed.delivered, flushed.waiting, flushed.rejected, flushed.troubles) == (11, 0, 0, ())
+    assert [name for name, _, _ in registry.calls] == ["add_artifact"] * 4 + ["add_event"] * 6 + ["update_task_status"]
+    assert (bench.status(), bench.events(), records(bench)) == (
+        "done",
+        STORY,
+        ["diff", "log", "manifest", "transcript"],
+    )
     assert bench.orchestrator(ScriptedLLM([])).flush_outbox().delivered == 0
     assert spools(bench) == []
 
@@ -193,15 +197,17 @@ def test_before_a_task_is_run_again_the_registry_hears_how_it_ended_before(bench
 
 def test_an_end_that_cannot_be_told_before_the_task_runs_again_is_given_up_and_shown(bench: Bench) -> None:
     """Told afterwards it would end the new run."""
-    bench.run("rubbish", max_repair_rounds=0, services={"task_registry": after_the_run_began(bench, *WRITES)})
+    bench.run(
+        "rubbish", max_repair_rounds=0, runner_id="r", services={"task_registry": after_the_run_began(bench, *WRITES)}
+    )
     events_down = Failing(bench.registry, down, "add_event")
-    second = bench.run(GOOD_ANSWER, services={"task_registry": events_down})
+    second = bench.run(GOOD_ANSWER, runner_id="r", services={"task_registry": events_down})
     assert second.reported == "pending"
     bench.orchestrator(ScriptedLLM([])).flush_outbox()
     assert bench.status() == "done"
     (rejected,) = kept(bench)
-    assert (rejected.state, [entry.kind for entry in rejected.entries]) == ("rejected", ["status"])
-    assert "A later run of the task" in str(rejected.entries[0].reason)
+    assert (rejected.state, rejected.entries[-1].kind) == ("rejected", "status")
+    assert "A later run of the task" in str(rejected.entries[-1].reason)
 
 
 def test_a_store_that_is_down_at_the_end_gets_its_bytes_later_and_the_end_waits_for_it(bench: Bench) -> None:
@@ -212,10 +218,10 @@ def test_a_store_that_is_down_at_the_end_gets_its_bytes_later_and_the_end_waits_
     assert "kept, and sent later" in result.warnings[1]
     assert (bench.status(), records(bench)) == ("running", [])
     assert bench.orchestrator(ScriptedLLM([])).flush_outbox().waiting == 0
-    assert (bench.status(), records(bench)) == ("done", ["diff", "log", "transcript"])
+    assert (bench.status(), records(bench)) == ("done", ["diff", "log", "manifest", "transcript"])
     told = {one["type"]: one for one in metadata(bench)["artifacts"]}
     assert len(json.loads(store(bench).download(told["transcript"]["uri"]))["calls"]) == 1
-    assert len(list(store(bench).walk())) == 3
+    assert len(list(store(bench).walk())) == 4
 
 
 def test_a_full_store_is_tried_again_later(bench: Bench) -> None:
@@ -244,7 +250,7 @@ def test_a_registry_process_that_is_gone_at_the_end_and_comes_back(bench: Bench,
         with TaskRegistryClient(url) as registry:
             assert registry.get_task("1.1", spec_name="calc").status == "done"
             assert [one.event_type for one in registry.list_events("1.1", spec_name="calc")] == STORY
-            assert len(registry.list_artifacts("1.1", spec_name="calc")) == 3
+            assert len(registry.list_artifacts("1.1", spec_name="calc")) == 4
     assert kept(bench) == ()
 
 
@@ -264,7 +270,7 @@ def test_what_arrived_although_its_answer_was_lost_is_there_once(bench: Bench, t
         with TaskRegistryClient(url) as healed:
             bench.orchestrator(ScriptedLLM([]), {"task_registry": healed}).flush_outbox()
         assert [one.event_type for one in inner.list_events("1.1", spec_name="calc")] == STORY
-        assert len(inner.list_artifacts("1.1", spec_name="calc")) == 3
+        assert len(inner.list_artifacts("1.1", spec_name="calc")) == 4
         assert inner.get_task("1.1", spec_name="calc").status == "done"
 
 
@@ -301,30 +307,32 @@ def test_an_end_is_not_given_up_for_a_run_that_could_not_begin(bench: Bench) -> 
 
 
 def test_what_is_refused_for_good_is_shown_with_its_reason_and_blocks_nobody(bench: Bench) -> None:
-    def stale() -> StaleLeaseError:
-        return StaleLeaseError("another runner has the task", status_code=409)
+    def stale() -> IllegalTransitionError:
+        return IllegalTransitionError("the task is not running", status_code=409)
 
     refusing = Failing(bench.registry, stale, *WRITES, after=2)
     first = bench.run(GOOD_ANSWER, services={"task_registry": refusing})
     assert (first.status, first.reported) == ("done", "no")
-    assert any("does not have the final status 'done': another runner" in warning for warning in first.warnings)
+    assert any(
+        "does not have the final status 'done': the task is not running" in warning for warning in first.warnings
+    )
     second = bench.run(GOOD_ANSWER, task=bench.task(task_id="2"))
     assert second.reported == "yes"
     (rejected,) = kept(bench)
     assert (rejected.run_id, rejected.state) == (first.run_id, "rejected")
-    assert {entry.reason for entry in rejected.entries} == {"another runner has the task"}
-    assert len(store(bench).find().items) == 6
+    assert {entry.reason for entry in rejected.entries} == {"the task is not running"}
+    assert len(store(bench).find().items) == 8
     outbox(bench).drop(first.run_id)
     assert kept(bench) == ()
 
 
 def test_what_was_refused_can_be_sent_once_more(bench: Bench) -> None:
-    refusing = Failing(bench.registry, lambda: StaleLeaseError("no", status_code=409), *WRITES, after=1)
+    refusing = Failing(bench.registry, lambda: IllegalTransitionError("no", status_code=409), *WRITES, after=1)
     first = bench.run(GOOD_ANSWER, services={"task_registry": refusing})
     outbox(bench).take_back(first.run_id)
     report = bench.orchestrator(ScriptedLLM([])).flush_outbox()
     assert (report.waiting, report.rejected, kept(bench)) == (0, 0, ())
-    assert (bench.status(), bench.events(), len(records(bench))) == ("done", STORY, 3)
+    assert (bench.status(), bench.events(), len(records(bench))) == ("done", STORY, 4)
 
 
 def test_a_defect_of_a_callers_store_keeps_the_end_from_nothing(bench: Bench) -> None:
@@ -332,10 +340,10 @@ def test_a_defect_of_a_callers_store_keeps_the_end_from_nothing(bench: Bench) ->
     result = bench.run(GOOD_ANSWER, services={"artifact_store": broken})
     assert (result.status, result.reported, result.artifacts) == ("done", "yes", ())
     (rejected,) = kept(bench)
-    assert {entry.kind for entry in rejected.entries} == {"upload", "record"}
+    assert {entry.kind for entry in rejected.entries} == {"upload", "record", "manifest"}
     outbox(bench).take_back(result.run_id)
     bench.orchestrator(ScriptedLLM([])).flush_outbox()
-    assert len(records(bench)) == 3
+    assert len(records(bench)) == 4
 
 
 def test_dropping_what_is_not_there_says_so(bench: Bench) -> None:
@@ -365,7 +373,7 @@ def test_two_that_flush_at_once_deliver_everything_once(bench: Bench) -> None:
     for thread in threads:
         thread.join()
     keys = [key for _, _, key in registry.calls]
-    assert (len(keys), len(set(keys)), spools(bench)) == (40, 40, [])
+    assert (len(keys), len(set(keys)), spools(bench)) == (44, 44, [])
 
 
 CHILD = """
@@ -397,7 +405,7 @@ def test_a_runner_killed_while_it_reports_has_lost_nothing_and_doubled_nothing(b
     assert killed.returncode == -signal.SIGKILL
     assert bench.status() == ("running" if moment == "before" else "done")
     bench.orchestrator(ScriptedLLM([])).flush_outbox()
-    assert (bench.status(), records(bench), spools(bench)) == ("done", ["diff", "log", "transcript"], [])
+    assert (bench.status(), records(bench), spools(bench)) == ("done", ["diff", "log", "manifest", "transcript"], [])
     assert bench.events() == STORY
 
 
@@ -504,6 +512,6 @@ def test_the_service_connection_error_of_the_flush_is_told(bench: Bench) -> None
     config = RunnerConfig(state_dir=bench.state_dir, task_registry_url="http://127.0.0.1:9", network_retry_count=0)
     with RunnerOrchestrator(config, llm=ScriptedLLM([])) as runner:
         report = runner.flush_outbox()
-    assert (report.delivered, report.waiting) == (0, 10)
+    assert (report.delivered, report.waiting) == (0, 11)
     assert "Failed to connect to http://127.0.0.1:9" in report.troubles[0]
     assert isinstance(down(), ServiceConnectionError)

@@ -78,11 +78,15 @@ if TYPE_CHECKING:
         StorageFullError,
         TamperedTestsError,
         TaskContextValidationError,
+        TaskLeasedError,
         TaskNotFoundError,
         TestExecutionError,
         TruncatedAnswerError,
         UnusableCheckoutError,
         WorkspacePreparationError,
+    )
+    from necrocode.agent_runner.fencing import (
+        HandedLease,
     )
     from necrocode.agent_runner.models import (
         Artifact,
@@ -110,6 +114,7 @@ if TYPE_CHECKING:
         RepoPool,
         Sandbox,
         SpecBudgets,
+        TaskLeases,
         TaskRegistry,
     )
     from necrocode.agent_runner.records import (
@@ -188,6 +193,7 @@ _HOME_OF = {
     "EventRecord": "records",
     "FlushReport": "outbox.folder",
     "IdempotencyKeyReusedError": "errors",
+    "HandedLease": "fencing",
     "IllegalTransitionError": "errors",
     "ImplementationError": "errors",
     "ImplementationResult": "models",
@@ -249,6 +255,8 @@ _HOME_OF = {
     "TamperedTestsError": "errors",
     "TaskContext": "models",
     "TaskContextValidationError": "errors",
+    "TaskLeasedError": "errors",
+    "TaskLeases": "protocols",
     "TaskNotFoundError": "errors",
     "TaskRecord": "records",
     "TaskRegistry": "protocols",
@@ -296,6 +304,7 @@ __all__ = [
     "ErrorDetails",
     "EventRecord",
     "FlushReport",
+    "HandedLease",
     "IdempotencyKeyReusedError",
     "IllegalTransitionError",
     "ImplementationError",
@@ -358,6 +367,8 @@ __all__ = [
     "TamperedTestsError",
     "TaskContext",
     "TaskContextValidationError",
+    "TaskLeasedError",
+    "TaskLeases",
     "TaskNotFoundError",
     "TaskRecord",
     "TaskRegistry",

@@ -187,7 +187,7 @@ class RunnerConfig(StrictModel):
     slot_timeout_seconds: float = Field(default=60.0, ge=0, allow_inf_nan=False)
     """How long to wait for a free slot. 0: do not wait."""
     lease_seconds: float = Field(default=60.0, ge=3, allow_inf_nan=False)
-    """How long a slot stays ours without a heartbeat; heartbeats come three times as often."""
+    """How long the task and the slot stay ours without a heartbeat; heartbeats come three times as often."""
     push: bool = True
     """Whether the branch is pushed to the repository the slot came from. False: it stays in the slot's repository."""
     commit_author_name: str = Field(default="necrocode", min_length=1, max_length=200, pattern=r"^[^<>\n\x00]+$")

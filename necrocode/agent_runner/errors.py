@@ -41,6 +41,7 @@
     │   ├── PoolExistsError                    there is such a pool already, and it is another
     │   ├── PoolInUseError                     the pool has slots that somebody holds
     │   ├── StaleLeaseError                    the lease was given to someone else
+    │   ├── TaskLeasedError                    another run holds the task
     │   └── IdempotencyKeyReusedError          one idempotency key came with two different requests
     └── InternalError                          a defect in this package
 
@@ -290,6 +291,12 @@ class PoolInUseError(ServiceError):
 
 class StaleLeaseError(ServiceError):
     """The lease has expired or was given to another runner: this runner's writes are refused."""
+
+
+class TaskLeasedError(ServiceError):
+    """Another run holds the task; the text says whose, and until when. Nothing was done, and nothing paid for."""
+
+    retryable_by_default = True
 
 
 class IdempotencyKeyReusedError(ServiceError):

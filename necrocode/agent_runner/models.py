@@ -8,13 +8,22 @@ from pathlib import Path
 from types import EllipsisType
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    field_validator,
+    model_validator,
+)
 
 from necrocode.agent_runner import _names
 from necrocode.agent_runner._invisible import visible
 from necrocode.agent_runner._strict import JsonObject, StrictModel, Value, Writable, read_yaml_mapping
 from necrocode.agent_runner._text import shown
 from necrocode.agent_runner.errors import RunnerError, TaskContextValidationError
+from necrocode.agent_runner.fencing import HandedLease
 from necrocode.agent_runner.test_results import TestResult
 
 RESULT_SCHEMA_VERSION = 1
@@ -67,7 +76,7 @@ class TaskContext(StrictModel):
 
     error_type: ClassVar[type[RunnerError]] = TaskContextValidationError
     what: ClassVar[str] = "task"
-    secret_fields: ClassVar[frozenset[str]] = frozenset({"repo_url"})  # it may hold a password, which is refused
+    secret_fields: ClassVar[frozenset[str]] = frozenset({"repo_url", "lease"})  # the URL may hold a password
 
     task_id: str
     """The task's id, unique within its spec: letters, digits, ``.``, ``_``, ``-``; at most 128."""
@@ -110,6 +119,13 @@ class TaskContext(StrictModel):
     """A YAML file with instructions and test commands that many tasks share; see ``docs/playbooks.md``."""
     metadata: JsonObject = Field(default_factory=dict)
     """Anything JSON can hold, at most 64 deep and a million characters; recorded in the registry with the task."""
+    lease: HandedLease | None = None
+    """The hold on the task, where a dispatcher has claimed it for this run. None: the run claims it by itself."""
+
+    @field_validator("lease", mode="before")
+    @classmethod
+    def _check_lease(cls, value: object) -> object:
+        return value.model_dump() if isinstance(value, BaseModel) else value  # as claims give it
 
     @field_validator("task_id")
     @classmethod
@@ -367,6 +383,8 @@ class RunnerResult(Value):
     """
     reported: Literal["yes", "pending", "no"] = "yes"
     """Whether the registry has the final status. ``pending``: it is kept in the outbox, and sent later."""
+    lease_epoch: int | None = None
+    """The number of this run's claim on the task; later claims have higher ones. None: a registry without leases."""
     usage: RunUsage = Field(default_factory=RunUsage)
     """What was used of the model."""
     warnings: tuple[str, ...] = ()

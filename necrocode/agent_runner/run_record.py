@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from necrocode.agent_runner._clock import Clock
+    from necrocode.agent_runner.fencing import Fence
     from necrocode.agent_runner.models import (
         Artifact,
         ImplementationResult,
@@ -76,6 +77,8 @@ class RunRecord:
     reported: Reported = "no"
     has_ended: bool = False
     """Whether the end was written down, to be reported: how the run ended stays from then on."""
+    fence: Fence | None = None
+    """What the run's writes carry; None: it holds no lease on its task."""
     usage: RunUsage = field(default_factory=RunUsage)
     error: ErrorDetails | None = None
     status: Status = "failed"
@@ -224,6 +227,7 @@ class RunRecord:
             push_result=self.push,
             rounds=self.rounds,
             reported=self.reported,
+            lease_epoch=None if self.fence is None else self.fence.epoch,
             usage=self.usage,
             warnings=tuple(self.warnings),
         )

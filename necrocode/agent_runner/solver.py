@@ -174,7 +174,7 @@ class Solver:
                 workspace,
                 attempt.changes,
                 ref=f"refs/necrocode/runs/{record.run_id}/{attempt.number}",
-                message=commit_message(self.config, self.task, record.run_id),
+                message=commit_message(self.config, self.task, record.run_id, record.fence),
                 author=commit_author(self.config, record.clock.now()),
                 response=attempt.response,
                 deadline=self.deadline,

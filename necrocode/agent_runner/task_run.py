@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner._invisible import invisible_in, told, visible
 from necrocode.agent_runner.attempts import Attempts
+from necrocode.agent_runner.errors import StaleLeaseError
 from necrocode.agent_runner.generation.budgeted_model import BudgetedModel
 from necrocode.agent_runner.outbox.book import RunIdentity, RunPlace
 from necrocode.agent_runner.playbook import load_playbook, with_playbook
@@ -16,6 +17,7 @@ from necrocode.agent_runner.solver import Solver
 from necrocode.agent_runner.steps.allocate import brought_workspace, leased_workspace
 from necrocode.agent_runner.steps.deliver import deliver
 from necrocode.agent_runner.steps.generate import Asker, Transcript
+from necrocode.agent_runner.steps.lease import held_task
 from necrocode.agent_runner.steps.report import Reporter
 from necrocode.agent_runner.steps.setup import Setups
 from necrocode.agent_runner.steps.upload import outputs_of
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.models import ImplementationResult, TaskContext
     from necrocode.agent_runner.playbook import Playbook
     from necrocode.agent_runner.run_record import RunRecord
+    from necrocode.agent_runner.steps.lease import HeldTask
     from necrocode.agent_runner.wiring import Services
     from necrocode.agent_runner.workspace import Workspace
 
@@ -77,9 +80,11 @@ class TaskRun:
             on_trouble=record.warn,
             on_defect=record.fail,
         )
+        self._held: HeldTask | None = None
+        self._to_the_end = ExitStack()
 
     def prepare(self) -> None:
-        """Look whether outputs can be stored and the model asked, tell the registry that the task runs; then begin."""
+        """Look whether outputs can be stored and the model asked, take the task, tell that it runs; then begin."""
         with self.record.step("prepare"):
             self._services.artifact_store.ensure_available()
             if self._task.test_commands:
@@ -88,9 +93,30 @@ class TaskRun:
             check: Callable[[], None] | None = getattr(self._services.llm, "check", None)
             if check is not None:
                 check()
+            self._reporter.tell_of_earlier_runs()
+            self._take_task()
             self._reporter.started()
             self._services.flusher.start(own_run=self.record.run_id)
             self._budget.check_room()
+
+    def _take_task(self) -> None:
+        record = self.record
+        self._held = self._to_the_end.enter_context(
+            held_task(
+                self._task,
+                self._services.task_registry,
+                runner_id=record.runner_id,
+                lease_seconds=self._config.lease_seconds,
+                deadline=self._deadline,
+                is_begun=lambda: self._reporter.has_started,
+                on_note=record.log,
+                on_trouble=record.warn,
+            )
+        )
+        if self._held is not None:
+            record.fence = self._held.fence
+            self._reporter.writes_under(self._held.fence, self._held.writing)
+            self._deadline.cancellation.check()  # the registry may not want it to begin at all
 
     @contextmanager
     def allocate(self) -> Iterator[Workspace]:
@@ -152,11 +178,18 @@ class TaskRun:
                 push=self._config.push,
                 committer_email=self._config.commit_author_email,
                 deadline=self._deadline,
+                fence=record.fence,
+                check_hold=self._check_task,
             )
             record.detail = f"{record.push.branch} in {record.redact(record.push.repository)}"
         record.push = record.push.model_copy(update={"repository": record.redact(record.push.repository)})
         record.status = "done"
         self._reporter.event("branch_delivered", {"branch": record.push.branch, "commit": record.push.commit})
+
+    def _check_task(self) -> None:
+        """Return while the task is this run's; ``StaleLeaseError`` once it may be another's."""
+        if self._held is not None:
+            self._held.hold.check()
 
     def finish(self) -> None:
         """Write down what there is to store and to report, then store and report it, where the registry has heard of a
@@ -166,18 +199,35 @@ class TaskRun:
         """  # noqa: D205  one sentence
         self._budget.close()
         self.record.usage = self._budget.usage
-        if not self._reporter.has_started:
-            return
+        with self._to_the_end:
+            if not self._reporter.has_started:
+                return
+            try:
+                if not self._is_overtaken():
+                    self._tell_the_end_whatever_happens()
+            finally:
+                self._reporter.close()
+        if not self._deadline.cancellation.is_requested:
+            self._services.flusher.wait()
+
+    def _is_overtaken(self) -> bool:
+        """Whether the task may be another run's by now: then nothing more is written under this one's epoch."""
+        try:
+            self._check_task()
+        except StaleLeaseError as error:
+            self.record.fail(error)
+            kept = "" if self.record.implementation is None else f"; the work is under {self.record.implementation.ref}"
+            self.record.warn(f"Nothing was uploaded or reported: the task may be another run's by now{kept}.")
+            return True
+        return False
+
+    def _tell_the_end_whatever_happens(self) -> None:
         try:
             self._tell_the_end()
         except KeyboardInterrupt:
             self.record.cancel()
             self._tell_the_end()  # it goes on with what has not been sent
             raise
-        finally:
-            self._reporter.close()
-        if not self._deadline.cancellation.is_requested:
-            self._services.flusher.wait()
 
     def _tell_the_end(self) -> None:
         record = self.record
@@ -187,9 +237,8 @@ class TaskRun:
             record.detail = f"{len(record.artifacts)} artifacts"
         with record.step("report"):
             record.reported = self._reporter.report()
-            record.detail = (
-                record.status if record.reported == "yes" else f"{record.status}, {_NOT_TOLD[record.reported]}"
-            )
+            is_told = record.reported == "yes"
+            record.detail = record.status if is_told else f"{record.status}, {_NOT_TOLD[record.reported]}"
 
     def _write_down(self) -> None:
         """From here on nothing is lost, whatever becomes of this process or of the services."""

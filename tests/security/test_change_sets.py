@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from necrocode.agent_runner import RunnerConfig, RunnerOrchestrator, RunnerResult, ScriptedLLM, TaskContext
-from necrocode.agent_runner.steps.apply import protected_files
+from necrocode.agent_runner.verdict.tamper import protected_files
 from tests.support.repositories import commit_files, files_at, git, make_repository
 
 FILES: dict[str, str | bytes] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from necrocode.agent_runner import (
     TaskContext,
     TaskContextValidationError,
 )
+from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner._git import Git, GitError, RemoteRefusedError, RemoteRules, Repository
 from necrocode.agent_runner._names import remote_of
+from necrocode.agent_runner.errors import RunCancelledError
 from necrocode.cli import command_parser
 from necrocode.cli.serve import _settings
 from tests.support.http_server import Answer, serving
@@ -98,6 +101,16 @@ def test_git_connects_to_the_addresses_that_were_looked_at_and_asks_no_resolver(
         assert server.requests
 
 
+@pytest.mark.parametrize("host", ["[::1]", "[0:0::1]", "127.0.0.1", "2130706433"])
+def test_an_address_in_any_spelling_is_connected_to(tmp_path: Path, host: str) -> None:
+    door = Git(tmp_path / "home")
+    door.prepare()
+    url = f"http://{host}:1/r"
+    with pytest.raises(GitError, match=r"(?i)connect to|couldn't connect") as caught:
+        door.run(["ls-remote", "--", url], address=url)
+    assert "resolve" not in caught.value.output.casefold()
+
+
 def test_a_host_without_an_address_is_told_and_ssh_may_know_better() -> None:
     def unknown(_host: str, _port: int) -> tuple[str, ...]:
         raise OSError("unknown")
@@ -107,6 +120,30 @@ def test_a_host_without_an_address_is_told_and_ssh_may_know_better() -> None:
         rules.resolved(remote_of("https://nowhere/r"))
     assert caught.value.retryable
     assert rules.resolved(remote_of("work:r")) == ()
+
+
+def test_a_resolver_that_does_not_answer_is_left_when_the_run_is_to_stop() -> None:
+    asked, answered = threading.Event(), threading.Event()
+
+    def silent(_host: str, _port: int) -> tuple[str, ...]:
+        asked.set()
+        answered.wait(60)
+        return ()
+
+    deadline = Deadline(60)
+
+    def stop() -> None:
+        asked.wait(60)
+        deadline.cancellation.request("stop")
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    with pytest.raises(RunCancelledError):
+        RemoteRules(resolve=silent).resolved(remote_of("https://nowhere/r"), deadline)
+    with pytest.raises(GitError, match="Could not resolve host: nowhere"):
+        RemoteRules(resolve=silent).resolved(remote_of("https://nowhere/r"), Deadline(0.2))
+    answered.set()
+    stopper.join()
 
 
 def test_behind_a_proxy_nothing_is_resolved_here(monkeypatch: pytest.MonkeyPatch) -> None:

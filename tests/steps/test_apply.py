@@ -10,8 +10,8 @@ import pytest
 
 from necrocode.agent_runner import ChangeRejectedError, CodeChange
 from necrocode.agent_runner._git import FileChange, Git, ObjectReader, Repository
-from necrocode.agent_runner.steps.apply import Limits, plan_changes, protected_files, refuse_secrets
-from necrocode.agent_runner.verdict.tamper import TreeFiles
+from necrocode.agent_runner.steps.apply import Limits, plan_changes, refuse_secrets
+from necrocode.agent_runner.verdict.tamper import TreeFiles, protected_files
 from tests.support.repositories import commit_files, git, make_repository
 
 LIMITS = Limits(max_changed_files=10, max_file_bytes=1000, max_total_bytes=2000)

@@ -80,9 +80,9 @@ def test_a_patch_matters_only_to_a_run_that_ended_without_a_word(tmp_path: Path)
         outbox, service = Outbox(tmp_path / str(is_sealed), 1_000_000), Service()
         book = outbox.open_book(RUN)
         for number in range(2):
-            book.keep([book.entry("work", {"type": "diff"}, f"patch {number}".encode(), epoch=3)])
+            book.keep([book.entry("work", {"type": "diff", "metadata": {}}, f"patch {number}".encode(), epoch=3)])
         if is_sealed:
-            entries = upload_entries(book, [("diff", b"the best patch")], epoch=3)
+            entries = upload_entries(book, [("diff", b"the best patch")], {}, epoch=3)
             status = book.entry("status", {"status": "failed", "metadata": {}}, epoch=3)
             assert status is not None
             book.keep([*entries, status])

@@ -76,7 +76,7 @@ class Git:
         told = CONFIG | dict(config)
         if remote is not None:
             environment |= self._network(remote)
-            if addresses:  # git since 2.37 asks nobody else where the host is
+            if addresses and ":" not in remote.host:  # git since 2.37 asks nobody else where the host is
                 told["http.curloptResolve"] = f"{remote.host}:{remote.port_or_default}:{_listed(addresses)}"
         return environment | variables(told)
 
@@ -129,7 +129,7 @@ class Git:
         """
         verb = next((word for word in argv if not word.startswith(("-", "/"))), "git")
         remote = None if address is None else self.remotes.check(address)
-        addresses = () if remote is None else self.remotes.resolved(remote)
+        addresses = () if remote is None else self.remotes.resolved(remote, deadline)
         timeout = DEFAULT_TIMEOUT_SECONDS if deadline is None else deadline.check(f"run git {verb}")
         process = self.start(argv, self.environment(remote, addresses, config), pass_fds=pass_fds)
         try:

@@ -7,11 +7,13 @@ import os
 import re
 import socket
 import threading
+import time
 import unicodedata
 import urllib.request
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner._git.failures import GitError, RemoteRefusedError
 from necrocode.agent_runner._git.settings import NETWORK_VARIABLES
 from necrocode.agent_runner._names import GIT_PROTOCOLS, TOKEN_HOSTS, GitProtocol, Remote, remote_of
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 _OVER_HTTP = frozenset({"https", "http"})
 _RESOLVING_SECONDS = 20.0
+_LOOK_SECONDS = 0.1  # how often it is looked whether the run is to stop
 # Where clouds tell a machine its secrets, by name and by the addresses that are not link-local.
 _METADATA_NAMES = frozenset(
     {"metadata", "metadata.google.internal", "metadata.goog", "instance-data", "instance-data.ec2.internal"}
@@ -70,16 +73,17 @@ class RemoteRules:
             self._check_host(remote)
         return remote
 
-    def resolved(self, remote: Remote) -> tuple[str, ...]:
+    def resolved(self, remote: Remote, deadline: Deadline | None = None) -> tuple[str, ...]:
         """The addresses that git may connect to; empty where something else looks them up: a proxy, or ssh.
 
-        :class:`RemoteRefusedError` if one of them is never allowed, :class:`GitError` if there is none.
+        :class:`RemoteRefusedError` if one of them is never allowed, :class:`GitError` if there is none. It takes 20
+        seconds at most.
         """
         if remote.protocol == "file" or _proxy_for(remote):
             return ()
         port = remote.port_or_default
         try:
-            addresses = self._within_time(remote.host, port)
+            addresses = self._within_time(remote.host, port, deadline or Deadline(_RESOLVING_SECONDS))
         except (OSError, UnicodeError) as error:
             if remote.protocol == "ssh":  # it may be a name of ssh's own configuration
                 return ()
@@ -113,7 +117,7 @@ class RemoteRules:
     def _is_named(self, remote: Remote) -> bool:
         return self.hosts is not None and _is_among(remote, self.hosts)
 
-    def _within_time(self, host: str, port: int) -> Sequence[str]:
+    def _within_time(self, host: str, port: int, deadline: Deadline) -> Sequence[str]:
         """The resolver has no time limit of its own, so it works on a thread that nobody waits for longer."""
         if (address := _literal(_plain(host))) is not None:
             return (str(address),)
@@ -127,8 +131,11 @@ class RemoteRules:
 
         thread = threading.Thread(target=ask, name="necrocode-resolver", daemon=True)
         thread.start()
-        thread.join(_RESOLVING_SECONDS)
-        found = answer[0] if answer else TimeoutError(f"no answer within {_RESOLVING_SECONDS:g} seconds")
+        end = time.monotonic() + min(_RESOLVING_SECONDS, deadline.check(f"look up {host}"))
+        while thread.is_alive() and (left := end - time.monotonic()) > 0:
+            thread.join(min(left, _LOOK_SECONDS))
+            deadline.cancellation.check()
+        found = answer[0] if answer else TimeoutError("no answer in time")
         if isinstance(found, Exception):
             raise found
         return found

@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING, Any, Literal, Self, cast, get_args
 from necrocode.agent_runner.models import Artifact
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from necrocode.agent_runner.outbox.spool import Record, Spool
 
-Kind = Literal["work", "upload", "record", "event", "status"]
+Kind = Literal["work", "upload", "manifest", "record", "event", "status"]
 State = Literal["waiting", "done", "refused"]
-ORDER: tuple[Kind, ...] = ("upload", "record", "event", "status")
+ORDER: tuple[Kind, ...] = ("upload", "manifest", "record", "event", "status")
 """In which order things are sent: what is told of an upload comes after it, and the end of the run last of all."""
+MANIFEST_SCHEMA_VERSION = 1
+_MADE_AT_THE_END = frozenset({"upload", "manifest", "record"})
+_TOLD_OF_UPLOADS = ("type", "size_bytes", "sha256")
 _COUNT = re.compile(r"\.\d+$")
 _VOLATILE = frozenset({"runner_id", "at"})
 """What may be another when a run that was continued tells the same thing once more."""
@@ -50,7 +53,11 @@ class RunPlace:
 
 @dataclass
 class Entry:
-    """One thing to tell. ``work`` is a patch that only matters when the run ends without a word of its own."""
+    """One thing to tell.
+
+    ``work`` is a patch that only matters when the run ends without a word of its own. A ``manifest`` is an upload whose
+    bytes are made when the others have been stored, for it lists them.
+    """
 
     number: int
     kind: Kind
@@ -118,6 +125,7 @@ class RunBook:
             self._found[_base_of(entry.key)] += 1
         elif kind == "done" and entry is not None:
             entry.state, entry.uri = "done", str(fields.get("uri", ""))
+            entry.body |= fields.get("stored", {})
         elif kind == "refused" and entry is not None:
             entry.state, entry.reason = "refused", str(fields.get("reason", ""))
         elif kind == "place":
@@ -151,7 +159,7 @@ class RunBook:
     def entry(self, kind: Kind, body: dict[str, Any], content: bytes = b"", *, epoch: int | None) -> Entry | None:
         """A further entry; None when the run has told just this before it was continued."""
         if kind in {"work", "upload"}:
-            body = body | {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            body = body | _measured(content)
         base = f"{self.run.run_id}-{_digest(kind, body)}"
         self._told[base] += 1
         if self._told[base] <= self._found[base]:
@@ -164,7 +172,7 @@ class RunBook:
 
     def forget_unkept(self) -> None:
         """Take back uploads and records that are in memory alone: their maker was interrupted, and begins anew."""
-        for entry in [one for one in self.entries.values() if one.record is None and one.kind in {"upload", "record"}]:
+        for entry in [one for one in self.entries.values() if one.record is None and one.kind in _MADE_AT_THE_END]:
             del self.entries[entry.number]
             self._told[_base_of(entry.key)] -= 1
 
@@ -202,10 +210,15 @@ class RunBook:
 
     # --- what has become of it
 
-    def done(self, entry: Entry, *, uri: str = "") -> None:
-        """It has arrived. Should this be forgotten in a crash, it is sent again, under the same key."""
+    def done(self, entry: Entry, *, uri: str = "", content: bytes | None = None) -> None:
+        """It has arrived. Should this be forgotten in a crash, it is sent again, under the same key.
+
+        ``content``: an upload's bytes that were made only now.
+        """
+        stored = {} if content is None else _measured(content)
         entry.state, entry.uri = "done", uri
-        self._note(entry, {"kind": "done", "n": entry.number, "uri": uri}, is_durable=False)
+        entry.body |= stored
+        self._note(entry, {"kind": "done", "n": entry.number, "uri": uri, "stored": stored}, is_durable=False)
 
     def refuse(self, entry: Entry, reason: str) -> None:
         """It will never be taken. Should this be forgotten, it is sent, and refused, once more."""
@@ -228,10 +241,12 @@ class RunBook:
             else:
                 self.spool.note([(fields, b"")])
 
-    def uri_for(self, record: Entry) -> str:
-        """The URI that a record tells; empty while its upload has none."""
+    def told_of(self, record: Entry) -> dict[str, Any]:
+        """What a record tells of its upload: URI, which is empty while it has none, type, size and hash."""
         upload = self.entries.get(record.body["of"])
-        return str(record.body.get("uri") or (upload.uri if upload is not None else ""))
+        uri = str(record.body.get("uri") or (upload.uri if upload is not None else ""))
+        source = record.body if upload is None else upload.body
+        return {"uri": uri, **{name: source[name] for name in _TOLD_OF_UPLOADS}}
 
     def uploaded(self) -> tuple[Artifact, ...]:
         """What has been stored, in order."""
@@ -243,31 +258,69 @@ class RunBook:
                 sha256=entry.body["sha256"],
             )
             for entry in self.entries.values()
-            if entry.kind == "upload" and entry.state == "done"
+            if entry.kind in {"upload", "manifest"} and entry.state == "done"
         )
 
     def save_work(self, find: Callable[[RunBook], bytes]) -> list[Entry]:
         """The uploads that a run which died without a word still owes: its newest patch, which ``find`` may have."""
         patches = [entry for entry in self.entries.values() if entry.kind == "work"]
         content = self.content_of(patches[-1]) if patches else find(self)
-        epoch = patches[-1].epoch if patches else None
         self._is_saved = True
-        return upload_entries(self, [("diff", content)] if content else [], epoch=epoch)
+        if not content:
+            return []
+        fence = patches[-1].body["metadata"] if patches else {}
+        return upload_entries(self, [("diff", content)], fence, epoch=patches[-1].epoch if patches else None)
 
 
-def upload_entries(book: RunBook, outputs: Iterable[tuple[str, bytes]], *, epoch: int | None) -> list[Entry]:
-    """Entries for each (type, content): the upload, and what the registry is told of it."""
-    run, made = book.run, list[Entry]()
-    place = {"task_id": run.task_id, "spec_name": run.spec_name, "run_id": run.run_id}
+def upload_entries(
+    book: RunBook, outputs: Iterable[tuple[str, bytes]], fence: Mapping[str, Any], *, epoch: int | None
+) -> list[Entry]:
+    """Entries for each (type, content): the upload, and what the registry is told of it.
+
+    ``fence`` stands in the artifacts' metadata, besides whose they are.
+    """
+    place = _place(book.run) | dict(fence)
+    made = []
     for artifact_type, content in outputs:
-        upload = book.entry("upload", {"type": artifact_type, "metadata": place}, content, epoch=epoch)
-        if upload is None:
-            continue
-        told = {"run_id": run.run_id, "runner_id": run.runner_id, "sha256": upload.body["sha256"]}
-        body = {"of": upload.number, "type": artifact_type, "size_bytes": len(content), "metadata": told}
-        record = book.entry("record", body, epoch=epoch)
-        made += [upload, *([record] if record is not None else [])]
+        body = {"type": artifact_type, "metadata": place}
+        made += _with_record(book, book.entry("upload", body, content, epoch=epoch))
     return made
+
+
+def manifest_entries(book: RunBook, expected: Sequence[str], fence: Mapping[str, Any], epoch: int | None) -> None:
+    """Entries for the list of what was stored, where these types ought to be in it."""
+    body = {"type": "manifest", "metadata": _place(book.run) | dict(fence), "expected": list(expected)}
+    _with_record(book, book.entry("manifest", body | _measured(b""), epoch=epoch))
+
+
+def manifest(book: RunBook, entry: Entry) -> bytes:
+    """What the run has uploaded, as JSON; whoever finds it in a store knows that the rest is there."""
+    stored = book.uploaded()
+    types = {artifact.type for artifact in stored}
+    listing = {
+        "schema_version": MANIFEST_SCHEMA_VERSION,
+        **entry.body["metadata"],
+        "artifacts": [artifact.model_dump() for artifact in stored],
+        "missing": [artifact_type for artifact_type in entry.body["expected"] if artifact_type not in types],
+    }
+    return json.dumps(listing, ensure_ascii=False, indent=1).encode(errors="backslashreplace")
+
+
+def _with_record(book: RunBook, upload: Entry | None) -> list[Entry]:
+    if upload is None:  # the run has told it before
+        return []
+    told = {"run_id": book.run.run_id, "runner_id": book.run.runner_id}
+    body = {"of": upload.number, "metadata": told, **{name: upload.body[name] for name in _TOLD_OF_UPLOADS}}
+    record = book.entry("record", body, epoch=upload.epoch)
+    return [upload] if record is None else [upload, record]
+
+
+def _place(run: RunIdentity) -> dict[str, Any]:
+    return {"task_id": run.task_id, "spec_name": run.spec_name, "run_id": run.run_id}
+
+
+def _measured(content: bytes) -> dict[str, Any]:
+    return {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _digest(kind: Kind, body: dict[str, Any]) -> str:

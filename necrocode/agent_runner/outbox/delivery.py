@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from necrocode.agent_runner._text import shown
@@ -17,10 +18,11 @@ from necrocode.agent_runner.errors import (
     TaskContextValidationError,
     TaskNotFoundError,
 )
-from necrocode.agent_runner.outbox.book import ORDER
+from necrocode.agent_runner.outbox.book import ORDER, manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from necrocode.agent_runner.outbox.book import Entry, Kind, RunBook
     from necrocode.agent_runner.protocols import ArtifactStore, TaskRegistry
@@ -41,7 +43,8 @@ _CLIENT_ERRORS = range(400, 500)
 class Sender:
     """Sends to one registry and one store. One that could not be reached is not asked again.
 
-    ``on_defect`` is told what an object that was passed in raises against its Protocol.
+    ``on_defect`` is told what an object that was passed in raises against its Protocol. Every write is made inside of a
+    ``guard``.
     """
 
     def __init__(
@@ -51,11 +54,13 @@ class Sender:
         *,
         on_defect: Callable[[Exception], None] = lambda _error: None,
         is_over: Callable[[], bool] = lambda: False,
+        guard: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._registry = registry
         self._store = store
         self._on_defect = on_defect
         self._is_over = is_over
+        self._guard = guard
         self._down: dict[bool, RunnerError] = {}
 
     def send(self, book: RunBook, kinds: tuple[Kind, ...] = ORDER) -> RunnerError | None:
@@ -80,14 +85,15 @@ class Sender:
         self._down.clear()
 
     def _sent(self, book: RunBook, entry: Entry) -> RunnerError | None:
-        is_upload = entry.kind == "upload"
-        if entry.kind == "record" and not book.uri_for(entry):
+        is_upload = entry.kind in {"upload", "manifest"}
+        if entry.kind == "record" and not book.told_of(entry)["uri"]:
             book.refuse(entry, "Its artifact was not stored.")
             return None
         if is_upload in self._down:
             return self._down[is_upload]
         try:
-            book.done(entry, uri=self._send(book, entry))
+            with self._guard():
+                self._send(book, entry)
         except IdempotencyKeyReusedError:  # it arrived before, told in other words
             book.done(entry)
         except RunnerError as error:
@@ -101,23 +107,34 @@ class Sender:
             book.refuse(entry, shown(f"Unexpected {type(error).__name__}: {error}", _LONGEST_REASON))
         return None
 
-    def _send(self, book: RunBook, entry: Entry) -> str:
-        """Send one entry; an upload's URI."""
-        body, task_id, place = entry.body, book.run.task_id, {"spec_name": book.run.spec_name}
+    def _send(self, book: RunBook, entry: Entry) -> None:
+        body = entry.body
         if entry.kind == "upload":
-            store, given = self._store, (body["type"], book.content_of(entry), body["metadata"])
-            return str(_called(store.upload, given, {}, lease_epoch=entry.epoch))
+            uri = self._store.upload(body["type"], book.content_of(entry), body["metadata"])
+            book.done(entry, uri=str(uri))
+        elif entry.kind == "manifest":
+            content = manifest(book, entry)
+            uri = self._store.upload(body["type"], content, body["metadata"])
+            book.done(entry, uri=str(uri), content=content)
+        else:
+            self._tell(book, entry)
+            book.done(entry)
+
+    def _tell(self, book: RunBook, entry: Entry) -> None:
+        """Tell the registry."""
+        body, task_id, place = entry.body, book.run.task_id, {"spec_name": book.run.spec_name}
         known = {"idempotency_key": entry.key, "lease_epoch": entry.epoch}
         if entry.kind == "record":
-            told = (task_id, body["type"], book.uri_for(entry), body["size_bytes"], body["metadata"])
-            _called(self._registry.add_artifact, told, place, **known)
+            of = book.told_of(entry)
+            metadata = body["metadata"] | {"sha256": of["sha256"]}
+            given = (task_id, of["type"], of["uri"], of["size_bytes"], metadata)
+            called(self._registry.add_artifact, given, place, **known)
         elif entry.kind == "event":
             data = body["data"] | (_inventory(book) if body.get("is_last") else {})
-            _called(self._registry.add_event, (task_id, body["event_type"], data), place, **known)
+            called(self._registry.add_event, (task_id, body["event_type"], data), place, **known)
         else:
             metadata = body["metadata"] | _inventory(book)
-            _called(self._registry.update_task_status, (task_id, body["status"], metadata), place, **known)
-        return ""
+            called(self._registry.update_task_status, (task_id, body["status"], metadata), place, **known)
 
 
 def is_final(error: RunnerError) -> bool:
@@ -135,7 +152,7 @@ def _inventory(book: RunBook) -> dict[str, Any]:
     return {"artifact_count": len(stored), "artifacts": stored}
 
 
-def _called(method: Callable[..., Any], given: tuple[Any, ...], named: dict[str, Any], **optional: object) -> object:
+def called(method: Callable[..., Any], given: tuple[Any, ...], named: dict[str, Any], **optional: object) -> object:
     """Call a service's method, with those of the ``optional`` arguments that it knows."""
     known = {name: value for name, value in optional.items() if value is not None and _takes(method, name)}
     return method(*given, **named, **known)

@@ -34,7 +34,7 @@ _OVERTAKEN = "A later run of the task had begun before this could be told."
 class OutboxEntry(Value):
     """One thing that a run has to tell."""
 
-    kind: Literal["upload", "record", "event", "status"]
+    kind: Literal["upload", "manifest", "record", "event", "status"]
     what: str
     """The artifact's type, the event's type or the status."""
     size_bytes: int = 0
@@ -355,7 +355,7 @@ def _copy(entries: list[Entry], source: RunBook, target: RunBook, *, is_refused:
         numbers[entry.number] = number = 1 + max(target.entries, default=0)
         body = entry.body
         if entry.kind == "record":
-            body = body | {"of": numbers.get(body["of"], 0), "uri": source.uri_for(entry)}
+            body = body | {"of": numbers.get(body["of"], 0), **source.told_of(entry)}
         copied = replace(entry, number=number, body=body, content=source.content_of(entry), record=None)
         copied.state = "refused" if is_refused else "waiting"
         target.entries[number] = copied

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -10,19 +9,17 @@ from necrocode.agent_runner._git import GitError, RemoteRefusedError, Repository
 from necrocode.agent_runner.errors import (
     RepositoryNotFoundError,
     RunnerError,
-    StaleLeaseError,
     UnusableCheckoutError,
     WorkspacePreparationError,
 )
-from necrocode.agent_runner.workspace import Hold, Workspace
-
-_LAST_BEAT_SECONDS = 1.0  # a pool that does not answer must not keep a finished run from ending
+from necrocode.agent_runner.heartbeat import Hold, kept
+from necrocode.agent_runner.workspace import Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from necrocode.agent_runner._clock import Clock, Deadline
+    from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner._git import Git, ObjectReader
     from necrocode.agent_runner.models import TaskContext
     from necrocode.agent_runner.protocols import RepoPool
@@ -55,7 +52,7 @@ def leased_workspace(
         lease_seconds=lease_seconds,
     )
     try:
-        with _held(pool, allocation, lease_seconds, deadline.clock, on_trouble) as hold:
+        with _held(pool, allocation, lease_seconds, deadline, on_trouble) as hold:
             git.prepare()
             repository = Repository(git, allocation.slot_path)
             remote = allocation.repo_url or task.repo_url
@@ -148,39 +145,15 @@ def _held(
     pool: RepoPool,
     allocation: SlotAllocation,
     lease_seconds: float,
-    clock: Clock,
+    deadline: Deadline,
     on_trouble: Callable[[str], None],
 ) -> Iterator[Hold | None]:
-    """Keep the lease: renewed before the work begins, then three times per its length on a thread of its own."""
-    token = allocation.lease_token
-    if token is None:  # a service without leases
+    """Keep the slot's lease; None: a service without leases."""
+    token, clock = allocation.lease_token, deadline.clock
+    if token is None:
         yield None
         return
-    hold = Hold(allocation.slot_id, clock, lease_seconds, clock.monotonic())
-    stop = threading.Event()
-
-    def renew(lease_token: str = token) -> bool:
-        """Whether it is worth another try later."""
-        asked_at = clock.monotonic()
-        try:
-            pool.renew_lease(hold.slot_id, lease_token, lease_seconds=lease_seconds)
-        except RunnerError as error:
-            on_trouble(f"The lease on slot {hold.slot_id} was not renewed: {error}")
-            hold.is_lost = isinstance(error, StaleLeaseError)
-            return error.retryable
-        hold.renewed_at = asked_at
-        return True
-
-    def beat() -> None:
-        while not stop.wait(lease_seconds / 3) and renew():
-            pass
-
-    renew()
-    hold.check()
-    thread = threading.Thread(target=beat, name=f"necrocode-heartbeat-{hold.slot_id}", daemon=True)
-    thread.start()
-    try:
+    slot_id = allocation.slot_id
+    hold = Hold(f"slot {slot_id}", clock, lease_seconds, clock.monotonic(), deadline.cancellation)
+    with kept(hold, lambda: pool.renew_lease(slot_id, token, lease_seconds=lease_seconds), on_trouble):
         yield hold
-    finally:
-        stop.set()
-        thread.join(_LAST_BEAT_SECONDS)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._git import MODE_EXECUTABLE, MODE_FILE, MODE_TREE, Author, FileChange
 from necrocode.agent_runner._names import check_change_path, check_path_inside, fold_name
 from necrocode.agent_runner.errors import ChangeRejectedError, EditRejectedError, NothingChangedError
+from necrocode.agent_runner.fencing import signed
 from necrocode.agent_runner.generation.edited_bytes import edited_bytes
 from necrocode.agent_runner.generation.file_lines import Effort
 from necrocode.agent_runner.generation.planned_tree import BaseTree, PlannedTree, kind_of
 from necrocode.agent_runner.generation.refusals import RefusedFile, feedback_of, message_of
 from necrocode.agent_runner.models import ImplementationResult
-from necrocode.agent_runner.verdict.tamper import is_ci
+from necrocode.agent_runner.verdict.tamper import protected_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,16 +25,12 @@ if TYPE_CHECKING:
     from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner._git import ObjectReader
     from necrocode.agent_runner.config import RunnerConfig
+    from necrocode.agent_runner.fencing import Fence
     from necrocode.agent_runner.models import CodeChange, LLMResponse, TaskContext
     from necrocode.agent_runner.verdict.tamper import TreeFiles
     from necrocode.agent_runner.workspace import Workspace
 
 _BOM = b"\xef\xbb\xbf"
-# Files that decide what runs elsewhere, besides those of continuous integration.
-_PROTECTED = (
-    ".gitmodules", ".gitattributes", ".lfsconfig", ".github/*", ".gitlab/*", ".gitea/*", ".forgejo/*", ".husky/*",
-    ".devcontainer/*", ".envrc", "lefthook.yml",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -125,23 +121,6 @@ def _decoded(content: bytes | None) -> str:
     return (content or b"").decode(errors="replace")
 
 
-def protected_files(paths: Iterable[str], patterns: Iterable[str] = ()) -> tuple[str, ...]:
-    """Those of the paths that decide what runs elsewhere, or fit one of the configured patterns; in any case.
-
-    A pattern without a slash before it fits in any folder, and one that ends with a slash all that is below.
-    """
-    wanted = [_pattern(one) for one in (*_PROTECTED, *patterns)]
-    return tuple(
-        path for path in paths if is_ci(path) or any(fnmatchcase(f"/{path.casefold()}", one) for one in wanted)
-    )
-
-
-def _pattern(given: str) -> str:
-    pattern = given.casefold().removeprefix("./")
-    pattern += "*" if pattern.endswith("/") else ""
-    return pattern if pattern.startswith("/") else f"*/{pattern}"
-
-
 def refuse_protected(changes: Iterable[FileChange], config: RunnerConfig) -> None:
     """Refuse planned changes to protected files, where ``protected_paths_policy`` says so."""
     found = protected_files((change.path for change in changes), config.protected_paths)
@@ -152,11 +131,12 @@ def refuse_protected(changes: Iterable[FileChange], config: RunnerConfig) -> Non
         )
 
 
-def commit_message(config: RunnerConfig, task: TaskContext, run_id: str) -> str:
-    """The configured message for a task's commit."""
-    return config.commit_message.format(
+def commit_message(config: RunnerConfig, task: TaskContext, run_id: str, fence: Fence | None = None) -> str:
+    """The configured message for a task's commit, and the trailers that say whose it is."""
+    message = config.commit_message.format(
         task_id=task.task_id, spec_name=task.spec_name, title=task.title, description=task.description, run_id=run_id
     ).replace("\0", "")
+    return signed(message, run_id, fence)
 
 
 def commit_author(config: RunnerConfig, now: datetime) -> Author:

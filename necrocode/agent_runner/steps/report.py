@@ -6,21 +6,25 @@ What there is to tell is put into the outbox before it is sent, and leaves it wh
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 from necrocode.agent_runner.errors import RunnerError
-from necrocode.agent_runner.outbox.book import RunBook, RunIdentity, RunPlace, upload_entries
-from necrocode.agent_runner.outbox.delivery import Sender
+from necrocode.agent_runner.outbox.book import RunBook, RunIdentity, RunPlace, manifest_entries, upload_entries
+from necrocode.agent_runner.outbox.delivery import Sender, called
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from necrocode.agent_runner._clock import Clock
+    from necrocode.agent_runner.fencing import Fence
     from necrocode.agent_runner.models import Artifact, TaskContext
-    from necrocode.agent_runner.outbox.book import Entry
+    from necrocode.agent_runner.outbox.book import Entry, Kind
     from necrocode.agent_runner.outbox.folder import Outbox
     from necrocode.agent_runner.protocols import ArtifactStore, TaskRegistry
 
+_UPLOADS: tuple[Kind, ...] = ("upload", "manifest")
 SETTLE_SECONDS = 5.0
 """How long a run waits at most for what earlier runs of its task have to tell."""
 
@@ -54,21 +58,37 @@ class Reporter:
         self._on_trouble = on_trouble
         self._identity = {"run_id": run.run_id, "runner_id": run.runner_id}
         self._book = RunBook(run)
-        self._sender = Sender(registry, store, on_defect=on_defect)
+        self._guard: Callable[[], AbstractContextManager[None]] = nullcontext
+        self._fence: Fence | None = None
+        self._sender = Sender(registry, store, on_defect=on_defect, guard=self._writing)
         self._is_cut_off = False
-        self.lease_epoch: int | None = None
-        """Of the task's lease; every write carries it."""
         self.has_started = False
         """Whether the registry has heard that the task is running."""
+
+    @property
+    def _epoch(self) -> int | None:
+        return None if self._fence is None else self._fence.epoch
+
+    @property
+    def _metadata(self) -> dict[str, Any]:
+        """What the artifacts' metadata says of the lease."""
+        return {} if self._fence is None else self._fence.metadata()
+
+    def writes_under(self, fence: Fence, guard: Callable[[], AbstractContextManager[None]]) -> None:
+        """From here on every write carries the epoch of this lease, and is made inside of a ``guard``."""
+        self._fence, self._guard = fence, guard
+
+    def _writing(self) -> AbstractContextManager[None]:
+        return self._guard()
 
     def started(self) -> None:
         """The task is running now. Raises ``ServiceError`` and its kin: a run that nobody can see is not begun."""
         task = self._task
-        self._tell_of_earlier_runs()
-        self._registry.register_task(task)
         self.has_started = True  # before the call: an interrupted one may have arrived
         try:
-            self._registry.update_task_status(task.task_id, "running", dict(self._identity), spec_name=task.spec_name)
+            with self._guard():
+                given, place = (task.task_id, "running", dict(self._identity)), {"spec_name": task.spec_name}
+                called(self._registry.update_task_status, given, place, lease_epoch=self._epoch)
         except RunnerError:
             self.has_started = False
             raise
@@ -76,8 +96,8 @@ class Reporter:
         self.goes_on()
         self.event("run_started", {})
 
-    def _tell_of_earlier_runs(self) -> None:
-        """What these could not tell comes first, where a service takes it in time."""
+    def tell_of_earlier_runs(self) -> None:
+        """Before the task is taken: what its earlier runs could not tell, where a service takes that in time."""
         if not self._outbox.has_waiting(but=self._book.run.run_id):
             return
         is_late = threading.Event()
@@ -93,6 +113,8 @@ class Reporter:
         self.has_started = True
         try:
             self._book = self._outbox.open_book(self._book.run)
+            for entry in self._book.waiting():  # told before it died, and due under the lease that it has now
+                entry.epoch = self._epoch
         except OSError as error:
             self._told_unkept(error)
 
@@ -108,12 +130,15 @@ class Reporter:
 
         ``work``: the patch that the run has come to, which is stored should it die.
         """
-        patch = self._book.entry("work", {"type": "diff"}, work, epoch=self.lease_epoch) if work else None
+        patch = self._patch(work) if work else None
         self._keep([patch, self._event(event_type, data)], is_durable=self._is_cut_off or patch is not None)
         if not self._is_cut_off:  # a registry that is down is not asked again until the end
             self._is_cut_off = self._sender.send(self._book, ("event",)) is not None
             if self._is_cut_off:
                 self._sync()
+
+    def _patch(self, work: bytes) -> Entry | None:
+        return self._book.entry("work", {"type": "diff", "metadata": self._metadata}, work, epoch=self._epoch)
 
     def _sync(self) -> None:
         try:
@@ -124,9 +149,9 @@ class Reporter:
     def _event(self, event_type: str, data: Mapping[str, Any], *, is_last: bool = False) -> Entry | None:
         told = {**self._identity, "at": self._clock.now().isoformat(), **self._redact(dict(data))}
         body = {"event_type": event_type, "data": told, "is_last": is_last}
-        return self._book.entry("event", body, epoch=self.lease_epoch)
+        return self._book.entry("event", body, epoch=self._epoch)
 
-    def ends(self, status: str, summary: Mapping[str, Any], outputs: Iterable[tuple[str, bytes]]) -> None:
+    def ends(self, status: str, summary: Mapping[str, Any], outputs: Sequence[tuple[str, bytes]]) -> None:
         """The run has ended like this, and these are its (type, content): from here on nothing of it is lost.
 
         Nothing is sent yet. The first end counts.
@@ -134,19 +159,20 @@ class Reporter:
         book = self._book
         if not book.is_sealed:
             book.forget_unkept()
-            upload_entries(book, outputs, epoch=self.lease_epoch)
+            upload_entries(book, outputs, self._metadata, epoch=self._epoch)
+            manifest_entries(book, [artifact_type for artifact_type, _ in outputs], self._metadata, self._epoch)
             told = self._redact(dict(summary))
             self._event("run_finished", {"status": status, **told}, is_last=True)
             body = {"status": status, "metadata": {**self._identity, **told}}
-            book.entry("status", body, epoch=self.lease_epoch)
+            book.entry("status", body, epoch=self._epoch)
         self._keep([entry for entry in book.entries.values() if entry.state == "waiting" and entry.record is None])
 
     def upload(self) -> tuple[Artifact, ...]:
         """Send the artifacts; those that are stored."""
         self._sender.try_again()
-        trouble = self._sender.send(self._book, ("upload",))
+        trouble = self._sender.send(self._book, _UPLOADS)
         for entry in self._book.entries.values():
-            if entry.kind == "upload" and entry.state != "done":
+            if entry.kind in _UPLOADS and entry.state != "done":
                 why = entry.reason if entry.state == "refused" else f"{trouble} It is {self._fate(entry)}."
                 self._on_trouble(f"The {entry.body['type']} artifact was not stored: {why}")
         return self._book.uploaded()
@@ -177,7 +203,7 @@ class Reporter:
         """
         new = [entry for entry in entries if entry is not None]
         large = [entry for entry in new if entry.content]
-        small = [entry for entry in new if not entry.content and entry.kind != "record"]
+        small = [entry for entry in new if not entry.content and entry.kind not in {"record", "manifest"}]
         try:
             size = sum(len(entry.content) for entry in large)
             if large and size > self._outbox.room():
