@@ -382,7 +382,7 @@ def test_signals_end_the_run_in_order(bench: Bench, monkeypatch: pytest.MonkeyPa
         release.set()
     assert process.returncode == code
     result = RunnerResult.model_validate_json(out)
-    assert (result.status, result.reported) == ("cancelled", True)
+    assert (result.status, result.reported) == ("cancelled", "yes")
     assert {artifact.type for artifact in result.artifacts} >= {"log"}
 
 

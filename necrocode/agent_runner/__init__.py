@@ -107,6 +107,9 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.orchestrator import (
         RunnerOrchestrator,
     )
+    from necrocode.agent_runner.outbox.folder import (
+        FlushReport,
+    )
     from necrocode.agent_runner.protocols import (
         ArtifactStore,
         LanguageModel,
@@ -191,6 +194,7 @@ _HOME_OF = {
     "EmptyAnswerError": "errors",
     "ErrorDetails": "models",
     "EventRecord": "records",
+    "FlushReport": "outbox.folder",
     "IdempotencyKeyReusedError": "errors",
     "HandedLease": "fencing",
     "IllegalTransitionError": "errors",
@@ -304,6 +308,7 @@ __all__ = [
     "EmptyAnswerError",
     "ErrorDetails",
     "EventRecord",
+    "FlushReport",
     "HandedLease",
     "IdempotencyKeyReusedError",
     "IllegalTransitionError",

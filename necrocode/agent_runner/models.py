@@ -381,8 +381,8 @@ class RunnerResult(Value):
 
     Of several candidates those after the accepted one are not tried; all are in the transcript.
     """
-    reported: bool = True
-    """Whether the registry has the final status."""
+    reported: Literal["yes", "pending", "no"] = "yes"
+    """Whether the registry has the final status. ``pending``: it is kept in the outbox, and sent later."""
     lease_epoch: int | None = None
     """The number of this run's claim on the task; later claims have higher ones. None: a registry without leases."""
     usage: RunUsage = Field(default_factory=RunUsage)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Status = Literal["done", "failed", "cancelled"]
+Reported = Literal["yes", "pending", "no"]
 
 
 class RunInterrupted(KeyboardInterrupt):
@@ -73,7 +74,9 @@ class RunRecord:
     rounds: tuple[RoundResult, ...] = ()
     diff: bytes = b""
     """The patch of ``implementation``."""
-    reported: bool = False
+    reported: Reported = "no"
+    has_ended: bool = False
+    """Whether the end was written down, to be reported: how the run ended stays from then on."""
     fence: Fence | None = None
     """What the run's writes carry; None: it holds no lease on its task."""
     usage: RunUsage = field(default_factory=RunUsage)
@@ -190,8 +193,8 @@ class RunRecord:
             self.warn(details.message)
 
     def cancel(self) -> None:
-        """The run was interrupted; a delivered one stays delivered."""
-        if self.status == "done":
+        """The run was interrupted; a delivered one, and one that had ended before, stays what it is."""
+        if self.status == "done" or self.has_ended:
             return
         self.status = "cancelled"
         self.error = self.error or ErrorDetails(type="RunInterrupted", message="The run was interrupted.")

@@ -189,6 +189,7 @@ class Solver:
             self.reporter.event(
                 "implementation_completed",
                 {"commit": commit, "files": list(record.implementation.files), "round": attempt.round},
+                work=attempt.diff,
             )
             self._check_syntax(attempt, base)
 

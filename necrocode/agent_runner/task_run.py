@@ -11,6 +11,7 @@ from necrocode.agent_runner._invisible import invisible_in, told, visible
 from necrocode.agent_runner.attempts import Attempts
 from necrocode.agent_runner.errors import StaleLeaseError
 from necrocode.agent_runner.generation.budgeted_model import BudgetedModel
+from necrocode.agent_runner.outbox.book import RunIdentity, RunPlace
 from necrocode.agent_runner.playbook import load_playbook, with_playbook
 from necrocode.agent_runner.solver import Solver
 from necrocode.agent_runner.steps.allocate import brought_workspace, leased_workspace
@@ -19,7 +20,7 @@ from necrocode.agent_runner.steps.generate import Asker, Transcript
 from necrocode.agent_runner.steps.lease import held_task
 from necrocode.agent_runner.steps.report import Reporter
 from necrocode.agent_runner.steps.setup import Setups
-from necrocode.agent_runner.steps.upload import manifest, upload
+from necrocode.agent_runner.steps.upload import outputs_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.steps.lease import HeldTask
     from necrocode.agent_runner.wiring import Services
     from necrocode.agent_runner.workspace import Workspace
+
+_NOT_TOLD = {"pending": "kept in the outbox", "no": "not recorded"}
 
 
 class TaskRun:
@@ -60,7 +63,23 @@ class TaskRun:
             on_trouble=record.warn,
         )
         self._model = BudgetedModel(services.llm, self._budget, max_tokens=config.llm_config.max_tokens)
-        self._reporter = Reporter(services.task_registry, self._task, record.run_id, record.runner_id)
+        self._reporter = Reporter(
+            services.task_registry,
+            services.artifact_store,
+            services.outbox,
+            self._task,
+            RunIdentity(
+                record.run_id,
+                record.runner_id,
+                self._task.spec_name,
+                self._task.task_id,
+                record.started_at.isoformat(),
+            ),
+            clock=record.clock,
+            redact=services.redactor.data,
+            on_trouble=record.warn,
+            on_defect=record.fail,
+        )
         self._held: HeldTask | None = None
         self._to_the_end = ExitStack()
 
@@ -74,8 +93,10 @@ class TaskRun:
             check: Callable[[], None] | None = getattr(self._services.llm, "check", None)
             if check is not None:
                 check()
+            self._reporter.tell_of_earlier_runs()
             self._take_task()
             self._reporter.started()
+            self._services.flusher.start(own_run=self.record.run_id)
             self._budget.check_room()
 
     def _take_task(self) -> None:
@@ -94,7 +115,7 @@ class TaskRun:
         )
         if self._held is not None:
             record.fence = self._held.fence
-            self._reporter = Reporter(self._held.registry, self._task, record.run_id, record.runner_id)
+            self._reporter.writes_under(self._held.fence, self._held.writing)
             self._deadline.cancellation.check()  # the registry may not want it to begin at all
 
     @contextmanager
@@ -112,6 +133,7 @@ class TaskRun:
             with self.record.step("allocate"):
                 workspace = stack.enter_context(context)
                 self.record.detail = f"{workspace.slot_id} at {workspace.base_commit[:12]}"
+            self._reporter.works_at(RunPlace(str(workspace.path), workspace.slot_id, workspace.epoch))
             self._setups = stack.enter_context(self._setups_for(workspace))
             self._reporter.event("slot_allocated", {"slot_id": workspace.slot_id})
             yield workspace
@@ -170,22 +192,23 @@ class TaskRun:
             self._held.hold.check()
 
     def finish(self) -> None:
-        """Store what there is and report the end, where the registry has heard of a beginning.
+        """Write down what there is to store and to report, then store and report it, where the registry has heard of a
+        beginning.
 
         An interruption meanwhile is kept until the report is through; a second one ends at once.
-        """
+        """  # noqa: D205  one sentence
         self._budget.close()
         self.record.usage = self._budget.usage
         with self._to_the_end:
-            if not self._reporter.has_started or self._is_overtaken():
+            if not self._reporter.has_started:
                 return
             try:
-                self._upload()
-            except BaseException as error:
-                self.record.stop(error)
-                raise
+                if not self._is_overtaken():
+                    self._tell_the_end_whatever_happens()
             finally:
-                self._report_whatever_happens()
+                self._reporter.close()
+        if not self._deadline.cancellation.is_requested:
+            self._services.flusher.wait()
 
     def _is_overtaken(self) -> bool:
         """Whether the task may be another run's by now: then nothing more is written under this one's epoch."""
@@ -198,47 +221,43 @@ class TaskRun:
             return True
         return False
 
-    def _report_whatever_happens(self) -> None:
+    def _tell_the_end_whatever_happens(self) -> None:
         try:
-            self._report()
+            self._tell_the_end()
         except KeyboardInterrupt:
             self.record.cancel()
-            self._report()  # it goes on with what has not been sent
+            self._tell_the_end()  # it goes on with what has not been sent
             raise
 
-    def _upload(self) -> None:
-        """Whatever there is, stored."""
+    def _tell_the_end(self) -> None:
         record = self.record
-        outputs: list[tuple[str, bytes]] = []
-        if record.diff:
-            outputs.append(("diff", record.diff))
-        if record.tests is not None:
-            outputs.append(("test", _encoded(record.tests.model_dump_json(indent=1))))
-        if self._transcript.calls:
-            transcript = self._services.redactor.data(self._transcript.to_data())
-            outputs.append(("transcript", _encoded(json.dumps(transcript, ensure_ascii=False, indent=1))))
-        place = {"task_id": self._task.task_id, "spec_name": self._task.spec_name, "run_id": record.run_id}
-        metadata = place | ({} if record.fence is None else record.fence.metadata())
         with record.step("upload"):
-            outputs.append(("log", _encoded(record.log_text())))
-            store = self._services.artifact_store
-            stored = upload(store, outputs, metadata, on_trouble=record.warn)
-            listing = [("manifest", manifest(metadata, outputs, stored))]
-            record.artifacts = stored + upload(store, listing, metadata, on_trouble=record.warn)
-            record.detail = f"{len(record.artifacts)} of {len(outputs) + 1} artifacts"
+            self._write_down()
+            record.artifacts = self._reporter.upload()
+            record.detail = f"{len(record.artifacts)} artifacts"
+        with record.step("report"):
+            record.reported = self._reporter.report()
+            is_told = record.reported == "yes"
+            record.detail = record.status if is_told else f"{record.status}, {_NOT_TOLD[record.reported]}"
 
-    def _report(self) -> None:
-        """The end of the story, told to the registry."""
+    def _write_down(self) -> None:
+        """From here on nothing is lost, whatever becomes of this process or of the services."""
         record = self.record
+        if record.has_ended:
+            return
         summary = {
             "branch": record.task.branch,
             "commit": None if record.implementation is None else record.implementation.commit,
             "tests_passed": None if record.tests is None else record.tests.success,
             "error": None if record.error is None else record.error.message,
         }
-        with record.step("report"):
-            record.reported = self._reporter.finished(record.status, record.artifacts, summary, on_trouble=record.warn)
-            record.detail = record.status if record.reported else "not recorded"
+        try:
+            outputs = outputs_of(record, self._transcript, self._services.redactor)
+        except Exception as error:  # noqa: BLE001  the end must be told, whatever is wrong with what is told of it
+            record.fail(error)
+            outputs = []
+        self._reporter.ends(record.status, summary, outputs)
+        record.has_ended = True
 
     def _implementation(self) -> ImplementationResult:
         if self.record.implementation is None:  # pragma: no cover - the orchestrator's order rules it out
@@ -279,11 +298,6 @@ def workspace_for(
         deadline=deadline,
         on_trouble=on_trouble,
     )
-
-
-def _encoded(text: str) -> bytes:
-    """UTF-8, whatever a file name or a model has put into the text."""
-    return text.encode(errors="backslashreplace")
 
 
 def readable(task: TaskContext, playbook: Playbook) -> tuple[TaskContext, Playbook, tuple[str, ...]]:

@@ -194,6 +194,8 @@ def _summary(result: RunnerResult) -> Iterator[str]:
         yield f"model      {_usage(result.usage)}"
     for artifact in result.artifacts:
         yield f"{artifact.type:<10} {artifact.uri}"
+    if result.reported == "pending":
+        yield "report     kept; the next run sends it, or: necrocode outbox flush"
     for warning in result.warnings:
         yield f"warning    {warning}"
 

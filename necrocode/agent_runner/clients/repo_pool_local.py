@@ -220,6 +220,18 @@ class LocalRepoPool:
         place.drop_surplus()
         self._trash.empty_later()
 
+    def release_abandoned(self, slot_id: str, epoch: int) -> bool:
+        """Give back the slot of a holder that has died, if it is still held as of this ``epoch``; whether it was."""
+        book = self._place_with(slot_id).book
+        slot = book.read().slots.get(slot_id)
+        if slot is None or slot.state != "allocated" or slot.epoch != epoch:
+            return False
+        try:
+            book.release(slot_id, slot.lease_token, self._clock.now(), by="")
+        except StaleLeaseError:  # another has it by now
+            return False
+        return True
+
     def get_slot(self, slot_id: str) -> SlotRecord:
         """State, holder and lease of a slot; ``SlotNotFoundError``."""
         return self._place_with(slot_id).slot_record(slot_id)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from necrocode.agent_runner._trees import remove_tree
+from necrocode.agent_runner.sandbox.orphans import end_processes_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ LayerKind = Literal["overlay", "copy"]
 
 _PROBE_SECONDS = 10
 _PREFIX = "layer-"
+_DRAFT_MARK = "new-"
 _YOUNG_SECONDS = 60.0  # between its making and its lock a folder looks like a dead one
 # Arguments: lower folders, layer folder, uid, gid, command, where it is seen, what lies below home (may be empty). The
 # mapping makes us root inside, which mounting needs; a second one gives the command its own ids back. "cd" comes after
@@ -212,11 +214,12 @@ def _folder(root: Path) -> Iterator[Path]:
 @contextmanager
 def held_folder(root: Path, prefix: str) -> Iterator[Path]:
     """A new folder below ``root``, removed with all that is in it at the end, or by others should this process die."""
-    _sweep(root, prefix)
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
-    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    _sweep_once(root, prefix)
+    folder = draft = Path(tempfile.mkdtemp(prefix=prefix + _DRAFT_MARK, dir=root))
+    held = os.open(draft, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(held, fcntl.LOCK_EX)  # the system gives it back when this process dies: see _sweep
+        fcntl.flock(held, fcntl.LOCK_EX)  # the system gives it back when this process dies: see sweep_folders
+        folder = draft.rename(root / draft.name.replace(_DRAFT_MARK, "", 1))
         yield folder
     finally:
         os.close(held)
@@ -224,18 +227,35 @@ def held_folder(root: Path, prefix: str) -> Iterator[Path]:
 
 
 @cache
-def _sweep(root: Path, prefix: str) -> None:
-    """Remove the folders of processes that died, once a process: those that nobody holds and that are not just made."""
-    for folder in root.glob(f"{prefix}*"):
+def _sweep_once(root: Path, prefix: str) -> None:
+    sweep_folders(root, prefix)
+
+
+def sweep_layers(root: Path) -> list[str]:
+    """End what processes that died have left running in their layers, and remove these; what was done, a line each."""
+    return sweep_folders(root, _PREFIX)
+
+
+def sweep_folders(root: Path, prefix: str) -> list[str]:
+    """Remove the folders of processes that died, and end what still runs in them; what was done, a line each.
+
+    One that nobody holds is a dead one's. Before it has its name, it is told by its age.
+    """
+    done = []
+    for folder in list(root.glob(f"{prefix}*")):
         with contextlib.suppress(OSError):
-            if time.time() - folder.stat().st_mtime < _YOUNG_SECONDS:
+            is_draft = folder.name.startswith(prefix + _DRAFT_MARK)
+            if is_draft and time.time() - folder.stat().st_mtime < _YOUNG_SECONDS:
                 continue
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                ended = end_processes_in(folder)
                 remove_tree(folder)
             finally:
                 os.close(handle)
+            done.append(f"{folder.name}: removed" + (f", {ended} processes ended" if ended else ""))
+    return done
 
 
 def _not_copied(checkout: Path, root: Path) -> Callable[[str, list[str]], set[str]]:
