@@ -86,7 +86,7 @@ def assert_cancelled(bench: Bench, running: Command, number: int, step: str) -> 
     code, name = SIGNALS[signal.Signals(number)]
     out, _, seconds = running.end()
     result = RunnerResult.model_validate_json(out)
-    assert (running.process.returncode, result.status, result.reported) == (code, "cancelled", True)
+    assert (running.process.returncode, result.status, result.reported) == (code, "cancelled", "yes")
     assert result.error_details is not None
     assert result.error_details.message == f"{name} asked the run to stop."
     assert (result.error_details.type, result.error_details.step) == ("RunCancelledError", step)

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Self
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock
 from necrocode.agent_runner.config import RunnerConfig
 from necrocode.agent_runner.generation.budget import ProcessBudget
+from necrocode.agent_runner.reconcile import reconcile
 from necrocode.agent_runner.run_record import Progress, RunInterrupted, RunRecord
 from necrocode.agent_runner.task_run import TaskRun
-from necrocode.agent_runner.wiring import Services, build_services
+from necrocode.agent_runner.wiring import Services, build_services, flush
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from necrocode.agent_runner._cancellation import Cancellation
     from necrocode.agent_runner.models import RunnerResult, TaskContext
+    from necrocode.agent_runner.outbox.folder import FlushReport
     from necrocode.agent_runner.protocols import ArtifactStore, LanguageModel, RepoPool, Sandbox, TaskRegistry
 
 
@@ -61,6 +63,7 @@ class RunnerOrchestrator:
         )
         self._services: Services | None = None
         self._running = _Running()
+        self._starting = threading.Lock()
         self._budget = ProcessBudget(self.config.budget, clock)
 
     def __enter__(self) -> Self:
@@ -110,8 +113,7 @@ class RunnerOrchestrator:
 
     def _run(self, record: RunRecord) -> RunnerResult:
         try:
-            services = self._services = self._services or self._wire()
-            run = TaskRun(record, self.config, services, self._budget)
+            run = TaskRun(record, self.config, self._started(), self._budget)
             with run.limits():
                 self._run_steps(run)
         except KeyboardInterrupt as stop:
@@ -120,6 +122,24 @@ class RunnerOrchestrator:
         except Exception as error:  # noqa: BLE001  the one place that turns any error into a result
             record.fail(error)
         return record.result()
+
+    def flush_outbox(self) -> FlushReport:
+        """Send what earlier runs with this state folder could not tell or store, and clean up after those that died.
+
+        Every run does so too, beside its own work. Raises :class:`ConfigurationError` alone: what could not be sent is
+        told by the report.
+        """
+        services = self._started()
+        return flush(services.outbox, services.task_registry, services.artifact_store, services.git)
+
+    def _started(self) -> Services:
+        """The services; at the first use, after what dead runners have left was put right."""
+        with self._starting:
+            if self._services is None:
+                services = self._wire()
+                reconcile(services.outbox, services.repo_pool, self.config.state_dir / "layers")
+                self._services = services
+            return self._services
 
     @staticmethod
     def _run_steps(run: TaskRun) -> None:

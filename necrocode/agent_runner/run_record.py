@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from necrocode.agent_runner._clock import Clock
+    from necrocode.agent_runner.fencing import Fence
     from necrocode.agent_runner.models import (
         Artifact,
         ImplementationResult,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Status = Literal["done", "failed", "cancelled"]
+Reported = Literal["yes", "pending", "no"]
 
 
 class RunInterrupted(KeyboardInterrupt):
@@ -75,7 +77,11 @@ class RunRecord:
     rounds: tuple[RoundResult, ...] = ()
     diff: bytes = b""
     """The patch of ``implementation``."""
-    reported: bool = False
+    reported: Reported = "no"
+    has_ended: bool = False
+    """Whether the end was written down, to be reported: how the run ended stays from then on."""
+    fence: Fence | None = None
+    """What the run's writes carry; None: it holds no lease on its task."""
     usage: RunUsage = field(default_factory=RunUsage)
     error: ErrorDetails | None = None
     status: Status = "failed"
@@ -193,15 +199,15 @@ class RunRecord:
             self.warn(details.message)
 
     def cancel(self) -> None:
-        """The run was interrupted; a delivered one stays delivered."""
-        if self.status == "done":
+        """The run was interrupted; a delivered one, and one that had ended before, stays what it is."""
+        if self.status == "done" or self.has_ended:
             return
         self.status = "cancelled"
         self.error = self.error or ErrorDetails(type="RunInterrupted", message="The run was interrupted.")
 
     def _cancel(self, error: RunCancelledError) -> None:
         """The run was asked to stop, too late for one that is delivered."""
-        if self.status != "done":
+        if self.status != "done" and not self.has_ended:
             self.status = "cancelled"
         self.fail_with(_details(error))
 
@@ -233,6 +239,7 @@ class RunRecord:
             push_result=self.push,
             rounds=self.rounds,
             reported=self.reported,
+            lease_epoch=None if self.fence is None else self.fence.epoch,
             usage=self.usage,
             warnings=tuple(self.warnings),
         )

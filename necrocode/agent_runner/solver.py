@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from necrocode.agent_runner.errors import (
     BudgetExhaustedError,
+    ChangedSetupError,
     ContextOverflowError,
     ImplementationError,
     RunnerError,
@@ -29,11 +30,12 @@ from necrocode.agent_runner.steps.apply import (
     commit_changes,
     commit_message,
     plan_changes,
+    refuse_protected,
     refuse_secrets,
-    telling_paths,
 )
 from necrocode.agent_runner.steps.context import choose_context
 from necrocode.agent_runner.steps.generate import Asker, Question, compose
+from necrocode.agent_runner.steps.hidden_text import hidden_text
 from necrocode.agent_runner.steps.run_tests import (
     TestPlan,
     failure_text,
@@ -57,10 +59,12 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.models import ImplementationResult, ModelAnswer, TaskContext
     from necrocode.agent_runner.run_record import RunRecord
     from necrocode.agent_runner.steps.report import Reporter
+    from necrocode.agent_runner.steps.setup import Setups
     from necrocode.agent_runner.wiring import Services
     from necrocode.agent_runner.workspace import Workspace
 
 _SMALLEST_CONTEXT_TOKENS = 500
+_OF_THE_ANSWER = (ChangedSetupError, ImplementationError, TamperedTestsError)
 
 
 @dataclass
@@ -78,6 +82,7 @@ class Solver:
     deadline: Deadline
     asker: Asker
     attempts: Attempts
+    setups: Setups
     plan: TestPlan = field(default_factory=lambda: TestPlan(()))
     """Which tests judge the change; :meth:`examine` makes it."""
     _question: Question | None = None
@@ -92,10 +97,11 @@ class Solver:
     def examine(self) -> None:
         """What tests there are, and what they say before the change."""
         record, config = self.record, self.config
-        if not config.test_base or not (self.task.test_commands or config.detect_tests):
+        if not self.task.test_commands and not (config.test_base and config.detect_tests):
+            record.warn(untested(config))
+            return
+        if not config.test_base and not self.task.setup_commands:
             self.plan = TestPlan(tuple(self.task.test_commands), config.pass_rule)
-            if not self.plan.commands:
-                record.warn(untested(config))
             return
         with record.step("examine"):
             self.plan = plan_tests(
@@ -103,10 +109,11 @@ class Solver:
                 self.workspace,
                 self.services.sandbox,
                 config=config,
-                redact=self.services.redactor.text,
+                redactor=self.services.redactor,
                 deadline=self.deadline,
                 on_note=record.log,
                 on_trouble=record.warn,
+                setups=self.setups,
             )
             record.detail = _told_of(self.plan)
         if self.plan.detected:
@@ -128,7 +135,7 @@ class Solver:
             is_final = self.deadline.remaining_seconds() <= 0 or not self.attempts.has_others
             if self.deadline.cancellation.is_requested:
                 raise
-            if is_final and not isinstance(error, (ImplementationError, TamperedTestsError)):
+            if is_final and not isinstance(error, _OF_THE_ANSWER):
                 raise
             reply = self._told(refused_answer_reply(error, self._asked().form)) if is_mendable(error) else ""
             outcome: Outcome = "unusable" if attempt.answer_text else "unanswered"
@@ -163,15 +170,17 @@ class Solver:
                 Limits.of(self.config),
                 already={change.path: change for change in attempt.before},
             )
+            refuse_protected(attempt.changes, self.config)
             attempt.keeps_secrets = refuse_secrets(attempt.changes, base, self.services.redactor.secrets_in)
             attempt.implementation = record.implementation = commit_changes(
                 workspace,
                 attempt.changes,
                 ref=f"refs/necrocode/runs/{record.run_id}/{attempt.number}",
-                message=commit_message(self.config, self.task, record.run_id),
+                message=commit_message(self.config, self.task, record.run_id, record.fence),
                 author=commit_author(self.config, record.clock.now()),
                 response=attempt.response,
                 deadline=self.deadline,
+                protected=self.config.protected_paths,
             )
             commit = record.implementation.commit
             attempt.diff = record.diff = workspace.repository.diff(
@@ -182,6 +191,7 @@ class Solver:
             self.reporter.event(
                 "implementation_completed",
                 {"commit": commit, "files": list(record.implementation.files), "round": attempt.round},
+                work=attempt.diff,
             )
             self._check_syntax(attempt, base)
 
@@ -199,9 +209,10 @@ class Solver:
                 _made(attempt),
                 self.services.sandbox,
                 environment=self.config.test_environment,
-                redact=self.services.redactor.text,
+                redactor=self.services.redactor,
                 deadline=self.deadline,
                 plan=self.plan,
+                setups=self.setups,
             )
             if not self.plan.counts(tests):
                 record.warn(f"Nothing was tested: no test of {_listed(self.plan.commands)} could be run.")
@@ -286,12 +297,13 @@ class Solver:
             return
         if self.services.redactor.text(shown := attempt.diff.decode(errors="replace")) != shown:
             self.record.warn("The diff holds text that looks like a secret; it is stored as it is, to be whole.")
+        tree = self.workspace.objects.tree_of(self.workspace.base_commit)
+        for warning in hidden_text(attempt.changes, TreeFiles(self.workspace.objects, tree)):
+            self.record.warn(warning)
         for path in attempt.keeps_secrets:
             self.record.warn(f"{path} holds a secret of this runner, as the repository has it already.")
-        for path in telling_paths(attempt.implementation.files):
-            self.record.warn(
-                f"The change touches {path}, which decides what runs elsewhere: look at it before merging."
-            )
+        for path in attempt.implementation.protected_files:
+            self.record.warn(f"The change touches the protected file {path}: look at it before merging.")
         for warning in () if attempt.tests is None else test_warnings(attempt.tests):
             self.record.warn(warning)
 

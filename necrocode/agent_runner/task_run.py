@@ -9,16 +9,20 @@ from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._bounded import closing, outrun, within
 from necrocode.agent_runner._clock import Deadline
+from necrocode.agent_runner._invisible import invisible_in, told, visible
 from necrocode.agent_runner.attempts import Attempts
-from necrocode.agent_runner.errors import RunCancelledError, RunnerTimeoutError
+from necrocode.agent_runner.errors import RunCancelledError, RunnerTimeoutError, StaleLeaseError
 from necrocode.agent_runner.generation.budgeted_model import BudgetedModel
+from necrocode.agent_runner.outbox.book import RunIdentity, RunPlace
 from necrocode.agent_runner.playbook import load_playbook, with_playbook
 from necrocode.agent_runner.solver import Solver
 from necrocode.agent_runner.steps.allocate import brought_workspace, leased_workspace
 from necrocode.agent_runner.steps.deliver import deliver, has_arrived
 from necrocode.agent_runner.steps.generate import Asker, Transcript
+from necrocode.agent_runner.steps.lease import held_task
 from necrocode.agent_runner.steps.report import Reporter
-from necrocode.agent_runner.steps.upload import upload
+from necrocode.agent_runner.steps.setup import Setups
+from necrocode.agent_runner.steps.upload import outputs_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,9 +32,13 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.config import RunnerConfig
     from necrocode.agent_runner.generation.budget import ProcessBudget
     from necrocode.agent_runner.models import ImplementationResult, PushResult, TaskContext
+    from necrocode.agent_runner.playbook import Playbook
     from necrocode.agent_runner.run_record import RunRecord
+    from necrocode.agent_runner.steps.lease import HeldTask
     from necrocode.agent_runner.wiring import Services
     from necrocode.agent_runner.workspace import Workspace
+
+_NOT_TOLD = {"pending": "kept in the outbox", "no": "not recorded"}
 
 
 class TaskRun:
@@ -41,9 +49,12 @@ class TaskRun:
         self.record = record
         self._config = config
         self._services = services
-        self._playbook = load_playbook(record.task)
-        self._task = masked(with_playbook(record.task, self._playbook), services.redactor)
+        playbook = load_playbook(record.task)
+        task, self._playbook, hidden = readable(with_playbook(record.task, playbook), playbook)
+        self._task = masked(task, services.redactor)
         record.task = self._task
+        for warning in hidden:
+            record.warn(warning)
         self._deadline = Deadline(self._task.timeout_seconds, record.clock, record.cancellation)
         self._transcript = Transcript()
         self._budget = budget.of_run(
@@ -54,7 +65,25 @@ class TaskRun:
             on_trouble=record.warn,
         )
         self._model = BudgetedModel(services.llm, self._budget, max_tokens=config.llm_config.max_tokens)
-        self._reporter = Reporter(services.task_registry, self._task, record.run_id, record.runner_id)
+        self._reporter = Reporter(
+            services.task_registry,
+            services.artifact_store,
+            services.outbox,
+            self._task,
+            RunIdentity(
+                record.run_id,
+                record.runner_id,
+                self._task.spec_name,
+                self._task.task_id,
+                record.started_at.isoformat(),
+            ),
+            clock=record.clock,
+            redact=services.redactor.data,
+            on_trouble=record.warn,
+            on_defect=record.fail,
+        )
+        self._held: HeldTask | None = None
+        self._to_the_end = ExitStack()
 
     @contextmanager
     def limits(self) -> Iterator[None]:
@@ -67,7 +96,7 @@ class TaskRun:
                 raise
 
     def prepare(self) -> None:
-        """Look whether outputs can be stored and the model asked, tell the registry that the task runs; then begin."""
+        """Look whether outputs can be stored and the model asked, take the task, tell that it runs; then begin."""
         with self.record.step("prepare"):
             outrun(self._deadline, self._services.artifact_store.ensure_available, doing="look for the artifact store")
             if self._task.test_commands:
@@ -76,8 +105,30 @@ class TaskRun:
             check: Callable[[], None] | None = getattr(self._services.llm, "check", None)
             if check is not None:
                 check()
+            self._reporter.tell_of_earlier_runs()
+            self._take_task()
             self._reporter.started()
+            self._services.flusher.start(own_run=self.record.run_id)
             self._budget.check_room()
+
+    def _take_task(self) -> None:
+        record = self.record
+        self._held = self._to_the_end.enter_context(
+            held_task(
+                self._task,
+                self._services.task_registry,
+                runner_id=record.runner_id,
+                lease_seconds=self._config.lease_seconds,
+                deadline=self._deadline,
+                is_begun=lambda: self._reporter.has_started,
+                on_note=record.log,
+                on_trouble=record.warn,
+            )
+        )
+        if self._held is not None:
+            record.fence = self._held.fence
+            self._reporter.writes_under(self._held.fence, self._held.writing)
+            self._deadline.cancellation.check()  # the registry may not want it to begin at all
 
     @contextmanager
     def allocate(self) -> Iterator[Workspace]:
@@ -94,8 +145,21 @@ class TaskRun:
             with self.record.step("allocate"):
                 workspace = stack.enter_context(context)
                 self.record.detail = f"{workspace.slot_id} at {workspace.base_commit[:12]}"
+            self._reporter.works_at(RunPlace(str(workspace.path), workspace.slot_id, workspace.epoch))
+            self._setups = stack.enter_context(self._setups_for(workspace))
             self._reporter.event("slot_allocated", {"slot_id": workspace.slot_id})
             yield workspace
+
+    def _setups_for(self, workspace: Workspace) -> Setups:
+        return Setups(
+            self._task,
+            workspace,
+            self._services.sandbox,
+            config=self._config,
+            redactor=self._services.redactor,
+            deadline=self._deadline,
+            on_note=self.record.log,
+        )
 
     def solver(self, workspace: Workspace) -> Solver:
         """What asks the model, and applies and tests what it says."""
@@ -112,6 +176,7 @@ class TaskRun:
             deadline=self._deadline,
             asker=Asker(self._model, llm, self._task.max_tokens, self._deadline, self._transcript),
             attempts=Attempts(self._config.max_repair_rounds, llm.candidates),
+            setups=self._setups,
         )
 
     def deliver(self, workspace: Workspace) -> None:
@@ -126,7 +191,16 @@ class TaskRun:
 
     def _delivered(self, workspace: Workspace) -> PushResult:
         made, branch, push = self._implementation(), self.record.task.branch, self._config.push
-        put = partial(deliver, workspace, made, branch, push=push, committer_email=self._config.commit_author_email)
+        put = partial(
+            deliver,
+            workspace,
+            made,
+            branch,
+            push=push,
+            committer_email=self._config.commit_author_email,
+            fence=self.record.fence,
+            check_hold=self._check_task,
+        )
         try:
             return put(deadline=self._deadline)
         except (RunCancelledError, RunnerTimeoutError):
@@ -135,63 +209,84 @@ class TaskRun:
                     raise
                 return put(deadline=end)  # what is delivered is delivered: the rest of it is done too
 
+    def _check_task(self) -> None:
+        """Return while the task is this run's; ``StaleLeaseError`` once it may be another's."""
+        if self._held is not None:
+            self._held.hold.check()
+
     def finish(self) -> None:
-        """Store what there is and report the end, where the registry has heard of a beginning.
+        """Write down what there is to store and to report, then store and report it, where the registry has heard of a
+        beginning.
 
         An interruption meanwhile is kept until the report is through; a second one ends at once.
-        """
+        """  # noqa: D205  one sentence
         with closing(self._deadline):
             self._budget.close()
         self.record.usage = self._budget.usage
-        if not self._reporter.has_started:
-            return
         try:
-            with closing(self._deadline):
-                self._upload()
-        except BaseException as error:
-            self.record.stop(error)
-            raise
+            if self._reporter.has_started:
+                self._tell_unless_overtaken()
         finally:
             with closing(self._deadline):
-                self._report_whatever_happens()
+                self._to_the_end.close()
+        if self._reporter.has_started and not self._deadline.cancellation.is_requested:
+            self._services.flusher.wait()
 
-    def _report_whatever_happens(self) -> None:
+    def _tell_unless_overtaken(self) -> None:
         try:
-            self._report()
+            if not self._is_overtaken():
+                self._tell_the_end_whatever_happens()
+        finally:
+            self._reporter.close()
+
+    def _is_overtaken(self) -> bool:
+        """Whether the task may be another run's by now: then nothing more is written under this one's epoch."""
+        try:
+            self._check_task()
+        except StaleLeaseError as error:
+            self.record.fail(error)
+            kept = "" if self.record.implementation is None else f"; the work is under {self.record.implementation.ref}"
+            self.record.warn(f"Nothing was uploaded or reported: the task may be another run's by now{kept}.")
+            return True
+        return False
+
+    def _tell_the_end_whatever_happens(self) -> None:
+        try:
+            self._tell_the_end()
         except KeyboardInterrupt:
             self.record.cancel()
-            self._report()  # it goes on with what has not been sent
+            self._tell_the_end()  # it goes on with what has not been sent
             raise
 
-    def _upload(self) -> None:
-        """Whatever there is, stored."""
+    def _tell_the_end(self) -> None:
         record = self.record
-        outputs: list[tuple[str, bytes]] = []
-        if record.diff:
-            outputs.append(("diff", record.diff))
-        if record.tests is not None:
-            outputs.append(("test", _encoded(record.tests.model_dump_json(indent=1))))
-        if self._transcript.calls:
-            transcript = self._services.redactor.data(self._transcript.to_data())
-            outputs.append(("transcript", _encoded(json.dumps(transcript, ensure_ascii=False, indent=1))))
-        place = {"task_id": self._task.task_id, "spec_name": self._task.spec_name, "run_id": record.run_id}
-        with record.step("upload"):
-            outputs.append(("log", _encoded(record.log_text())))
-            record.artifacts = upload(self._services.artifact_store, outputs, place, on_trouble=record.warn)
-            record.detail = f"{len(record.artifacts)} of {len(outputs)} artifacts"
+        with closing(self._deadline), record.step("upload"):
+            self._write_down()
+            record.artifacts = self._reporter.upload()
+            record.detail = f"{len(record.artifacts)} artifacts"
+        with closing(self._deadline), record.step("report"):
+            record.reported = self._reporter.report()
+            is_told = record.reported == "yes"
+            record.detail = record.status if is_told else f"{record.status}, {_NOT_TOLD[record.reported]}"
 
-    def _report(self) -> None:
-        """The end of the story, told to the registry."""
+    def _write_down(self) -> None:
+        """From here on nothing is lost, whatever becomes of this process or of the services."""
         record = self.record
+        if record.has_ended:
+            return
         summary = {
             "branch": record.task.branch,
             "commit": None if record.implementation is None else record.implementation.commit,
             "tests_passed": None if record.tests is None else record.tests.success,
             "error": None if record.error is None else record.error.message,
         }
-        with record.step("report"):
-            record.reported = self._reporter.finished(record.status, record.artifacts, summary, on_trouble=record.warn)
-            record.detail = record.status if record.reported else "not recorded"
+        try:
+            outputs = outputs_of(record, self._transcript, self._services.redactor)
+        except Exception as error:  # noqa: BLE001  the end must be told, whatever is wrong with what is told of it
+            record.fail(error)
+            outputs = []
+        self._reporter.ends(record.status, summary, outputs)
+        record.has_ended = True
 
     def _implementation(self) -> ImplementationResult:
         if self.record.implementation is None:  # pragma: no cover - the orchestrator's order rules it out
@@ -214,7 +309,14 @@ def workspace_for(
     ``only_reads``: nothing will be done in it, so that a checkout with uncommitted changes does too.
     """
     if task.slot_path is not None:
-        return brought_workspace(task, services.git, deadline=deadline, on_trouble=on_trouble, only_reads=only_reads)
+        return brought_workspace(
+            task,
+            services.git,
+            deadline=deadline,
+            on_trouble=on_trouble,
+            only_reads=only_reads,
+            pushes=config.push and not only_reads,
+        )
     return leased_workspace(
         task,
         services.repo_pool,
@@ -227,9 +329,28 @@ def workspace_for(
     )
 
 
-def _encoded(text: str) -> bytes:
-    """UTF-8, whatever a file name or a model has put into the text."""
-    return text.encode(errors="backslashreplace")
+def readable(task: TaskContext, playbook: Playbook) -> tuple[TaskContext, Playbook, tuple[str, ...]]:
+    """Both as people see them, who wrote or approved them; and a warning for each text that held more than that."""
+    criteria = tuple(task.acceptance_criteria)
+    texts = {
+        "The task's title": [task.title],
+        "The task's description": [task.description],
+        "The task's acceptance criteria": criteria,
+        "The playbook's instructions": [playbook.instructions],
+    }
+    found = {what: invisible_in(text) for what, text in texts.items()}
+    seen = {
+        "title": visible(task.title).strip(),
+        "description": visible(task.description),
+        "acceptance_criteria": tuple(map(visible, criteria)),
+    }
+    warnings = tuple(
+        f"{what} held characters that nobody sees; the model is not shown them: {told(hidden)}."
+        for what, hidden in found.items()
+        if hidden
+    )
+    playbook = playbook.model_copy(update={"instructions": visible(playbook.instructions)})
+    return task.model_copy(update=seen), playbook, warnings
 
 
 def masked(task: TaskContext, redactor: Redactor) -> TaskContext:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from necrocode import __version__
 from necrocode.agent_runner.removed import untold_variables
-from necrocode.cli import explain, migrate, registry, run, serve
+from necrocode.cli import explain, migrate, outbox, recover, registry, run, serve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,6 +67,8 @@ def command_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     run.add_parser(commands, epilog=_EXIT_CODES)
     explain.add_parser(commands)
+    outbox.add_parser(commands)
+    recover.add_parser(commands)
     registry.add_parser(commands)
     serve.add_parser(commands)
     migrate.add_parser(commands)

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
-from necrocode.agent_runner._text import shown
+from necrocode.agent_runner._text import inert, inert_json, shown
 from necrocode.cli import _parsers
 from necrocode.cli._signals import cancelled_by_signals, code_of_signal
 
@@ -145,9 +145,9 @@ def print_refusal(error_type: str, message: str, *, hint: str | None = None) -> 
 
 def _print_result(result: RunnerResult, *, as_json: bool) -> None:
     if as_json:
-        print_text(result.model_dump_json(indent=2))
+        print_text(inert_json(result.model_dump_json(indent=2)))
     else:
-        print_text("\n".join(map(shown, _summary(result))))
+        print_text(inert("\n".join(map(shown, _summary(result)))))
     if result.error is not None:
         tell(sys.stderr, f"necrocode: {shown(result.error)}\n")
 
@@ -166,6 +166,8 @@ def _summary(result: RunnerResult) -> Iterator[str]:
         yield f"model      {_usage(result.usage)}"
     for artifact in result.artifacts:
         yield f"{artifact.type:<10} {artifact.uri}"
+    if result.reported == "pending":
+        yield "report     kept; the next run sends it, or: necrocode outbox flush"
     for warning in result.warnings:
         yield f"warning    {warning}"
 
@@ -212,7 +214,7 @@ def tell(stream: TextIO | None, text: str) -> None:
         return
     encoding = stream.encoding or "utf-8"
     try:
-        stream.write(text.encode(encoding, "replace").decode(encoding))
+        stream.write(inert(text).encode(encoding, "replace").decode(encoding))
         stream.flush()
     except (OSError, ValueError):
         _give_up(stream)

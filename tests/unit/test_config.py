@@ -142,6 +142,8 @@ def test_every_setting_can_be_given_in_a_file(settings: Settings) -> None:
         "execution_mode": "local-process", "task_registry_url": "sqlite:///a.db", "repo_pool_url": "file:///pool",
         "artifact_store_url": "https://store/", "llm": {"model": "m", "temperature": 0, "edit_format": "json"},
         "llm_api_key_env_var": "K", "git_token": "g", "service_token": "s", "network_retry_count": 0,
+        "git_token_hosts": ["git.example.com"], "git_allowed_protocols": ["https"], "git_allowed_hosts": ["[::1]:8443"],
+        "protected_paths": ["deploy/*"], "protected_paths_policy": "refuse",
         "request_timeout_seconds": 1, "state_dir": "/s", "runner_id": "r", "pool_size": 1, "slot_timeout_seconds": 0,
         "lease_seconds": 3, "push": False, "commit_author_name": "山田", "commit_author_email": "a@b",
         "commit_message": "{title}", "max_changed_files": 1, "max_file_bytes": 1, "max_total_bytes": 1,
@@ -150,7 +152,7 @@ def test_every_setting_can_be_given_in_a_file(settings: Settings) -> None:
         "sandbox": "bwrap", "sandbox_network": True, "sandbox_read_paths": ["/srv/tools"], "sandbox_image": "i",
         "max_test_output_bytes": 1000, "max_test_memory_bytes": 1 << 20, "max_test_processes": 1,
         "max_test_cpu_seconds": 1, "max_test_file_bytes": 1 << 20, "max_test_disk_bytes": 1 << 20,
-        "budget": {"max_cost_usd": 0.1, "process": {"max_calls": 0}, "spec": {}},
+        "outbox_max_bytes": 0, "budget": {"max_cost_usd": 0.1, "process": {"max_calls": 0}, "spec": {}},
     }  # fmt: skip
     assert set(values) == set(RunnerConfig.model_fields) - {"llm_config"} | {"llm"}
     config = settings.read(yaml.safe_dump(values, allow_unicode=True))
@@ -214,6 +216,8 @@ def test_one_setting_under_both_its_names_is_refused(settings: Settings) -> None
         ("max_changed_files", None), ("llm_api_key_env_var", "sk-my-own-key"), ("llm_api_key_env_var", ""),
         ("test_environment", ["A=1"]), ("test_environment", {"A": 1}), ("state_dir", 5), ("state_dir", "\0"),
         ("state_dir", "~no-such-user/x"), ("llm", 5), ("git_token", 5), ("git_token", "two words"),
+        ("git_token_hosts", ["a b"]), ("git_allowed_hosts", ["https://host"]), ("git_allowed_protocols", ["ext"]),
+        ("protected_paths", ["/"]), ("protected_paths_policy", "drop"),
         ("service_token", "改行"), ("service_token", "a\nb"),
     ],
 )  # fmt: skip

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._bounded import current_deadline, is_over
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock, Deadline
-from necrocode.agent_runner._git import DEFAULT_TIMEOUT_SECONDS, Git, GitError
+from necrocode.agent_runner._git import DEFAULT_TIMEOUT_SECONDS, Git, GitError, RemoteRefusedError
 from necrocode.agent_runner._names import check_branch_name, check_repository_url, expand_home
 from necrocode.agent_runner.clients._pool_book import key_of
 from necrocode.agent_runner.clients._pool_files import Trash, removal_told
@@ -231,6 +231,18 @@ class LocalRepoPool:
         place.drop_surplus()
         self._trash.empty_later()
 
+    def release_abandoned(self, slot_id: str, epoch: int) -> bool:
+        """Give back the slot of a holder that has died, if it is still held as of this ``epoch``; whether it was."""
+        book = self._place_with(slot_id).book
+        slot = book.read().slots.get(slot_id)
+        if slot is None or slot.state != "allocated" or slot.epoch != epoch:
+            return False
+        try:
+            book.release(slot_id, slot.lease_token, self._clock.now(), by="")
+        except StaleLeaseError:  # another has it by now
+            return False
+        return True
+
     def get_slot(self, slot_id: str) -> SlotRecord:
         """State, holder and lease of a slot; ``SlotNotFoundError``."""
         return self._place_with(slot_id).slot_record(slot_id)
@@ -363,8 +375,12 @@ class LocalRepoPool:
             url = check_repository_url(repo_url)
             is_path = "://" not in url and not _is_scp_like(url)
             path = expand_home(Path(url)).absolute() if is_path else None
+            if must_exist:
+                self._git.remotes.check(url)
         except ValueError as error:
             raise RepositoryNotFoundError(f"Cannot use the repository URL: {error}.") from error
+        except RemoteRefusedError as error:
+            raise RepositoryNotFoundError(f"Cannot use {repo_url}: {error}", hint=error.hint) from error
         if path is not None:
             if must_exist and not path.is_dir():
                 raise RepositoryNotFoundError(f"There is no repository at {path}.", hint="Check repo_url.")

@@ -8,6 +8,7 @@ from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from necrocode.agent_runner._invisible import visible
 from necrocode.agent_runner.generation.answer_forms import (
     ShownFile,
     answer_format_of,
@@ -114,7 +115,7 @@ def compose(
         task,
         shown,
         instructions="\n\n".join(filter(None, [redactor.text(instructions).strip(), stand_ins.note])),
-        test_commands=tuple(map(redactor.text, test_commands)),
+        test_commands=tuple(redactor.text(visible(command)) for command in test_commands),
         failing=redactor.text(failing),
         edit_format=edit_format,
     )
