@@ -10,6 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from necrocode.agent_runner._cancellation import (
+        Cancellation,
+    )
     from necrocode.agent_runner.clients.artifact_store_http import (
         ArtifactStoreClient,
     )
@@ -181,6 +184,7 @@ _HOME_OF = {
     "BudgetExhaustedError": "errors",
     "BudgetReservation": "spending",
     "BudgetUsage": "spending",
+    "Cancellation": "_cancellation",
     "CaseList": "test_results",
     "ChangeRejectedError": "errors",
     "ChangedSetupError": "errors",
@@ -295,6 +299,7 @@ __all__ = [
     "BudgetExhaustedError",
     "BudgetReservation",
     "BudgetUsage",
+    "Cancellation",
     "CaseList",
     "ChangeRejectedError",
     "ChangedSetupError",

@@ -6,6 +6,7 @@ import os
 import secrets
 import socket
 import threading
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
@@ -18,9 +19,10 @@ from necrocode.agent_runner.task_run import TaskRun
 from necrocode.agent_runner.wiring import Services, build_services, flush
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
+    from necrocode.agent_runner._cancellation import Cancellation
     from necrocode.agent_runner.models import RunnerResult, TaskContext
     from necrocode.agent_runner.outbox.folder import FlushReport
     from necrocode.agent_runner.protocols import ArtifactStore, LanguageModel, RepoPool, Sandbox, TaskRegistry
@@ -60,6 +62,7 @@ class RunnerOrchestrator:
             sandbox=sandbox,
         )
         self._services: Services | None = None
+        self._running = _Running()
         self._starting = threading.Lock()
         self._budget = ProcessBudget(self.config.budget, clock)
 
@@ -77,16 +80,42 @@ class RunnerOrchestrator:
         if services is not None:
             services.close()
 
-    def run(self, task_context: TaskContext) -> RunnerResult:
+    def run(self, task_context: TaskContext, *, cancellation: Cancellation | None = None) -> RunnerResult:
         """Do the task, and say what came of it.
 
         Everything that goes wrong is told by the result, and by the registry where that can be reached. Only an
-        interruption (Ctrl-C) is raised, as :class:`RunInterrupted`, after the same clean-up.
+        interruption (Ctrl-C) is raised, as :class:`RunInterrupted`, after the same clean-up. ``cancellation`` ends the
+        run as :meth:`cancel` does, and may be requested before it begins.
         """
         record = RunRecord(task_context, self.runner_id, self._clock, self._on_progress)
+        record.cancellation = cancellation or record.cancellation
+        with self._running.including(record):
+            return self._run(record)
+
+    def cancel(
+        self,
+        run_id: str | None = None,
+        *,
+        task_id: str | None = None,
+        spec_name: str | None = None,
+        reason: str = "The caller asked the run to stop.",
+    ) -> tuple[str, ...]:
+        """Ask runs of this orchestrator to stop, from any thread; the ids of those that were under way and are asked.
+
+        All of them, or those that have the given run id, task id and spec name. Each ends within about a second with
+        status ``cancelled``, and ``reason`` as its error; what the model has produced is kept, the slot is given back,
+        and the registry is told. A run that has delivered its branch stays ``done``.
+        """
+        asked = [record for record in self._running.records() if _is_meant(record, run_id, task_id, spec_name)]
+        for record in asked:
+            record.cancellation.request(reason)
+        return tuple(record.run_id for record in asked)
+
+    def _run(self, record: RunRecord) -> RunnerResult:
         try:
-            services = self._started()
-            self._run_steps(TaskRun(record, self.config, services, self._budget))
+            run = TaskRun(record, self.config, self._started(), self._budget)
+            with run.limits():
+                self._run_steps(run)
         except KeyboardInterrupt as stop:
             record.cancel()
             raise RunInterrupted(record.result()) from stop
@@ -132,3 +161,31 @@ class RunnerOrchestrator:
             raise
         finally:
             run.finish()
+
+
+class _Running:
+    """The runs that are under way."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._records: dict[str, RunRecord] = {}
+
+    @contextmanager
+    def including(self, record: RunRecord) -> Iterator[None]:
+        with self._lock:
+            self._records[record.run_id] = record
+        try:
+            with record.cancellation.calling(lambda: record.log(f"asked to stop: {record.cancellation.reason}")):
+                yield
+        finally:
+            with self._lock:
+                self._records.pop(record.run_id, None)
+
+    def records(self) -> list[RunRecord]:
+        with self._lock:
+            return list(self._records.values())
+
+
+def _is_meant(record: RunRecord, run_id: str | None, task_id: str | None, spec_name: str | None) -> bool:
+    wanted = ((run_id, record.run_id), (task_id, record.task.task_id), (spec_name, record.task.spec_name))
+    return all(asked is None or asked == known for asked, known in wanted)

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from necrocode.agent_runner._cancellation import Cancellation
 from necrocode.agent_runner._redact import Redactor
 from necrocode.agent_runner._text import shown
-from necrocode.agent_runner.errors import InternalError, RunnerError
+from necrocode.agent_runner.errors import InternalError, RunCancelledError, RunnerError
 from necrocode.agent_runner.models import ErrorDetails, RunnerResult, RunUsage
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ class RunRecord:
     on_progress: Callable[[Progress], None]
     redact: Callable[[str], str] = Redactor().text
     run_id: str = ""
+    cancellation: Cancellation = field(default_factory=Cancellation)
+    """What ends the run early. An error that comes after it is taken for its doing."""
     timings: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     artifacts: tuple[Artifact, ...] = ()
@@ -163,6 +166,11 @@ class RunRecord:
         if error is self._failure:
             return
         self._failure = self._failure or error
+        if isinstance(error, RunnerError) and self.cancellation.is_requested:
+            error = self._stop_asked_for(error)
+            if isinstance(error, RunCancelledError):
+                self._cancel(error)
+                return
         if not isinstance(error, RunnerError):
             trace = "".join(traceback.format_exception(error))
             logger.error("unexpected error\n%s", self.redact(trace))
@@ -171,15 +179,13 @@ class RunRecord:
                 hint="This is a defect of necrocode, or of an object that was passed to it: please report it.",
                 step=self._failed_step,
             )
-        details = ErrorDetails(
-            type=type(error).__name__,
-            message=str(error),
-            step=error.step,
-            hint=error.hint,
-            retryable=error.retryable,
-            status_code=error.status_code,
-        )
-        self.fail_with(details)
+        self.fail_with(_details(error))
+
+    def _stop_asked_for(self, error: RunnerError) -> RunnerError:
+        """What the run was asked to end with, in the step that this error came out of."""
+        asked = self.cancellation.error()
+        asked.step = error.step
+        return asked
 
     def fail_with(self, details: ErrorDetails) -> None:
         """The run has failed. A second failure, or one after the delivery, is only noted: a run is judged by that."""
@@ -198,6 +204,12 @@ class RunRecord:
             return
         self.status = "cancelled"
         self.error = self.error or ErrorDetails(type="RunInterrupted", message="The run was interrupted.")
+
+    def _cancel(self, error: RunCancelledError) -> None:
+        """The run was asked to stop, too late for one that is delivered."""
+        if self.status != "done" and not self.has_ended:
+            self.status = "cancelled"
+        self.fail_with(_details(error))
 
     def log_text(self) -> str:
         """The log so far, with the output of the tests."""
@@ -231,3 +243,14 @@ class RunRecord:
             usage=self.usage,
             warnings=tuple(self.warnings),
         )
+
+
+def _details(error: RunnerError) -> ErrorDetails:
+    return ErrorDetails(
+        type=type(error).__name__,
+        message=str(error),
+        step=error.step,
+        hint=error.hint,
+        retryable=error.retryable,
+        status_code=error.status_code,
+    )

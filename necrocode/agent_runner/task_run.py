@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
+from necrocode.agent_runner._bounded import closing, outrun, within
 from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner._invisible import invisible_in, told, visible
 from necrocode.agent_runner.attempts import Attempts
-from necrocode.agent_runner.errors import StaleLeaseError
+from necrocode.agent_runner.errors import RunCancelledError, RunnerTimeoutError, StaleLeaseError
 from necrocode.agent_runner.generation.budgeted_model import BudgetedModel
 from necrocode.agent_runner.outbox.book import RunIdentity, RunPlace
 from necrocode.agent_runner.playbook import load_playbook, with_playbook
 from necrocode.agent_runner.solver import Solver
 from necrocode.agent_runner.steps.allocate import brought_workspace, leased_workspace
-from necrocode.agent_runner.steps.deliver import deliver
+from necrocode.agent_runner.steps.deliver import deliver, has_arrived
 from necrocode.agent_runner.steps.generate import Asker, Transcript
 from necrocode.agent_runner.steps.lease import held_task
 from necrocode.agent_runner.steps.report import Reporter
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from necrocode.agent_runner._redact import Redactor
     from necrocode.agent_runner.config import RunnerConfig
     from necrocode.agent_runner.generation.budget import ProcessBudget
-    from necrocode.agent_runner.models import ImplementationResult, TaskContext
+    from necrocode.agent_runner.models import ImplementationResult, PushResult, TaskContext
     from necrocode.agent_runner.playbook import Playbook
     from necrocode.agent_runner.run_record import RunRecord
     from necrocode.agent_runner.steps.lease import HeldTask
@@ -53,7 +55,7 @@ class TaskRun:
         record.task = self._task
         for warning in hidden:
             record.warn(warning)
-        self._deadline = Deadline(self._task.timeout_seconds, record.clock)
+        self._deadline = Deadline(self._task.timeout_seconds, record.clock, record.cancellation)
         self._transcript = Transcript()
         self._budget = budget.of_run(
             spec_name=self._task.spec_name,
@@ -83,12 +85,22 @@ class TaskRun:
         self._held: HeldTask | None = None
         self._to_the_end = ExitStack()
 
+    @contextmanager
+    def limits(self) -> Iterator[None]:
+        """The services that are called inside end with the run's time, and with its cancellation."""
+        with within(self._deadline):
+            try:
+                yield
+            except KeyboardInterrupt:
+                self._deadline.cancellation.request("The run was interrupted.")
+                raise
+
     def prepare(self) -> None:
         """Look whether outputs can be stored and the model asked, take the task, tell that it runs; then begin."""
         with self.record.step("prepare"):
-            self._services.artifact_store.ensure_available()
+            outrun(self._deadline, self._services.artifact_store.ensure_available, doing="look for the artifact store")
             if self._task.test_commands:
-                self._services.sandbox.ensure_available()
+                outrun(self._deadline, self._services.sandbox.ensure_available, doing="look for a sandbox")
             self._budget.check()
             check: Callable[[], None] | None = getattr(self._services.llm, "check", None)
             if check is not None:
@@ -171,20 +183,31 @@ class TaskRun:
         """The branch at the commit; with that the task is done."""
         record = self.record
         with record.step("deliver"):
-            record.push = deliver(
-                workspace,
-                self._implementation(),
-                record.task.branch,
-                push=self._config.push,
-                committer_email=self._config.commit_author_email,
-                deadline=self._deadline,
-                fence=record.fence,
-                check_hold=self._check_task,
-            )
+            record.push = self._delivered(workspace)
             record.detail = f"{record.push.branch} in {record.redact(record.push.repository)}"
         record.push = record.push.model_copy(update={"repository": record.redact(record.push.repository)})
         record.status = "done"
         self._reporter.event("branch_delivered", {"branch": record.push.branch, "commit": record.push.commit})
+
+    def _delivered(self, workspace: Workspace) -> PushResult:
+        made, branch, push = self._implementation(), self.record.task.branch, self._config.push
+        put = partial(
+            deliver,
+            workspace,
+            made,
+            branch,
+            push=push,
+            committer_email=self._config.commit_author_email,
+            fence=self.record.fence,
+            check_hold=self._check_task,
+        )
+        try:
+            return put(deadline=self._deadline)
+        except (RunCancelledError, RunnerTimeoutError):
+            with closing(self._deadline) as end:
+                if not has_arrived(workspace, made, branch, push=push, deadline=end):
+                    raise
+                return put(deadline=end)  # what is delivered is delivered: the rest of it is done too
 
     def _check_task(self) -> None:
         """Return while the task is this run's; ``StaleLeaseError`` once it may be another's."""
@@ -197,18 +220,24 @@ class TaskRun:
 
         An interruption meanwhile is kept until the report is through; a second one ends at once.
         """  # noqa: D205  one sentence
-        self._budget.close()
+        with closing(self._deadline):
+            self._budget.close()
         self.record.usage = self._budget.usage
-        with self._to_the_end:
-            if not self._reporter.has_started:
-                return
-            try:
-                if not self._is_overtaken():
-                    self._tell_the_end_whatever_happens()
-            finally:
-                self._reporter.close()
-        if not self._deadline.cancellation.is_requested:
+        try:
+            if self._reporter.has_started:
+                self._tell_unless_overtaken()
+        finally:
+            with closing(self._deadline):
+                self._to_the_end.close()
+        if self._reporter.has_started and not self._deadline.cancellation.is_requested:
             self._services.flusher.wait()
+
+    def _tell_unless_overtaken(self) -> None:
+        try:
+            if not self._is_overtaken():
+                self._tell_the_end_whatever_happens()
+        finally:
+            self._reporter.close()
 
     def _is_overtaken(self) -> bool:
         """Whether the task may be another run's by now: then nothing more is written under this one's epoch."""
@@ -231,11 +260,11 @@ class TaskRun:
 
     def _tell_the_end(self) -> None:
         record = self.record
-        with record.step("upload"):
+        with closing(self._deadline), record.step("upload"):
             self._write_down()
             record.artifacts = self._reporter.upload()
             record.detail = f"{len(record.artifacts)} artifacts"
-        with record.step("report"):
+        with closing(self._deadline), record.step("report"):
             record.reported = self._reporter.report()
             is_told = record.reported == "yes"
             record.detail = record.status if is_told else f"{record.status}, {_NOT_TOLD[record.reported]}"

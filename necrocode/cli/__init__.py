@@ -20,6 +20,7 @@ _EXIT_CODES = """exit codes:
   2    bad input: the task, the configuration or the command line
   3    a service, the model or a workspace slot was not available
   130  interrupted by Ctrl-C      143  ended by SIGTERM      129  the terminal was closed (SIGHUP)
+       (a second one of these ends the command at once)
 """
 
 

@@ -6,25 +6,22 @@ import contextlib
 import json
 import logging
 import os
-import signal
 import sys
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from necrocode.agent_runner._text import inert, inert_json, shown
 from necrocode.cli import _parsers
+from necrocode.cli._signals import cancelled_by_signals, code_of_signal
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
-    from types import FrameType
 
     from necrocode.agent_runner import Progress, RunnerConfig, RunnerError, RunnerResult
     from necrocode.agent_runner.models import RoundResult, RunUsage
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_UNAVAILABLE = 0, 1, 2, 3
 EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_HUNG_UP = 130, 143, 129
-
 _BAD_INPUT = {
     "ConfigurationError",
     "TaskContextValidationError",
@@ -41,14 +38,6 @@ _UNAVAILABLE = {
     "WorkspacePreparationError",
     "ArtifactUploadError",
 }
-
-
-class _Signalled(KeyboardInterrupt):
-    """SIGTERM or SIGHUP, made to take the same way out as Ctrl-C."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.exit_code = EXIT_HUNG_UP if number == signal.SIGHUP else EXIT_TERMINATED
 
 
 def add_parser(commands: _parsers.Commands, *, epilog: str) -> None:
@@ -70,7 +59,7 @@ def add_parser(commands: _parsers.Commands, *, epilog: str) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The subcommand."""
-    from necrocode.agent_runner import RunInterrupted, RunnerError, RunnerOrchestrator, TaskContext  # noqa: PLC0415
+    from necrocode.agent_runner import Cancellation, RunnerError, RunnerOrchestrator, TaskContext  # noqa: PLC0415
 
     if arguments.verbose:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
@@ -79,17 +68,14 @@ def run(arguments: argparse.Namespace) -> int:
         task = TaskContext.from_yaml(arguments.task)
         config = config_of(arguments, push=False) if arguments.no_push else config_of(arguments)
         orchestrator = RunnerOrchestrator(config, on_progress=display.show)
-        with _signals_as_interrupt():
-            result = orchestrator.run(task)
+        with cancelled_by_signals(cancellation := Cancellation()) as caught:
+            result = orchestrator.run(task, cancellation=cancellation)
     except RunnerError as error:
         return _refuse(error, as_json=arguments.json)
-    except RunInterrupted as stop:
-        _print_result(stop.result, as_json=arguments.json)
-        return stop.__cause__.exit_code if isinstance(stop.__cause__, _Signalled) else EXIT_INTERRUPTED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     _print_result(result, as_json=arguments.json)
-    return exit_code(result)
+    return code_of_signal(caught[0]) if caught and result.status == "cancelled" else exit_code(result)
 
 
 def exit_code(result: RunnerResult) -> int:
@@ -113,20 +99,6 @@ def config_of(arguments: argparse.Namespace, **given: Any) -> RunnerConfig:  # n
     if arguments.model:
         given["llm"] = {"model": arguments.model}
     return RunnerConfig.from_yaml(arguments.config, **given) if arguments.config else RunnerConfig.from_env(**given)
-
-
-@contextmanager
-def _signals_as_interrupt() -> Iterator[None]:
-    def handle(number: int, _frame: FrameType | None) -> None:
-        raise _Signalled(number)
-
-    caught = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is not signal.SIG_IGN]  # nohup
-    before = {number: signal.signal(number, handle) for number in caught}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class ProgressDisplay:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
+from necrocode.agent_runner._bounded import outrun
 from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner.errors import (
     AuthenticationError,
@@ -69,14 +71,16 @@ class BudgetedModel:
         reservation = self._budget.reserve(
             estimate_prompt_tokens(messages), max_tokens or self._max_tokens, deadline=deadline
         )
+        ask = partial(
+            self._model.complete,
+            messages,
+            answer_format=answer_format,
+            max_tokens=reservation.max_tokens if self._budget.is_limited else max_tokens,
+            deadline=(shortened := self._shortened(deadline, reservation)),
+            temperature=temperature,
+        )
         try:
-            answer = self._model.complete(
-                messages,
-                answer_format=answer_format,
-                max_tokens=reservation.max_tokens if self._budget.is_limited else max_tokens,
-                deadline=self._shortened(deadline, reservation),
-                temperature=temperature,
-            )
+            answer = ask() if shortened is None else outrun(shortened, ask, doing="ask the model")
         except BaseException as error:
             self._end(reservation, error)
             _raise_as_exhausted(error, reservation, deadline)
@@ -92,7 +96,7 @@ class BudgetedModel:
         left = None if reservation.timed is None else reservation.timed.seconds_left
         if left is None or (deadline is not None and deadline.remaining_seconds() <= left):
             return deadline
-        return Deadline(left, self._budget.clock)
+        return Deadline(left, self._budget.clock) if deadline is None else deadline.sooner(left)
 
     def _end(self, reservation: Reservation, error: BaseException) -> None:
         """Count a question that brought no answer by what it may have cost."""

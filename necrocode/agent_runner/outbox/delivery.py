@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from necrocode.agent_runner._bounded import in_time
 from necrocode.agent_runner._text import shown
 from necrocode.agent_runner.errors import (
     AmbiguousTaskError,
@@ -21,7 +23,7 @@ from necrocode.agent_runner.errors import (
 from necrocode.agent_runner.outbox.book import ORDER, manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
     from necrocode.agent_runner.outbox.book import Entry, Kind, RunBook
@@ -110,15 +112,19 @@ class Sender:
     def _send(self, book: RunBook, entry: Entry) -> None:
         body = entry.body
         if entry.kind == "upload":
-            uri = self._store.upload(body["type"], book.content_of(entry), body["metadata"])
+            uri = self._stored(body, book.content_of(entry))
             book.done(entry, uri=str(uri))
         elif entry.kind == "manifest":
             content = manifest(book, entry)
-            uri = self._store.upload(body["type"], content, body["metadata"])
+            uri = self._stored(body, content)
             book.done(entry, uri=str(uri), content=content)
         else:
             self._tell(book, entry)
             book.done(entry)
+
+    def _stored(self, body: Mapping[str, Any], content: bytes) -> str:
+        work = partial(self._store.upload, body["type"], content, body["metadata"])
+        return in_time(work, doing=f"store the {body['type']} artifact")
 
     def _tell(self, book: RunBook, entry: Entry) -> None:
         """Tell the registry."""
@@ -155,7 +161,7 @@ def _inventory(book: RunBook) -> dict[str, Any]:
 def called(method: Callable[..., Any], given: tuple[Any, ...], named: dict[str, Any], **optional: object) -> object:
     """Call a service's method, with those of the ``optional`` arguments that it knows."""
     known = {name: value for name, value in optional.items() if value is not None and _takes(method, name)}
-    return method(*given, **named, **known)
+    return in_time(partial(method, *given, **named, **known), doing="tell the task registry")
 
 
 def _takes(method: Callable[..., Any], name: str) -> bool:

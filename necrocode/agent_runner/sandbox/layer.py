@@ -29,6 +29,8 @@ from necrocode.agent_runner.sandbox.orphans import end_processes_in
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from necrocode.agent_runner._clock import Deadline
+
 LayerKind = Literal["overlay", "copy"]
 
 _PROBE_SECONDS = 10
@@ -145,10 +147,12 @@ def open_layer(
     below: Path | None = None,
     shows_copies: bool = False,
     has_network: bool = False,
+    deadline: Deadline | None = None,
 ) -> Iterator[Layer]:
     """Lay a layer over ``checkout``, in a new folder under ``root``; raises :class:`OSError`.
 
-    ``kind`` None: ``overlay`` where it works under ``root``, tried out once a process, else ``copy``.
+    ``kind`` None: ``overlay`` where it works under ``root``, tried out once a process, else ``copy``. That is broken
+    off when ``deadline`` is over, for commands will find no time either; ``RunCancelledError`` once the run is to stop.
     ``shows_copies``: the sandbox can show a copy at another path than where it is.
     """
     root.mkdir(parents=True, exist_ok=True)
@@ -158,7 +162,7 @@ def open_layer(
     with _folder(root) as folder:
         layer = Layer(chosen, folder, checkout, below, mounted, has_network)
         if chosen == "copy":
-            ignore = _not_copied(checkout, root)
+            ignore = _not_copied(checkout, root, deadline)
             shutil.copytree(checkout, layer.top, symlinks=True, dirs_exist_ok=True, ignore=ignore)
             if below is not None:
                 add_tree(below / "files", layer.top)
@@ -258,10 +262,14 @@ def sweep_folders(root: Path, prefix: str) -> list[str]:
     return done
 
 
-def _not_copied(checkout: Path, root: Path) -> Callable[[str, list[str]], set[str]]:
-    """Git's own folder, and the layers themselves where they lie inside the checkout."""
+def _not_copied(checkout: Path, root: Path, deadline: Deadline | None) -> Callable[[str, list[str]], set[str]]:
+    """Git's own folder, and the layers themselves where they lie inside the checkout; all, once the time is over."""
 
     def ignore(folder: str, names: list[str]) -> set[str]:
+        if deadline is not None:
+            deadline.cancellation.check()
+            if deadline.remaining_seconds() <= 0:
+                return set(names)
         return {name for name in names if Path(folder, name) in {checkout / ".git", root}}
 
     return ignore

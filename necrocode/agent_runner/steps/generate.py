@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future, wait
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -152,7 +153,7 @@ class Asker:
 
         for number in range(count):  # threads that an interrupted run need not wait for
             name = f"necrocode-candidate-{number + 1}"
-            threading.Thread(target=answer, args=(number,), name=name, daemon=True).start()
+            threading.Thread(target=copy_context().run, args=(answer, number), name=name, daemon=True).start()
         wait(answers)
         return answers
 
