@@ -24,6 +24,8 @@ from necrocode.agent_runner.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from necrocode.agent_runner._clock import Clock
+
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,14 @@ _current: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
 def current_deadline() -> Deadline | None:
     """The deadline that this thread works under; None: nobody has set one."""
     return _current.get()
+
+
+def own_deadline(seconds: float, clock: Clock) -> Deadline:
+    """A deadline on a clock of one's own that ends with the one that this thread works under."""
+    caller = current_deadline()
+    if caller is None:
+        return Deadline(seconds, clock)
+    return Deadline(min(seconds, caller.remaining_seconds()), clock, caller.cancellation)
 
 
 def is_over() -> bool:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from necrocode.agent_runner import RunnerOrchestrator, RunnerResult, TaskContext
+from necrocode.agent_runner import Progress, RunnerOrchestrator, RunnerResult, TaskContext
+from tests.support.bench import BRANCH, Bench, artifacts
 
 SOON_SECONDS = 5.0
 """Generous: an idle machine needs less than one."""
@@ -94,3 +97,46 @@ def processes_left() -> list[str]:
         if line and "sandbox.launcher" not in line and "multiprocessing" not in line:
             left.append(line)
     return left
+
+
+def assert_cancelled(bench: Bench, result: RunnerResult, watch: Stopwatch, step: str) -> None:
+    assert (result.status, result.success) == ("cancelled", False)
+    assert result.error_details is not None
+    assert (result.error_details.type, result.error_details.message) == ("RunCancelledError", "Somebody asked.")
+    assert result.error_details.step == step
+    assert watch.seconds < SOON_SECONDS
+    assert processes_left() == []
+    assert list((bench.state_dir / "layers").glob("*")) == []
+    assert BRANCH not in bench.branches()
+
+
+def assert_told(bench: Bench, result: RunnerResult) -> None:
+    """The registry has heard of it, the slot is free, and the log says who asked."""
+    assert result.reported == "yes"
+    assert bench.status() == "cancelled"
+    bench.assert_nothing_is_left()
+    assert "asked to stop: Somebody asked." in artifacts(result)["log"]
+
+
+def begun(watch: Stopwatch, step: str, *, after: float) -> Callable[[Progress], None]:
+    """A display that has the run cancelled some time after a step has begun: nothing tells when a connection hangs."""
+
+    def show(progress: Progress) -> None:
+        if progress.step == step and progress.seconds is None:
+            threading.Timer(after, watch.hang).start()
+
+    return show
+
+
+@contextmanager
+def full_backlog() -> Iterator[str]:
+    """A URL that no connection can be made to, and none is refused: its queue is full."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from necrocode.agent_runner._bounded import current_deadline, is_over
+from necrocode.agent_runner._bounded import is_over, own_deadline
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock, Deadline
 from necrocode.agent_runner._git import DEFAULT_TIMEOUT_SECONDS, Git, GitError, RemoteRefusedError
 from necrocode.agent_runner._names import check_branch_name, check_repository_url, expand_home
@@ -132,10 +132,10 @@ class LocalRepoPool:
         ref = _checked_ref(base_ref)
         seconds = max(timeout_seconds, _LEAST_WORK_SECONDS) if timeout_seconds else DEFAULT_TIMEOUT_SECONDS
         lease = lease_seconds or DEFAULT_LEASE_SECONDS
-        waiting = self._deadline(timeout_seconds or 0.0)
+        waiting = own_deadline(timeout_seconds or 0.0, self._clock)
 
         def allocate() -> SlotAllocation:
-            base, fetches = place.mirror().fetch(ref, self._deadline(seconds))
+            base, fetches = place.mirror().fetch(ref, own_deadline(seconds, self._clock))
             request = _Request(place, required_by, base, fetches, started, lease)
             return self._allocated(request, waiting, is_wanted)
 
@@ -145,13 +145,6 @@ class LocalRepoPool:
             self.release_slot(allocation.slot_id, lease_token=allocation.lease_token)
             raise SlotAllocationError("No available slots are needed: the caller has gone.", retryable=False)
         return allocation
-
-    def _deadline(self, seconds: float) -> Deadline:
-        """A deadline on this pool's clock that ends with the one that the caller works under."""
-        caller = current_deadline()
-        if caller is None:
-            return Deadline(seconds, self._clock)
-        return Deadline(min(seconds, caller.remaining_seconds()), self._clock, caller.cancellation)
 
     def _allocated(self, request: _Request, waiting: Deadline, is_wanted: Callable[[], bool]) -> SlotAllocation:
         while True:
