@@ -361,6 +361,8 @@ class RunnerResult(Value):
     """
     reported: bool = True
     """Whether the registry has the final status."""
+    resumed: bool = False
+    """Whether the run was interrupted before, and went on from its journal: ``run_id`` is that of the first time."""
     usage: RunUsage = Field(default_factory=RunUsage)
     """What was used of the model."""
     warnings: tuple[str, ...] = ()

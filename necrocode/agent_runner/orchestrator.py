@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock
 from necrocode.agent_runner.config import RunnerConfig
+from necrocode.agent_runner.errors import JournalError
 from necrocode.agent_runner.generation.budget import ProcessBudget
+from necrocode.agent_runner.journals import task_of
 from necrocode.agent_runner.run_record import Progress, RunInterrupted, RunRecord
 from necrocode.agent_runner.task_run import TaskRun
 from necrocode.agent_runner.wiring import Services, build_services
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from necrocode.agent_runner.journal import Journal
+    from necrocode.agent_runner.journals import InterruptedRun
     from necrocode.agent_runner.models import RunnerResult, TaskContext
     from necrocode.agent_runner.protocols import ArtifactStore, LanguageModel, RepoPool, Sandbox, TaskRegistry
 
@@ -79,10 +84,42 @@ class RunnerOrchestrator:
         Everything that goes wrong is told by the result, and by the registry where that can be reached. Only an
         interruption (Ctrl-C) is raised, as :class:`RunInterrupted`, after the same clean-up.
         """
+        return self._run(task_context, None)
+
+    def resume(self, run_id: str) -> RunnerResult:
+        """Go on with a run that was interrupted, without paying again for what it has in its journal.
+
+        The result has the same ``run_id``, and ``resumed`` is true. A run that has failed or was cancelled may be gone
+        on with too: then only what went wrong is done again. ``JournalError`` where there is nothing to go on with.
+        """
+        journal = self._wired().journals.opened(run_id)
+        try:
+            return self._run(task_of(journal), journal)
+        finally:
+            journal.close()
+
+    def resume_all(self) -> tuple[RunnerResult, ...]:
+        """Go on with every run of this state folder that was interrupted, one after the other, the oldest first."""
+        results = []
+        for run in self.interrupted_runs():
+            with suppress(JournalError):  # another process has taken it meanwhile, or it needs its task: see the log
+                results.append(self.resume(run.run_id))
+        return tuple(results)
+
+    def interrupted_runs(self) -> tuple[InterruptedRun, ...]:
+        """The runs of this state folder that have begun and not ended, those under way among them."""
+        return self._wired().journals.unfinished()
+
+    def _wired(self) -> Services:
+        if self._services is None:
+            self._services = self._wire()
+            self._services.journals.sweep(self.config.journal_keep_days, is_needed=lambda _run_id: False)
+        return self._services
+
+    def _run(self, task_context: TaskContext, journal: Journal | None) -> RunnerResult:
         record = RunRecord(task_context, self.runner_id, self._clock, self._on_progress)
         try:
-            services = self._services = self._services or self._wire()
-            self._run_steps(TaskRun(record, self.config, services, self._budget))
+            self._run_steps(TaskRun(record, self.config, self._wired(), self._budget, journal))
         except KeyboardInterrupt as stop:
             record.cancel()
             raise RunInterrupted(record.result()) from stop
@@ -94,6 +131,8 @@ class RunnerOrchestrator:
     def _run_steps(run: TaskRun) -> None:
         """The steps, in order, and the one way out: whatever happens, outputs are stored and the end is reported."""
         try:
+            if run.is_concluded():
+                return
             run.prepare()
             with run.allocate() as workspace:
                 solver = run.solver(workspace)

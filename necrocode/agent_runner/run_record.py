@@ -73,6 +73,8 @@ class RunRecord:
     diff: bytes = b""
     """The patch of ``implementation``."""
     reported: bool = False
+    resumed: bool = False
+    """Whether it goes on from where an interrupted process has left it."""
     usage: RunUsage = field(default_factory=RunUsage)
     error: ErrorDetails | None = None
     status: Status = "failed"
@@ -90,6 +92,19 @@ class RunRecord:
         self._started = self.clock.monotonic()
         self.run_id = self.run_id or f"{self.started_at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
         self.log(f"run {self.run_id} of task {self.task.task_id} of spec {self.task.spec_name} by {self.runner_id}")
+
+    def resume(self, run_id: str, answers: int) -> None:
+        """It is that run, which was interrupted, that goes on."""
+        self.run_id, self.resumed = run_id, True
+        self.log(f"this is run {run_id}, which was interrupted: {answers} answers of the model are known from there")
+
+    def restore(self, result: RunnerResult, tests: TestResult | None) -> None:
+        """The run had come to this, but for the telling of it."""
+        self.status, self.error = result.status, result.error_details
+        self.implementation, self.tests, self.push = result.impl_result, tests, result.push_result
+        self.rounds, self.artifacts = result.rounds, result.artifacts
+        self.timings |= result.timings
+        self.warnings += [warning for warning in result.warnings if warning not in self.warnings]
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -221,6 +236,7 @@ class RunRecord:
             push_result=self.push,
             rounds=self.rounds,
             reported=self.reported,
+            resumed=self.resumed,
             usage=self.usage,
             warnings=tuple(self.warnings),
         )

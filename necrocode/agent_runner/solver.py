@@ -25,9 +25,6 @@ from necrocode.agent_runner.generation.syntax import newly_broken
 from necrocode.agent_runner.models import ErrorDetails
 from necrocode.agent_runner.steps.apply import (
     Limits,
-    commit_author,
-    commit_changes,
-    commit_message,
     plan_changes,
     refuse_secrets,
     telling_paths,
@@ -47,7 +44,7 @@ from necrocode.agent_runner.verdict.feedback import failure_feedback, failure_si
 from necrocode.agent_runner.verdict.tamper import TreeFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from concurrent.futures import Future
 
     from necrocode.agent_runner._clock import Deadline
@@ -56,7 +53,9 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.generation.conversation import Conversation
     from necrocode.agent_runner.models import ImplementationResult, ModelAnswer, TaskContext
     from necrocode.agent_runner.run_record import RunRecord
+    from necrocode.agent_runner.steps.kept import KeptWork
     from necrocode.agent_runner.steps.report import Reporter
+    from necrocode.agent_runner.test_results import TestResult
     from necrocode.agent_runner.wiring import Services
     from necrocode.agent_runner.workspace import Workspace
 
@@ -78,6 +77,8 @@ class Solver:
     deadline: Deadline
     asker: Asker
     attempts: Attempts
+    kept: KeptWork
+    """What an interrupted run has done of this already."""
     plan: TestPlan = field(default_factory=lambda: TestPlan(()))
     """Which tests judge the change; :meth:`examine` makes it."""
     _question: Question | None = None
@@ -98,19 +99,22 @@ class Solver:
                 record.warn(untested(config))
             return
         with record.step("examine"):
-            self.plan = plan_tests(
-                self.task,
-                self.workspace,
-                self.services.sandbox,
-                config=config,
-                redact=self.services.redactor.text,
-                deadline=self.deadline,
-                on_note=record.log,
-                on_trouble=record.warn,
-            )
+            self.plan = self.kept.plan(self._plan_tests, on_trouble=record.warn)
             record.detail = _told_of(self.plan)
         if self.plan.detected:
             record.log(f"the task names no tests: {', '.join(self.plan.commands)} was found, for {self.plan.detected}")
+
+    def _plan_tests(self, on_trouble: Callable[[str], None]) -> TestPlan:
+        return plan_tests(
+            self.task,
+            self.workspace,
+            self.services.sandbox,
+            config=self.config,
+            redact=self.services.redactor.text,
+            deadline=self.deadline,
+            on_note=self.record.log,
+            on_trouble=on_trouble,
+        )
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
@@ -162,13 +166,12 @@ class Solver:
                 already={change.path: change for change in attempt.before},
             )
             attempt.keeps_secrets = refuse_secrets(attempt.changes, base, self.services.redactor.secrets_in)
-            attempt.implementation = record.implementation = commit_changes(
+            attempt.implementation = record.implementation = self.kept.commit(
                 workspace,
                 attempt.changes,
-                ref=f"refs/necrocode/runs/{record.run_id}/{attempt.number}",
-                message=commit_message(self.config, self.task, record.run_id),
-                author=commit_author(self.config, record.clock.now()),
-                response=attempt.response,
+                attempt.response,
+                number=attempt.number,
+                run_id=record.run_id,
                 deadline=self.deadline,
             )
             commit = record.implementation.commit
@@ -191,16 +194,8 @@ class Solver:
             attempt.outcome = "accepted"
             return
         with record.step("test"):
-            tests = run_tests(
-                self.task,
-                self.workspace,
-                _made(attempt),
-                self.services.sandbox,
-                environment=self.config.test_environment,
-                redact=self.services.redactor.text,
-                deadline=self.deadline,
-                plan=self.plan,
-            )
+            made = _made(attempt)
+            tests = self.kept.tests(self.plan, made.tree, lambda: self._run_tests(made))
             if not self.plan.counts(tests):
                 record.warn(f"Nothing was tested: no test of {_listed(self.plan.commands)} could be run.")
                 record.detail = "no test could be run"
@@ -219,6 +214,18 @@ class Solver:
             return
         reply = self._told(failed_tests_reply(failure_feedback(tests, self.plan.base)))
         self.attempts.reject(attempt, "tests-failed", failure_text(tests), reply, signature=failure_signature(tests))
+
+    def _run_tests(self, made: ImplementationResult) -> TestResult:
+        return run_tests(
+            self.task,
+            self.workspace,
+            made,
+            self.services.sandbox,
+            environment=self.config.test_environment,
+            redact=self.services.redactor.text,
+            deadline=self.deadline,
+            plan=self.plan,
+        )
 
     def concludes(self) -> bool:
         """Whether an answer did. The best one is on the record from here on, and what was wrong with it."""

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner.attempts import Attempts
+from necrocode.agent_runner.errors import RepositoryNotFoundError
 from necrocode.agent_runner.generation.budgeted_model import BudgetedModel
+from necrocode.agent_runner.journal import Journal
+from necrocode.agent_runner.journals import header_of
+from necrocode.agent_runner.models import PushResult, RunnerResult
 from necrocode.agent_runner.playbook import load_playbook, with_playbook
 from necrocode.agent_runner.solver import Solver
 from necrocode.agent_runner.steps.allocate import brought_workspace, leased_workspace
 from necrocode.agent_runner.steps.deliver import deliver
-from necrocode.agent_runner.steps.generate import Asker, Transcript
+from necrocode.agent_runner.steps.generate import Asker, Transcript, spent_before
+from necrocode.agent_runner.steps.kept import KeptWork
 from necrocode.agent_runner.steps.report import Reporter
 from necrocode.agent_runner.steps.upload import upload
+from necrocode.agent_runner.test_results import TestResult
+from necrocode.agent_runner.workspace import StartPoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,14 +38,38 @@ if TYPE_CHECKING:
 
 
 class TaskRun:
-    """The steps of one run. Each puts what it made on ``record`` and raises ``RunnerError`` when it cannot."""
+    """The steps of one run. Each puts what it made on ``record`` and raises ``RunnerError`` when it cannot.
 
-    def __init__(self, record: RunRecord, config: RunnerConfig, services: Services, budget: ProcessBudget) -> None:
+    ``journal`` None: the run goes on from that of an interrupted run of the same task, where there is one.
+    """
+
+    def __init__(
+        self,
+        record: RunRecord,
+        config: RunnerConfig,
+        services: Services,
+        budget: ProcessBudget,
+        journal: Journal | None = None,
+    ) -> None:
         record.redact = services.redactor.text
         self.record = record
         self._config = config
         self._services = services
         self._playbook = load_playbook(record.task)
+        self._header = header_of(record.task, self._playbook, config, services.redactor)
+        self._journal = journal or services.journals.found(self._header, on_note=record.log) or Journal(record.run_id)
+        self._is_concluded = False
+        try:
+            self._set_up(budget)
+        except BaseException:
+            self._journal.close()
+            raise
+
+    def _set_up(self, budget: ProcessBudget) -> None:
+        record, services, config = self.record, self._services, self._config
+        if self._journal.is_resumed:
+            record.resume(self._journal.run_id, self._journal.count_of_answers)
+        self._journal.tell(record.warn)
         self._task = masked(with_playbook(record.task, self._playbook), services.redactor)
         record.task = self._task
         self._deadline = Deadline(self._task.timeout_seconds, record.clock)
@@ -50,8 +81,24 @@ class TaskRun:
             llm=config.llm_config,
             on_trouble=record.warn,
         )
+        self._budget.credit(spent_before(self._journal))
         self._model = BudgetedModel(services.llm, self._budget, max_tokens=config.llm_config.max_tokens)
         self._reporter = Reporter(services.task_registry, self._task, record.run_id, record.runner_id)
+
+    def is_concluded(self) -> bool:
+        """Whether the interrupted run had come to its end, which is only still to be told."""
+        data = self._journal.result
+        if data is None:
+            return False
+        try:
+            result = RunnerResult.model_validate(data)
+        except ValueError:
+            return False
+        tested = None if result.impl_result is None else self._journal.reading.tests(result.impl_result.tree)
+        with suppress(ValueError):
+            self.record.restore(result, None if tested is None else TestResult.model_validate(tested))
+            self._is_concluded = self._reporter.has_started = True
+        return self._is_concluded
 
     def prepare(self) -> None:
         """Look whether outputs can be stored and the model asked, tell the registry that the task runs; then begin."""
@@ -63,26 +110,54 @@ class TaskRun:
             check: Callable[[], None] | None = getattr(self._services.llm, "check", None)
             if check is not None:
                 check()
+            if not self._journal.is_resumed:
+                self._journal = self._begun_journal()
             self._reporter.started()
-            self._budget.check_room()
+            if not self._journal.is_resumed:  # what a resumed run has paid for already may be all that it needs
+                self._budget.check_room()
+
+    def _begun_journal(self) -> Journal:
+        journal = self._services.journals.begin(
+            self.record.run_id, {**self._header, "started_at": self.record.started_at.isoformat()}
+        )
+        journal.tell(self.record.warn)
+        return journal
 
     @contextmanager
     def allocate(self) -> Iterator[Workspace]:
         """The workspace, given back at the end on every path."""
-        context = workspace_for(
+        with ExitStack() as stack:
+            with self.record.step("allocate"):
+                workspace = self._allocated(stack)
+                self.record.detail = f"{workspace.slot_id} at {workspace.base_commit[:12]}"
+            self._reporter.event("slot_allocated", {"slot_id": workspace.slot_id})
+            yield workspace
+
+    def _allocated(self, stack: ExitStack) -> Workspace:
+        """A workspace at the base of the interrupted run, where that still can be had; else at today's."""
+        start = StartPoint.of(self._journal.recorded("workspace"))
+        try:
+            workspace = stack.enter_context(self._workspace(start))
+        except RepositoryNotFoundError as error:
+            if start is None:
+                raise
+            self._journal.forget_all(f"its base commit {start.base_commit[:12]} is gone ({error})")
+            workspace = stack.enter_context(self._workspace(None))
+        if start is not None and workspace.base_commit != start.base_commit:
+            self._journal.forget_all(f"the workspace is at {workspace.base_commit[:12]} instead of its base commit")
+        self._journal.record("workspace", base_commit=workspace.base_commit, head=workspace.head)
+        return workspace
+
+    def _workspace(self, start: StartPoint | None) -> AbstractContextManager[Workspace]:
+        return workspace_for(
             self._task,
             self._services,
             self._config,
             holder=self.record.runner_id,
             deadline=self._deadline,
             on_trouble=self.record.warn,
+            start=start,
         )
-        with ExitStack() as stack:
-            with self.record.step("allocate"):
-                workspace = stack.enter_context(context)
-                self.record.detail = f"{workspace.slot_id} at {workspace.base_commit[:12]}"
-            self._reporter.event("slot_allocated", {"slot_id": workspace.slot_id})
-            yield workspace
 
     def solver(self, workspace: Workspace) -> Solver:
         """What asks the model, and applies and tests what it says."""
@@ -97,15 +172,24 @@ class TaskRun:
             workspace=workspace,
             reporter=self._reporter,
             deadline=self._deadline,
-            asker=Asker(self._model, llm, self._task.max_tokens, self._deadline, self._transcript),
+            asker=Asker(
+                self._model,
+                llm,
+                self._task.max_tokens,
+                self._deadline,
+                self._services.redactor,
+                self._journal,
+                self._transcript,
+            ),
             attempts=Attempts(self._config.max_repair_rounds, llm.candidates),
+            kept=KeptWork(self._journal, self._config, self._task, workspace.base_commit, self._services.redactor),
         )
 
     def deliver(self, workspace: Workspace) -> None:
         """The branch at the commit; with that the task is done."""
         record = self.record
         with record.step("deliver"):
-            record.push = deliver(
+            record.push = self._delivered_before() or deliver(
                 workspace,
                 self._implementation(),
                 record.task.branch,
@@ -115,8 +199,20 @@ class TaskRun:
             )
             record.detail = f"{record.push.branch} in {record.redact(record.push.repository)}"
         record.push = record.push.model_copy(update={"repository": record.redact(record.push.repository)})
+        self._journal.record("delivered", **record.push.model_dump(mode="json"))
         record.status = "done"
         self._reporter.event("branch_delivered", {"branch": record.push.branch, "commit": record.push.commit})
+
+    def _delivered_before(self) -> PushResult | None:
+        """Where the interrupted run has delivered this very commit: by now that branch is others' business."""
+        data = self._journal.recorded("delivered")
+        wanted = {"branch": self.record.task.branch, "commit": self._implementation().commit}
+        if data is None or any(data.get(name) != value for name, value in wanted.items()):
+            return None
+        with suppress(ValueError):
+            push = PushResult.model_validate(data)
+            return push if push.pushed or not self._config.push else None
+        return None
 
     def finish(self) -> None:
         """Store what there is and report the end, where the registry has heard of a beginning.
@@ -125,10 +221,20 @@ class TaskRun:
         """
         self._budget.close()
         self.record.usage = self._budget.usage
-        if not self._reporter.has_started:
-            return
         try:
-            self._upload()
+            if self._reporter.has_started:
+                self._finish()
+            elif not self._journal.is_resumed:
+                self._services.journals.drop(self._journal)
+        finally:
+            self._journal.close()
+
+    def _finish(self) -> None:
+        try:
+            if not self._is_concluded:
+                self._upload()
+                result = self.record.result().model_dump(mode="json", exclude={"test_result"})
+                self._journal.record("result", **result)
         except BaseException as error:
             self.record.stop(error)
             raise
@@ -172,6 +278,8 @@ class TaskRun:
         with record.step("report"):
             record.reported = self._reporter.finished(record.status, record.artifacts, summary, on_trouble=record.warn)
             record.detail = record.status if record.reported else "not recorded"
+        if record.reported:
+            self._journal.end(record.status)
 
     def _implementation(self) -> ImplementationResult:
         if self.record.implementation is None:  # pragma: no cover - the orchestrator's order rules it out
@@ -188,13 +296,17 @@ def workspace_for(
     deadline: Deadline,
     on_trouble: Callable[[str], None],
     only_reads: bool = False,
+    start: StartPoint | None = None,
 ) -> AbstractContextManager[Workspace]:
     """The checkout that the task brings, or else a slot of the pool, for as long as the context lasts.
 
-    ``only_reads``: nothing will be done in it, so that a checkout with uncommitted changes does too.
+    ``only_reads``: nothing will be done in it, so that a checkout with uncommitted changes does too. ``start`` None: it
+    starts from where the task says.
     """
     if task.slot_path is not None:
-        return brought_workspace(task, services.git, deadline=deadline, on_trouble=on_trouble, only_reads=only_reads)
+        return brought_workspace(
+            task, services.git, deadline=deadline, on_trouble=on_trouble, only_reads=only_reads, start=start
+        )
     return leased_workspace(
         task,
         services.repo_pool,
@@ -204,6 +316,7 @@ def workspace_for(
         slot_timeout_seconds=config.slot_timeout_seconds,
         deadline=deadline,
         on_trouble=on_trouble,
+        start=start,
     )
 
 

@@ -12,6 +12,7 @@ from necrocode.agent_runner._git import Git
 from necrocode.agent_runner._redact import Redactor
 from necrocode.agent_runner.config import checked_token
 from necrocode.agent_runner.errors import ConfigurationError
+from necrocode.agent_runner.journals import Journals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +37,7 @@ class Services:
     sandbox: Sandbox
     git: Git
     redactor: Redactor
+    journals: Journals
     contexts: ContextCache | None = None
     """What was shown for a task before. None: it is chosen anew each time."""
     own: tuple[object, ...] = ()
@@ -86,6 +88,7 @@ def build_services(
         llm=llm or _llm(llm_config, clock),
         sandbox=sandbox,
         git=git,
+        journals=Journals(config.state_dir / "runs", clock),
         contexts=ContextCache(config.state_dir / "contexts"),
         redactor=Redactor(tuple(filter(None, secrets))),
         own=tuple(own),

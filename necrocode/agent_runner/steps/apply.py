@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from necrocode.agent_runner._git import MODE_EXECUTABLE, MODE_FILE, MODE_TREE, Author, FileChange
+from necrocode.agent_runner._git import MODE_EXECUTABLE, MODE_FILE, MODE_TREE, Author, FileChange, GitError
 from necrocode.agent_runner._names import check_change_path, check_path_inside, fold_name
 from necrocode.agent_runner.errors import ChangeRejectedError, EditRejectedError
 from necrocode.agent_runner.generation.edited_bytes import edited_bytes
@@ -19,7 +19,6 @@ from necrocode.agent_runner.models import ImplementationResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from datetime import datetime
 
     from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner._git import ObjectReader
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.verdict.tamper import TreeFiles
     from necrocode.agent_runner.workspace import Workspace
 
+_MOST_NAMES = 100
 _BOM = b"\xef\xbb\xbf"
 # Files that decide what runs elsewhere; a change to one of them is applied, and the result says so.
 _TELLING_PATHS = (
@@ -138,11 +138,6 @@ def commit_message(config: RunnerConfig, task: TaskContext, run_id: str) -> str:
     ).replace("\0", "")
 
 
-def commit_author(config: RunnerConfig, now: datetime) -> Author:
-    """Whom the commit is by, and when."""
-    return Author(config.commit_author_name, config.commit_author_email, int(now.timestamp()))
-
-
 def commit_changes(
     workspace: Workspace,
     changes: Sequence[FileChange],
@@ -153,14 +148,28 @@ def commit_changes(
     response: LLMResponse,
     deadline: Deadline,
 ) -> ImplementationResult:
-    """Write the planned changes as one commit on top of the workspace's base, kept under ``ref``."""
-    commit = workspace.repository.write_commit(
-        workspace.base_commit, changes, ref=ref, message=message, author=author, deadline=deadline
-    )
+    """Write the planned changes as one commit on top of the workspace's base, kept under ``ref``.
+
+    Where that is another commit already, which stays, it is kept under ``ref`` with ``-2`` at its end, and so on; so
+    the same changes, message and author may be written any number of times.
+    """
+    name = ref
+    for number in range(2, _MOST_NAMES):
+        try:
+            commit = workspace.repository.write_commit(
+                workspace.base_commit, changes, ref=name, message=message, author=author, deadline=deadline
+            )
+            break
+        except GitError as error:
+            if "Not updating" not in error.output:
+                raise
+            name = f"{ref}-{number}"
+    else:
+        raise ChangeRejectedError(f"There are {_MOST_NAMES} commits already that are kept under {ref}.")
     return ImplementationResult(
         base_commit=workspace.base_commit,
         commit=commit,
-        ref=ref,
+        ref=name,
         tree=workspace.objects.tree_of(commit),
         files=tuple(sorted(change.path for change in changes)),
         explanation=response.explanation,

@@ -1,0 +1,122 @@
+"""What the journal has of the steps between the model's answers: the plan of the tests, the commits, the results."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from necrocode.agent_runner._git import Author
+from necrocode.agent_runner.journal import basis_of
+from necrocode.agent_runner.steps.apply import commit_changes, commit_message
+from necrocode.agent_runner.steps.run_tests import TestPlan
+from necrocode.agent_runner.test_results import TestResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from necrocode.agent_runner._clock import Deadline
+    from necrocode.agent_runner._git import FileChange
+    from necrocode.agent_runner._redact import Redactor
+    from necrocode.agent_runner.config import RunnerConfig
+    from necrocode.agent_runner.journal import Fields, Journal
+    from necrocode.agent_runner.models import ImplementationResult, LLMResponse, TaskContext
+    from necrocode.agent_runner.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class KeptWork:
+    """Each step is done once in a run, however often it is interrupted: what is journalled is taken from there."""
+
+    journal: Journal
+    config: RunnerConfig
+    task: TaskContext
+    base_commit: str
+    redactor: Redactor
+
+    def plan(self, make: Callable[[Callable[[str], None]], TestPlan], *, on_trouble: Callable[[str], None]) -> TestPlan:
+        """Which tests judge the change; ``make`` says so where it is not journalled, and is given an ``on_trouble``."""
+        basis = basis_of(self.base_commit, self.task.test_commands, self._settings())
+        data = self.journal.recorded("plan", "", basis)
+        if data is not None and (plan := self._plan_from(data)) is not None:
+            for trouble in data.get("troubles", ()):
+                on_trouble(str(trouble))
+            return plan
+        troubles: list[str] = []
+
+        def tell(trouble: str) -> None:
+            troubles.append(self.redactor.text(trouble))
+            on_trouble(trouble)
+
+        plan = make(tell)
+        self.journal.record("plan", "", basis, **self._plan_data(plan), troubles=troubles)
+        return plan
+
+    def _plan_data(self, plan: TestPlan) -> Fields:
+        return {
+            "commands": [self.redactor.text(command) for command in plan.commands],
+            "pass_rule": plan.pass_rule,
+            "base": None if plan.base is None else plan.base.model_dump(mode="json"),
+            "detected": plan.detected,
+            "is_proven": plan.is_proven,
+        }
+
+    def _plan_from(self, data: Fields) -> TestPlan | None:
+        """The plan; None where it cannot be read, or had a secret in commands that the task does not name."""
+        with suppress(ValueError, LookupError, TypeError):
+            commands = tuple(map(str, data["commands"]))
+            if [self.redactor.text(command) for command in self.task.test_commands] == list(commands):
+                commands = tuple(self.task.test_commands)
+            elif any("***" in command for command in commands):
+                return None
+            base = None if data["base"] is None else TestResult.model_validate(data["base"])
+            return TestPlan(commands, data["pass_rule"], base, str(data["detected"]), bool(data["is_proven"]))
+        return None
+
+    def commit(
+        self,
+        workspace: Workspace,
+        changes: Sequence[FileChange],
+        response: LLMResponse,
+        *,
+        number: int,
+        run_id: str,
+        deadline: Deadline,
+    ) -> ImplementationResult:
+        """The planned changes of answer ``number`` as a commit, kept under a ref of the run.
+
+        Message and time are those with which it was first made, so that it gets the same id.
+        """
+        message = commit_message(self.config, self.task, run_id)
+        when = int(deadline.clock.now().timestamp())
+        data = self.journal.recorded("commit", str(number))
+        if data is not None and isinstance(data.get("message"), str) and isinstance(data.get("when"), int):
+            message, when = data["message"], data["when"]
+        self.journal.record("commit", str(number), message=message, when=when)
+        made = commit_changes(
+            workspace,
+            changes,
+            ref=f"refs/necrocode/runs/{run_id}/{number}",
+            message=message,
+            author=Author(self.config.commit_author_name, self.config.commit_author_email, when),
+            response=response,
+            deadline=deadline,
+        )
+        self.journal.record("committed", str(number), commit=made.commit, tree=made.tree, ref=made.ref)
+        return made
+
+    def tests(self, plan: TestPlan, tree: str, make: Callable[[], TestResult]) -> TestResult:
+        """What the tests say of a tree; ``make`` runs them where that is not journalled."""
+        base = None if plan.base is None else plan.base.model_dump(mode="json")
+        basis = basis_of(self.base_commit, plan.commands, plan.pass_rule, base, self.task.fail_fast, self._settings())
+        data = self.journal.recorded("tests", tree, basis)
+        if data is not None:
+            with suppress(ValueError):
+                return TestResult.model_validate(data.get("result"))
+        result = make()
+        self.journal.record("tests", tree, basis, result=result.model_dump(mode="json"))
+        return result
+
+    def _settings(self) -> Fields:
+        names = ("detect_tests", "test_base", "pass_rule", "tamper", "test_environment", "sandbox", "sandbox_network")
+        return {name: getattr(self.config, name) for name in names}
