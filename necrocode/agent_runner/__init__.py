@@ -58,6 +58,7 @@ if TYPE_CHECKING:
         IllegalTransitionError,
         ImplementationError,
         InternalError,
+        JournalError,
         MalformedAnswerError,
         ModelRefusalError,
         PoolExistsError,
@@ -82,6 +83,9 @@ if TYPE_CHECKING:
         TruncatedAnswerError,
         UnusableCheckoutError,
         WorkspacePreparationError,
+    )
+    from necrocode.agent_runner.journals import (
+        InterruptedRun,
     )
     from necrocode.agent_runner.models import (
         Artifact,
@@ -132,6 +136,10 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.removed import (
         RemovedSettingWarning,
     )
+    from necrocode.agent_runner.replay import (
+        Divergence,
+        ReplayResult,
+    )
     from necrocode.agent_runner.run_record import (
         Progress,
         RunInterrupted,
@@ -178,6 +186,7 @@ _HOME_OF = {
     "ContentFilterError": "errors",
     "ContextOverflowError": "errors",
     "DeletedArtifacts": "records",
+    "Divergence": "replay",
     "EditRejectedError": "errors",
     "EmptyAnswerError": "errors",
     "ErrorDetails": "models",
@@ -187,6 +196,8 @@ _HOME_OF = {
     "ImplementationError": "errors",
     "ImplementationResult": "models",
     "InternalError": "errors",
+    "InterruptedRun": "journals",
+    "JournalError": "errors",
     "LLMClient": "clients.llm_openai",
     "LLMConfig": "config",
     "LLMResponse": "models",
@@ -211,6 +222,7 @@ _HOME_OF = {
     "PushResult": "models",
     "RateLimitError": "errors",
     "RemovedSettingWarning": "removed",
+    "ReplayResult": "replay",
     "RepoPool": "protocols",
     "RepoPoolClient": "clients.repo_pool_http",
     "RepositoryNotFoundError": "errors",
@@ -285,6 +297,7 @@ __all__ = [
     "ContentFilterError",
     "ContextOverflowError",
     "DeletedArtifacts",
+    "Divergence",
     "EditRejectedError",
     "EmptyAnswerError",
     "ErrorDetails",
@@ -294,6 +307,8 @@ __all__ = [
     "ImplementationError",
     "ImplementationResult",
     "InternalError",
+    "InterruptedRun",
+    "JournalError",
     "LLMClient",
     "LLMConfig",
     "LLMResponse",
@@ -318,6 +333,7 @@ __all__ = [
     "PushResult",
     "RateLimitError",
     "RemovedSettingWarning",
+    "ReplayResult",
     "RepoPool",
     "RepoPoolClient",
     "RepositoryNotFoundError",

@@ -23,7 +23,7 @@ from necrocode.agent_runner import _durable, errors
 from necrocode.agent_runner.errors import BudgetExhaustedError, ChangeRejectedError, ImplementationError, RunnerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 FORMAT = 1
@@ -228,7 +228,7 @@ class Journal:
 
     def __post_init__(self) -> None:
         self._lock = threading.RLock()
-        self._known = dict(_believable(self.reading.entries))
+        self._known = _believable(self.reading.entries)
         self._has_told_of_trouble = False
         self._troubles: list[str] = []
         self.on_trouble: Callable[[str], None] = self._troubles.append
@@ -342,20 +342,34 @@ class Journal:
 _FROM_ANSWERS = {"answer", "commit", "committed", "delivered", "result"}
 
 
-def _believable(entries: Sequence[Entry]) -> Iterator[tuple[tuple[str, str], Entry]]:
+def _believable(entries: Sequence[Entry]) -> dict[tuple[str, str], Entry]:
     """The entries that hold, the latest of each kind and key, by these.
 
-    A question that brought no answer, and cost none, is asked again, unless the run went on from that.
+    A question that brought no answer, and cost none, is asked again, unless the run went on from that. Where a question
+    was answered anew, what had followed from the older answer holds no more.
     """
+    known: dict[tuple[str, str], Entry] = {}
+    places: dict[tuple[str, str], int] = {}
     latest_use = max((place for place, entry in enumerate(entries) if entry.kind in {"commit", "tests"}), default=-1)
     for place, entry in enumerate(entries):
+        name = (entry.kind, entry.key)
         if entry.kind == "answer":
-            error = entry.data.get("error")
-            known = None if error is None else error_from(error)
-            is_settled = known is not None and (isinstance(known, ImplementationError) or place < latest_use)
-            if entry.data.get("masked") or not (error is None or is_settled):
+            if not _is_settled(entry, is_used=place < latest_use):
                 continue
-        yield (entry.kind, entry.key), entry
+            if name in known:
+                known = {
+                    one: was for one, was in known.items() if one[0] not in _FROM_ANSWERS or places[one] < places[name]
+                }
+        known[name], places[name] = entry, place
+    return known
+
+
+def _is_settled(entry: Entry, *, is_used: bool) -> bool:
+    """Whether an answer is one that the run goes on from."""
+    if (error := entry.data.get("error")) is None:
+        return not entry.data.get("masked")
+    known = error_from(error)
+    return known is not None and (isinstance(known, ImplementationError) or is_used)
 
 
 # --- errors of questions

@@ -77,7 +77,7 @@ class Journals:
             journal.on_trouble(
                 f"The run has no journal ({error.strerror}): if it is interrupted, it cannot go on where it was."
             )
-        journal.record("run", **header)
+        journal.record("run", **header, run_id=run_id, started_at=self.clock.now().isoformat())
         return journal
 
     def drop(self, journal: Journal) -> None:

@@ -7,6 +7,7 @@ import secrets
 import socket
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock
@@ -14,6 +15,7 @@ from necrocode.agent_runner.config import RunnerConfig
 from necrocode.agent_runner.errors import JournalError
 from necrocode.agent_runner.generation.budget import ProcessBudget
 from necrocode.agent_runner.journals import task_of
+from necrocode.agent_runner.replay import ReplayResult, read, replay
 from necrocode.agent_runner.run_record import Progress, RunInterrupted, RunRecord
 from necrocode.agent_runner.task_run import TaskRun
 from necrocode.agent_runner.wiring import Services, build_services
@@ -109,6 +111,22 @@ class RunnerOrchestrator:
     def interrupted_runs(self) -> tuple[InterruptedRun, ...]:
         """The runs of this state folder that have begun and not ended, those under way among them."""
         return self._wired().journals.unfinished()
+
+    def replay(self, run: str | Path, *, repository: Path | None = None) -> ReplayResult:
+        """Do a run again from its journal, offline, and say what came out otherwise than it did then, if anything.
+
+        ``run`` is a run's id, or the path of a journal that somebody has sent; ``repository`` one that has the
+        run's base commit, None: this runner's own are looked through. Nothing is written that lasts. ``JournalError``
+        where it cannot be replayed.
+        """
+        services = self._wired()
+        reading = read(run if isinstance(run, Path) else services.journals.path(run))
+        pools: Path | None = getattr(services.repo_pool, "root", None)
+        task = reading.header.get("task")
+        named = [task.get(name) for name in ("slot_path", "repo_url")] if isinstance(task, dict) else []
+        own = [Path(one) for one in named if isinstance(one, str) and one.startswith("/")]
+        own += sorted(pools.glob("*/mirror.git")) if pools is not None else []
+        return replay(reading, own if repository is None else [repository], services.redactor)
 
     def _wired(self) -> Services:
         if self._services is None:

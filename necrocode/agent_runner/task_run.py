@@ -117,9 +117,7 @@ class TaskRun:
                 self._budget.check_room()
 
     def _begun_journal(self) -> Journal:
-        journal = self._services.journals.begin(
-            self.record.run_id, {**self._header, "started_at": self.record.started_at.isoformat()}
-        )
+        journal = self._services.journals.begin(self.record.run_id, self._header)
         journal.tell(self.record.warn)
         return journal
 
