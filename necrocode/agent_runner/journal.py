@@ -9,18 +9,21 @@ nothing has to be known of where it was.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import re
+import stat
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from necrocode.agent_runner import _durable, errors
-from necrocode.agent_runner.errors import BudgetExhaustedError, ChangeRejectedError, ImplementationError, RunnerError
+from necrocode.agent_runner import _durable
+from necrocode.agent_runner._error_data import error_from
+from necrocode.agent_runner.errors import ImplementationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,8 +34,6 @@ FORMAT = 1
 MAX_BYTES = 256 * 1024 * 1024
 _DIGEST_CHARACTERS = 32
 _LINE = re.compile(rb"([0-9]{1,10}) ([0-9a-f]{32}) (.*)", re.DOTALL)
-_NEVER_ERRORS = {"RunCancelledError", "RunnerTimeoutError", "InternalError"}
-"""What a question ended with because of something outside of it: it is asked again."""
 
 Fields = dict[str, Any]
 """What JSON can hold."""
@@ -148,12 +149,12 @@ class JournalFile:
 
         Raises :class:`OSError`. One that ``is_new`` must not be there yet.
         """
-        if not is_new and not path.is_symlink():
-            with suppress(OSError):
-                path.chmod(0o600)  # one that has ended cannot be opened for writing
+        if not is_new:
+            _make_writable(path)
         flags = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT | os.O_EXCL if is_new else 0)
         descriptor = os.open(path, flags, 0o600)
         try:
+            _check_ordinary(descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if is_new:
                 _durable.sync_folder(path.parent)
@@ -183,7 +184,7 @@ class JournalFile:
         """Add an entry; it is on the disk when this returns. Raises :class:`OSError`; then it is as if never there."""
         line, digest = _line(entry, self._digest)
         if self._end + len(line) > MAX_BYTES:
-            raise OSError(f"it would grow beyond {MAX_BYTES} bytes")
+            raise OSError(errno.EFBIG, f"it would grow beyond {MAX_BYTES} bytes")
         try:
             _durable.append(self._descriptor, line)
         except OSError:
@@ -208,11 +209,27 @@ class JournalFile:
         os.close(self._descriptor)
 
 
+def _check_ordinary(descriptor: int) -> None:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise OSError(errno.EINVAL, "it is no ordinary file")
+
+
+def _make_writable(path: Path) -> None:
+    """One that has ended cannot be opened for writing."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            _check_ordinary(descriptor)
+            os.fchmod(descriptor, 0o600)
+        finally:
+            os.close(descriptor)
+
+
 def _read_all(descriptor: int) -> bytes:
     size = os.fstat(descriptor).st_size
     if size > MAX_BYTES:
-        raise OSError(f"it is larger than {MAX_BYTES} bytes")
-    return os.pread(descriptor, size, 0) if size < 1 << 30 else b""
+        raise OSError(errno.EFBIG, f"it is larger than {MAX_BYTES} bytes")
+    return os.pread(descriptor, size, 0)
 
 
 @dataclass
@@ -370,43 +387,3 @@ def _is_settled(entry: Entry, *, is_used: bool) -> bool:
         return not entry.data.get("masked")
     known = error_from(error)
     return known is not None and (isinstance(known, ImplementationError) or is_used)
-
-
-# --- errors of questions
-
-
-def error_data(error: BaseException, redact: Callable[[str], str]) -> Fields | None:
-    """An error of a question to the model as a journal keeps it; None for one that says nothing of the question."""
-    name = type(error).__name__
-    if _error_type(name) is not type(error):
-        return None
-    assert isinstance(error, RunnerError)  # noqa: S101  all in that module are
-    data: Fields = {name: getattr(error, name) for name in _ERROR_FIELDS if getattr(error, name, None) is not None}
-    texts = {key: redact(value) for key, value in data.items() if isinstance(value, str)}
-    return {"type": name, "message": redact(str(error)), **data, **texts}
-
-
-def error_from(data: object) -> RunnerError | None:
-    """The error again; None for what is none of a question."""
-    kind = _error_type(data.get("type")) if isinstance(data, dict) else None
-    if kind is None or not isinstance(data, dict) or not isinstance(data.get("message"), str):
-        return None
-    if issubclass(kind, ChangeRejectedError) or (issubclass(kind, BudgetExhaustedError) and "needed" not in data):
-        return None
-    error = kind.__new__(kind)
-    RunnerError.__init__(error, data["message"])
-    for name, types in _ERROR_FIELDS.items():
-        if isinstance(data.get(name), types):
-            setattr(error, name, data[name])
-    return error
-
-
-_ERROR_FIELDS: dict[str, Any] = {
-    "hint": str, "status_code": int, "retryable": bool, "is_free": bool, "prompt_tokens": int,
-    "completion_tokens": int, "cached_prompt_tokens": int, "limit": str, "left": (int, float), "needed": (int, float),
-}  # fmt: skip
-
-
-def _error_type(name: object) -> type[RunnerError] | None:
-    found = getattr(errors, name, None) if isinstance(name, str) and name not in _NEVER_ERRORS else None
-    return found if isinstance(found, type) and issubclass(found, RunnerError) else None

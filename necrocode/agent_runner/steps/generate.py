@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from necrocode.agent_runner._error_data import error_data, error_from
 from necrocode.agent_runner.generation.answer_forms import (
     ShownFile,
     answer_format_of,
@@ -19,7 +20,7 @@ from necrocode.agent_runner.generation.edit_formats import read_answer
 from necrocode.agent_runner.generation.pieces import estimate_tokens
 from necrocode.agent_runner.generation.prompt import task_messages
 from necrocode.agent_runner.generation.stand_ins import StandIns
-from necrocode.agent_runner.journal import basis_of, error_data, error_from
+from necrocode.agent_runner.journal import basis_of
 from necrocode.agent_runner.models import ModelAnswer
 from necrocode.agent_runner.spending import NOTHING, Spending
 
