@@ -1,7 +1,8 @@
 """How many real tasks end as a delivered change, by edit format, repair rounds and candidates.
 
 ``python benchmarks/local_model.py ask --url URL --model NAME [--set humaneval|quixbugs] [--count N] [--format F]
-[--rounds N] [--candidates N]`` runs the tasks that are not recorded yet against a model, and adds its raw answers.
+[--rounds N] [--candidates N]`` runs the tasks against a model and records its raw answers; a question on record is not
+asked again.
 ``python benchmarks/local_model.py table`` runs every recorded experiment again with the recorded answers: parsing,
 applying, testing and repairing are done anew, and only the model is not needed. The tasks are read from
 ``NECROCODE_SHARED`` (default ``../shared``) and are not part of the recording.
@@ -76,15 +77,23 @@ class Outcome:
 
 
 class Recorder:
-    """A model that keeps what it says, call by call."""
+    """A model that keeps what it says, call by call; a question to which its answer is ``known`` is not asked again."""
 
-    def __init__(self, model: LLMClient) -> None:
+    def __init__(self, model: LLMClient, known: Sequence[dict[str, Any]] = ()) -> None:
         self._model = model
+        self._known = [call for call in known if "answer" in call]
         self.calls: list[dict[str, Any]] = []
+        self.asked = 0
 
     def complete(self, messages: Sequence[Message], **options: Any) -> ModelAnswer:
         call: dict[str, Any] = {"prompt": fingerprint(messages), "temperature": options["temperature"]}
         self.calls.append(call)
+        known = next((one for one in self._known if one.items() >= call.items()), None)
+        if known is not None:
+            self._known.remove(known)
+            call["answer"] = known["answer"]
+            return ModelAnswer(**known["answer"])
+        self.asked += 1
         try:
             answer = self._model.complete(messages, **options)
         except errors.RunnerError as error:
@@ -205,20 +214,23 @@ def ask(experiment: Experiment, url: str, model: str, recording: Path) -> None:
             edit_format=experiment.edit_format,
         )
     )
-    recorded = {row["task_id"] for row in read(recording) if row["experiment"] == asdict(experiment)}
-    for item in load_tasks(experiment):
-        if item["id"] in recorded:  # an interrupted recording goes on
-            continue
-        recorder = Recorder(client)
+    for item in load_tasks(experiment):  # an interrupted recording goes on
+        mark = {"experiment": asdict(experiment), "task_id": item["id"]}
+        known = next((row["calls"] for row in read(recording) if row.items() >= mark.items()), [])
+        recorder = Recorder(client, known)
         started = time.monotonic()
         outcome = run(item, experiment, recorder)
-        print(f"{time.monotonic() - started:6.0f} s  {outcome}", flush=True)
-        append(recording, {"experiment": asdict(experiment), "task_id": item["id"], "calls": recorder.calls})
+        print(f"{time.monotonic() - started:6.0f} s  {recorder.asked} asked  {outcome}", flush=True)
+        write(recording, {**mark, "calls": recorder.calls})
     report(recording, only=experiment)
 
 
-def append(recording: Path, row: dict[str, Any]) -> None:
-    rows = [*read(recording), row]
+def write(recording: Path, row: dict[str, Any]) -> None:
+    """Put the row into the recording, in place of an older one of its task."""
+    mark = {name: row[name] for name in ("experiment", "task_id")}
+    old = list(read(recording))
+    place = next((at for at, one in enumerate(old) if one.items() >= mark.items()), len(old))
+    rows = [*old[:place], row, *old[place + 1 :]]
     recording.parent.mkdir(exist_ok=True)
     with gzip.GzipFile(recording, "wb", mtime=0) as file:
         for one in rows:

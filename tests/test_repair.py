@@ -273,21 +273,40 @@ def test_a_changed_ask_that_helps_is_all_that_was_needed(bench: Bench) -> None:
     assert (result.success, len(calls)) == (True, 3)
 
 
+def test_a_repetition_is_not_shown_to_the_model_that_made_it(bench: Bench) -> None:
+    result, calls = run(bench, USELESS_ANSWER, f"Let me mend that.\n\n{USELESS_ANSWER}", GOOD_ANSWER)
+    assert (result.success, outcomes(result)) == (True, ["tests-failed", "unusable", "accepted"])
+    first, turned = calls[1], calls[2]
+    assert [message.content for message in turned[:-1]] == [message.content for message in first[:-1]]
+    assert turned[-1].content.startswith("You have been here before: this is the same answer as earlier")
+    assert turned[-1].content.endswith(first[-1].content)
+
+
 class Stubborn:
     """A model that says the same at whatever temperature, and notes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, answer: str = USELESS_ANSWER) -> None:
+        self.answer = answer
         self.temperatures: list[float | None] = []
+        self.asked: list[str] = []
 
-    def complete(self, _messages: Any, *, temperature: float | None = None, **_options: Any) -> ModelAnswer:
+    def complete(self, messages: Any, *, temperature: float | None = None, **_options: Any) -> ModelAnswer:
         self.temperatures.append(temperature)
-        return ModelAnswer(text=USELESS_ANSWER, model="m")
+        self.asked.append(messages[-1].content)
+        return ModelAnswer(text=self.answer, model="m")
 
 
 def test_a_changed_ask_is_warmer(bench: Bench) -> None:
     llm = Stubborn()
     bench.orchestrator(llm, llm_config=LLMConfig(temperature=0), max_repair_rounds=5).run(bench.task())
     assert llm.temperatures == [None, None, 0.8]
+
+
+def test_a_change_that_does_not_touch_the_failure_is_told_so_and_the_next_ask_is_warm(bench: Bench) -> None:
+    llm = Stubborn(GOOD_ANSWER.replace("return a + b", "return a - b  # mended"))
+    bench.orchestrator(llm, llm_config=LLMConfig(temperature=0), max_repair_rounds=1, test_base=True).run(bench.task())
+    assert llm.temperatures == [None, 0.8]
+    assert "the tests fail exactly as they did before it, so it does not touch the cause" in llm.asked[1]
 
 
 # --- the window

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from necrocode.agent_runner.errors import NothingChangedError
 from necrocode.agent_runner.generation.repair import LoopWatch, turned
 from necrocode.agent_runner.models import RoundResult
 
@@ -30,8 +31,8 @@ class Attempt:
     candidate: int
     conversation: Conversation
     """What the model was asked with."""
-    is_turned: bool = False
-    """Whether it was asked to find another way, because it went in circles."""
+    is_varied: bool = False
+    """Whether it was asked for warmly, because what came before led nowhere."""
     before: tuple[FileChange, ...] = ()
     """What earlier answers had changed, relative to the base, when this one was asked for."""
     answer_text: str = ""
@@ -44,6 +45,10 @@ class Attempt:
     diff: bytes = b""
     tests: TestResult | None = None
     outcome: Outcome = "unanswered"
+    is_idle: bool = False
+    """Whether the tests fail with it just as they did before any change."""
+    repeats: bool = False
+    """Whether it says what an earlier one said."""
     is_broken: bool = False
     """Whether code that parsed before no longer does."""
     error: Exception | None = None
@@ -146,11 +151,20 @@ class Attempts:
             attempt = Attempt(number, round=0, candidate=number, conversation=opening)
         else:
             last = self._leading
-            conversation = last.conversation.continued(last.answer_text, last.reply)
+            conversation = self._next_conversation(last)
+            is_varied = last is self._turned_at or last.is_idle
             before = last.changes if last.outcome == "tests-failed" else last.before
-            attempt = Attempt(number, last.round + 1, 1, conversation, is_turned=last is self._turned_at, before=before)
+            attempt = Attempt(number, last.round + 1, 1, conversation, is_varied=is_varied, before=before)
         self.made.append(attempt)
         return attempt
+
+    def _next_conversation(self, last: Attempt) -> Conversation:
+        """What the model is asked with after ``last``. A repetition is not shown to it: it would be repeated again."""
+        if last is self._turned_at and last.repeats:
+            reply = turned(last.conversation.last_reply, "answer")
+            if (other := last.conversation.with_another_reply(reply)) is not None:
+                return other
+        return last.conversation.continued(last.answer_text, last.reply)
 
     def reject(
         self,
@@ -166,7 +180,12 @@ class Attempts:
         if not reply or (attempt.round == 0 and self.candidates > 1):  # candidates may well be alike
             return
         what: Literal["answer", "failure"] = "answer"
-        state = self._watch.notice(what, attempt.answer_text) if attempt.answer_text else "new"
+        state: Literal["new", "again", "stuck"] = "new"
+        if attempt.round and isinstance(attempt.error, NothingChangedError):
+            state = self._watch.notice_repetition()
+        elif attempt.answer_text:
+            state = self._watch.notice(what, attempt.answer_text)
+        attempt.repeats = state != "new"
         if state == "new":  # the same answer fails in the same way: that is one repetition, not two
             what = "failure"
             state = self._watch.notice(what, signature)

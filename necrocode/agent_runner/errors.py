@@ -152,6 +152,10 @@ class ChangeRejectedError(ImplementationError):
         self.feedback = feedback
 
 
+class NothingChangedError(ChangeRejectedError):
+    """An answer after which every file would be as it was before it."""
+
+
 class EditRejectedError(ChangeRejectedError):
     """An edit's text is not in its file, or is there more than once: nothing of the answer was applied."""
 

@@ -212,8 +212,11 @@ class Solver:
         if tests.success:
             attempt.outcome = "accepted"
             return
-        reply = self._told(failed_tests_reply(failure_feedback(tests, self.plan.base)))
-        self.attempts.reject(attempt, "tests-failed", failure_text(tests), reply, signature=failure_signature(tests))
+        signature = failure_signature(tests)
+        attempt.is_idle = self.plan.base is not None and signature == failure_signature(self.plan.base)
+        feedback = failure_feedback(tests, self.plan.base)
+        reply = self._told(failed_tests_reply(feedback, is_as_before=attempt.is_idle))
+        self.attempts.reject(attempt, "tests-failed", failure_text(tests), reply, signature=signature)
 
     def _run_tests(self, made: ImplementationResult) -> TestResult:
         return run_tests(
@@ -362,7 +365,7 @@ class Solver:
         while True:
             try:
                 form = self._asked().answer_format
-                return self.asker.ask(attempt.conversation, form, is_varied=attempt.is_turned)
+                return self.asker.ask(attempt.conversation, form, is_varied=attempt.is_varied)
             except ContextOverflowError:
                 shorter = attempt.conversation.shortened() if attempt.round else self._with_half_the_context()
                 if shorter is None:

@@ -41,6 +41,18 @@ class Conversation:
         """The conversation with one exchange more."""
         return replace(self, exchanges=(*self.exchanges, Exchange(answer or _NO_ANSWER, reply)))
 
+    def with_another_reply(self, reply: str) -> Conversation | None:
+        """The conversation with another reply to its last answer; None where there is no answer in it yet."""
+        if not self.exchanges:
+            return None
+        last = replace(self.exchanges[-1], reply=reply)
+        return replace(self, exchanges=(*self.exchanges[:-1], last))
+
+    @property
+    def last_reply(self) -> str:
+        """What the model was last told; empty where that is the question."""
+        return self.exchanges[-1].reply if self.exchanges else ""
+
     def shortened(self) -> Conversation | None:
         """The question and the last exchange alone, for a prompt that has outgrown the window; None if it is that."""
         return replace(self, exchanges=self.exchanges[-1:]) if len(self.exchanges) > 1 else None

@@ -61,10 +61,18 @@ def broken_code(breakages: Sequence[Breakage]) -> ChangeRejectedError:
     )
 
 
-def failed_tests_reply(feedback: str) -> str:
-    """What to say of tests that failed; ``feedback`` has their most telling lines."""
+def failed_tests_reply(feedback: str, *, is_as_before: bool) -> str:
+    """What to say of tests that failed; ``feedback`` has their most telling lines.
+
+    ``is_as_before``: whether they fail just as they did before any change.
+    """
+    told = (
+        "the tests fail exactly as they did before it, so it does not touch the cause"
+        if is_as_before
+        else ("then the tests failed")
+    )
     return (
-        f"Your change was applied, and then the tests failed:\n\n{feedback}\n\n"
+        f"Your change was applied, and {told}:\n\n{feedback}\n\n"
         "First say in one sentence what is wrong with the code. Then mend it, and do not change the tests to make them"
         " pass. Answer in the same form, with the files that must change now; they are as your last answer left them."
     )
@@ -83,6 +91,10 @@ class LoopWatch:
         if mark not in self._seen:
             self._seen.add(mark)
             return "new"
+        return self.notice_repetition()
+
+    def notice_repetition(self) -> Literal["again", "stuck"]:
+        """The same once more, in other words."""
         if self._turned:
             return "stuck"
         self._turned = True

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._git import MODE_EXECUTABLE, MODE_FILE, MODE_TREE, Author, FileChange, GitError
 from necrocode.agent_runner._names import check_change_path, check_path_inside, fold_name
-from necrocode.agent_runner.errors import ChangeRejectedError, EditRejectedError
+from necrocode.agent_runner.errors import ChangeRejectedError, EditRejectedError, NothingChangedError
 from necrocode.agent_runner.generation.edited_bytes import edited_bytes
 from necrocode.agent_runner.generation.file_lines import Effort
 from necrocode.agent_runner.generation.planned_tree import BaseTree, PlannedTree, kind_of
@@ -80,7 +80,7 @@ def plan_changes(
     _check_sizes(tree.changes.values(), limits)
     effective = tree.effective()
     if not effective or tree.is_as_before(effective):
-        raise ChangeRejectedError("The answer changes nothing: every file would come out as it is already.")
+        raise NothingChangedError("The answer changes nothing: every file would come out as it is already.")
     _check_count(len(effective) - tree.rename_count, limits)
     return effective
 
