@@ -309,6 +309,8 @@ class Journal:
             if self._known.get((kind, key)) == entry:
                 return
             self._append(entry)
+            if kind == "tests":  # what was said of a tree is said once: so it is the same when the run is done again
+                self._known[kind, key] = entry
 
     def forget(self, why: str) -> None:
         """Believe nothing any more of what followed from the model's answers; results of tests hold all the same."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner.errors import (
@@ -44,7 +45,7 @@ from necrocode.agent_runner.verdict.feedback import failure_feedback, failure_si
 from necrocode.agent_runner.verdict.tamper import TreeFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from concurrent.futures import Future
 
     from necrocode.agent_runner._clock import Deadline
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.run_record import RunRecord
     from necrocode.agent_runner.steps.kept import KeptWork
     from necrocode.agent_runner.steps.report import Reporter
-    from necrocode.agent_runner.test_results import TestResult
     from necrocode.agent_runner.wiring import Services
     from necrocode.agent_runner.workspace import Workspace
 
@@ -99,22 +99,20 @@ class Solver:
                 record.warn(untested(config))
             return
         with record.step("examine"):
-            self.plan = self.kept.plan(self._plan_tests, on_trouble=record.warn)
+            plan = partial(
+                plan_tests,
+                self.task,
+                self.workspace,
+                self.services.sandbox,
+                config=config,
+                redact=self.services.redactor.text,
+                deadline=self.deadline,
+                on_note=record.log,
+            )
+            self.plan = self.kept.plan(lambda tell: plan(on_trouble=tell), on_trouble=record.warn)
             record.detail = _told_of(self.plan)
         if self.plan.detected:
             record.log(f"the task names no tests: {', '.join(self.plan.commands)} was found, for {self.plan.detected}")
-
-    def _plan_tests(self, on_trouble: Callable[[str], None]) -> TestPlan:
-        return plan_tests(
-            self.task,
-            self.workspace,
-            self.services.sandbox,
-            config=self.config,
-            redact=self.services.redactor.text,
-            deadline=self.deadline,
-            on_note=self.record.log,
-            on_trouble=on_trouble,
-        )
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
@@ -195,7 +193,18 @@ class Solver:
             return
         with record.step("test"):
             made = _made(attempt)
-            tests = self.kept.tests(self.plan, made.tree, lambda: self._run_tests(made))
+            run = partial(
+                run_tests,
+                self.task,
+                self.workspace,
+                made,
+                self.services.sandbox,
+                environment=self.config.test_environment,
+                redact=self.services.redactor.text,
+                deadline=self.deadline,
+                plan=self.plan,
+            )
+            tests = self.kept.tests(self.plan, made.tree, run)
             if not self.plan.counts(tests):
                 record.warn(f"Nothing was tested: no test of {_listed(self.plan.commands)} could be run.")
                 record.detail = "no test could be run"
@@ -217,18 +226,6 @@ class Solver:
         feedback = failure_feedback(tests, self.plan.base)
         reply = self._told(failed_tests_reply(feedback, is_as_before=attempt.is_idle))
         self.attempts.reject(attempt, "tests-failed", failure_text(tests), reply, signature=signature)
-
-    def _run_tests(self, made: ImplementationResult) -> TestResult:
-        return run_tests(
-            self.task,
-            self.workspace,
-            made,
-            self.services.sandbox,
-            environment=self.config.test_environment,
-            redact=self.services.redactor.text,
-            deadline=self.deadline,
-            plan=self.plan,
-        )
 
     def concludes(self) -> bool:
         """Whether an answer did. The best one is on the record from here on, and what was wrong with it."""
@@ -299,8 +296,6 @@ class Solver:
             )
         for warning in () if attempt.tests is None else test_warnings(attempt.tests):
             self.record.warn(warning)
-
-    # --- asking
 
     def _asked(self) -> Question:
         """The question of this run, made when it is first needed."""

@@ -152,10 +152,17 @@ def test_the_configuration_program_reads_the_example_file(services: Loopback, mo
 def test_every_python_block_of_the_documents_is_run_somewhere() -> None:
     """MIGRATION's are run with the guide's (test_guide_snippets.py), the others above."""
     with_python = {path.name for path in DOCUMENTS if Document(path).python()}
-    assert with_python - {"README.md", "README.ja.md", "configuration.md", "artifact-store.md"} <= {
+    assert with_python - {"README.md", "README.ja.md", "configuration.md", "artifact-store.md", "journal.md"} <= {
         "MIGRATION.md",
         "MIGRATION.ja.md",
     }
+
+
+def test_the_journals_program_runs() -> None:
+    (block,) = Document(ROOT / "docs" / "journal.md").python()
+    names: dict[str, object] = {}
+    exec(compile(block.text, str(block), "exec"), names)  # noqa: S102  our own document
+    assert names["results"] == ()
 
 
 def test_the_artifact_stores_program_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
