@@ -124,7 +124,7 @@ def check_kills(bench: Bench, kills: list[tuple[int, bool]]) -> None:
 
 
 def test_a_killed_run_goes_on_and_pays_for_no_journalled_answer_twice(bench: Bench) -> None:
-    check_kills(bench, [(number, False) for number in (0, 2, 3, 5, 6, 7, 11, 12)] + [(3, True), (11, True), (13, True)])
+    check_kills(bench, [(number, False) for number in (2, 3, 6, 11, 12)] + [(11, True), (13, True)])
 
 
 @pytest.mark.soak
