@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PYTEST_ARGS ?=
 
-.PHONY: demo test check format api-snapshot fuzz-api soak security-table local-llm clean
+.PHONY: demo test check format api-snapshot fuzz-api fuzz-security soak security-table local-llm clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,10 @@ api-snapshot: $(VENV)/.installed
 # What default CI does with few examples or small sizes.
 fuzz-api: $(VENV)/.installed
 	NECROCODE_API_EXAMPLES=300 $(BIN)/pytest --timeout 3600 tests/services/test_openapi.py $(PYTEST_ARGS)
+
+# Paths, answers, leaks and URLs at random: docs/testing.md says what it last found.
+fuzz-security: $(VENV)/.installed
+	NECROCODE_FUZZ_EXAMPLES=$${NECROCODE_FUZZ_EXAMPLES:-5000} $(BIN)/pytest --timeout 7200 tests/security/test_fuzz.py $(PYTEST_ARGS)
 
 soak: $(VENV)/.installed
 	$(BIN)/pytest --timeout 3600 -m soak tests $(PYTEST_ARGS)

@@ -476,3 +476,13 @@ def test_what_the_tests_wrote_reaches_the_terminal_without_its_escapes(bench: Be
     assert bench.result.test_result is not None
     assert bench.result.test_result.commands[0].output == "\x1b[2J\n"
     assert "\x1b" not in (bench.result.error or "")
+
+
+@pytest.mark.usefixtures("good_model")
+def test_what_the_tests_wrote_is_no_command_of_a_ci_system(bench: Bench) -> None:
+    command = r"printf '::set-output name=a::b\n##vso[task.setvariable variable=x]y\n'; exit 1"
+    for options in ((), ("--json",), ("--verbose",)):
+        assert bench.run(*options, test_commands=[command]) == 1
+        for line in (bench.err + bench.out.decode()).splitlines():
+            assert not line.lstrip().startswith("::")
+            assert "##vso[" not in line

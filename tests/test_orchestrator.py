@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -80,7 +81,7 @@ def test_the_steps_are_timed_and_shown_in_order(bench: Bench) -> None:
 def test_artifacts_tell_the_whole_story(bench: Bench) -> None:
     result = bench.run(GOOD_ANSWER)
     stored = artifacts(result)
-    assert set(stored) == {"diff", "test", "transcript", "log"}
+    assert set(stored) == {"diff", "test", "transcript", "log", "manifest"}
     assert "-    return a - b\n+    return a + b\n" in stored["diff"]
     assert json.loads(stored["test"])["success"] is True
     (call,) = json.loads(stored["transcript"])["calls"]
@@ -130,15 +131,18 @@ def test_the_commit_holds_exactly_the_declared_changes(bench: Bench) -> None:
 
 
 def test_author_and_message_can_be_chosen(bench: Bench) -> None:
-    bench.run(
+    result = bench.run(
         GOOD_ANSWER,
         commit_author_name="山田 太郎",
         commit_author_email="taro@example.com",
         commit_message="{spec_name}/{task_id}: {title}\n\n{description}",
     )
+    lineage = git(bench.repository, "log", "-1", "--format=%(trailers:key=Necrocode-Lineage,valueonly)", BRANCH)
     assert git(bench.repository, "log", "-1", "--format=%an <%ae>|%B", BRANCH) == (
-        "山田 太郎 <taro@example.com>|calc/1.1: Mend add\n\nadd() subtracts."
+        "山田 太郎 <taro@example.com>|calc/1.1: Mend add\n\nadd() subtracts.\n\n"
+        f"Necrocode-Run: {result.run_id}\nNecrocode-Epoch: 1\nNecrocode-Lineage: {lineage}"
     )
+    assert re.fullmatch("[0-9a-f]{16}", lineage)
 
 
 def test_without_push_the_branch_stays_in_the_slots_repository(bench: Bench) -> None:
@@ -508,7 +512,7 @@ def test_failing_tests_are_a_result_and_nothing_is_delivered(bench: Bench) -> No
     assert result.push_result is None
     assert bench.branches() == ["main"]
     assert bench.status() == "failed"
-    assert set(artifacts(result)) == {"diff", "test", "transcript", "log"}
+    assert set(artifacts(result)) == {"diff", "test", "transcript", "log", "manifest"}
     bench.assert_nothing_is_left()
 
 

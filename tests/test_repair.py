@@ -225,7 +225,7 @@ def test_a_service_that_goes_down_between_rounds_is_the_error_and_the_work_is_ke
     result, _ = run(bench, USELESS_ANSWER, ServiceConnectionError("Failed to connect to the model."))
     assert result.error_details is not None
     assert (result.error_details.type, result.error_details.retryable) == ("ServiceConnectionError", True)
-    assert set(artifacts(result)) == {"diff", "test", "transcript", "log"}
+    assert set(artifacts(result)) == {"diff", "test", "transcript", "log", "manifest"}
     assert outcomes(result) == ["tests-failed", "unanswered"]
 
 

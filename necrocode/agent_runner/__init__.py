@@ -79,11 +79,15 @@ if TYPE_CHECKING:
         StorageFullError,
         TamperedTestsError,
         TaskContextValidationError,
+        TaskLeasedError,
         TaskNotFoundError,
         TestExecutionError,
         TruncatedAnswerError,
         UnusableCheckoutError,
         WorkspacePreparationError,
+    )
+    from necrocode.agent_runner.fencing import (
+        HandedLease,
     )
     from necrocode.agent_runner.journals import (
         InterruptedRun,
@@ -111,6 +115,7 @@ if TYPE_CHECKING:
         RepoPool,
         Sandbox,
         SpecBudgets,
+        TaskLeases,
         TaskRegistry,
     )
     from necrocode.agent_runner.records import (
@@ -193,6 +198,7 @@ _HOME_OF = {
     "ErrorDetails": "models",
     "EventRecord": "records",
     "IdempotencyKeyReusedError": "errors",
+    "HandedLease": "fencing",
     "IllegalTransitionError": "errors",
     "ImplementationError": "errors",
     "ImplementationResult": "models",
@@ -257,6 +263,8 @@ _HOME_OF = {
     "TamperedTestsError": "errors",
     "TaskContext": "models",
     "TaskContextValidationError": "errors",
+    "TaskLeasedError": "errors",
+    "TaskLeases": "protocols",
     "TaskNotFoundError": "errors",
     "TaskRecord": "records",
     "TaskRegistry": "protocols",
@@ -304,6 +312,7 @@ __all__ = [
     "EmptyAnswerError",
     "ErrorDetails",
     "EventRecord",
+    "HandedLease",
     "IdempotencyKeyReusedError",
     "IllegalTransitionError",
     "ImplementationError",
@@ -369,6 +378,8 @@ __all__ = [
     "TamperedTestsError",
     "TaskContext",
     "TaskContextValidationError",
+    "TaskLeasedError",
+    "TaskLeases",
     "TaskNotFoundError",
     "TaskRecord",
     "TaskRegistry",

@@ -6,7 +6,7 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from necrocode.agent_runner.errors import RunCancelledError
+from necrocode.agent_runner.errors import RunCancelledError, RunnerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,6 +20,7 @@ class Cancellation:
         self._asked = threading.Event()
         self._callbacks: list[Callable[[], None]] = []
         self._reason = ""
+        self._kind: type[RunnerError] = RunCancelledError
 
     @property
     def is_requested(self) -> bool:
@@ -31,21 +32,24 @@ class Cancellation:
         """Who asked for it, as a sentence; empty while nobody did."""
         return self._reason
 
-    def request(self, reason: str) -> None:
-        """Ask the run to stop. Whoever waits under :meth:`calling` is woken, here, before this returns."""
+    def request(self, reason: str, *, kind: type[RunnerError] = RunCancelledError) -> None:
+        """Ask the run to stop. Whoever waits under :meth:`calling` is woken, here, before this returns.
+
+        ``kind`` is the error that ends the run, where nobody wished it to end but it must.
+        """
         with self._lock:
             if self._asked.is_set():
                 return
-            self._reason = reason
+            self._reason, self._kind = reason, kind
             self._asked.set()
             callbacks = list(self._callbacks)
         for callback in callbacks:
             callback()
 
     def check(self) -> None:
-        """Return while nobody has asked; else raise :class:`RunCancelledError`."""
+        """Return while nobody has asked; else raise :class:`RunCancelledError`, or what was asked for."""
         if self._asked.is_set():
-            raise RunCancelledError(self._reason)
+            raise self._kind(self._reason)
 
     def wait(self, seconds: float) -> bool:
         """Wait until somebody asks, at most so long; whether somebody has."""

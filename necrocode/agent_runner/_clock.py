@@ -18,7 +18,7 @@ class Clock(Protocol):
         """The wall clock, in UTC: for records that people read."""
 
     def monotonic(self) -> float:
-        """Seconds that only ever grow: for durations, deadlines and leases."""
+        """Seconds that only ever grow, while the machine sleeps too: for durations, deadlines and leases."""
 
     def sleep(self, seconds: float) -> None:
         """Wait."""
@@ -32,8 +32,8 @@ class SystemClock:
         return datetime.now(UTC)
 
     def monotonic(self) -> float:
-        """Seconds since an arbitrary start."""
-        return time.monotonic()
+        """Seconds since the machine's start, those included in which it was suspended: leases end in them too."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def sleep(self, seconds: float) -> None:
         """Wait for real."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import unquote, urlsplit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +37,15 @@ _GIT_FILE_ALIAS = re.compile(
 _GIT_SHORT_NAME = re.compile(r"^git~[0-9]+$")  # the 8.3 alias of ".git" on NTFS
 _TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SPEC_NAME = re.compile(r"[^\W_][\w.-]{0,127}")
+GitProtocol = Literal["https", "ssh", "http", "git", "file"]
+GIT_PROTOCOLS: tuple[GitProtocol, ...] = ("https", "ssh", "http", "git", "file")
+TOKEN_HOSTS = ("github.com", "gitlab.com", "bitbucket.org", "localhost", "127.0.0.1")
+"""Whom the git token is for, where the operator names nobody."""
+_HOST = re.compile(r"(?:\[[0-9a-f:]+\]|[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?)(?::[0-9]{1,5})?")
+_PORTS = {"https": 443, "http": 80, "ssh": 22, "git": 9418}
+_NO_HOST = re.compile(r"-|$|.*[\s<>\"{}|^`]")
+_BRACKETED = re.compile(r"(?:[^/:@]*@)?\[")
+_SCP_LIKE = re.compile(r"(?:[^/:\[]*@)?(?:\[(?P<bare>[^/\]]*)\]|(?P<host>[^/:]*)):(?P<path>.*)", re.DOTALL)
 _BRANCH_FORBIDDEN = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//")
 
 
@@ -73,28 +83,87 @@ def check_branch_name(name: str) -> str:
     return name
 
 
-def check_repository_url(url: str) -> str:
-    """A URL or local path that git may be given: no option, no helper transport, no password in it."""
+@dataclass(frozen=True)
+class Remote:
+    """Where git would go for a repository."""
+
+    protocol: str
+    """``https``, ``http``, ``ssh``, ``git``, or ``file`` for this machine."""
+    host: str = ""
+    """Without brackets; empty for ``file``."""
+    port: int = 0
+    """0: the URL names none."""
+    path: str = ""
+
+    @property
+    def port_or_default(self) -> int:
+        """The port that git connects to."""
+        return self.port or _PORTS.get(self.protocol, 0)
+
+    @property
+    def authority(self) -> str:
+        """Host and port as git shows them."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}" if self.port else host
+
+
+def remote_of(url: str) -> Remote:
+    """What git makes of a URL, of ``host:path``, or of a local path; ``ValueError`` for what git must not be given."""
     if not url or url.startswith("-") or has_control_character(url):
         raise ValueError("a repository URL may not be empty, start with '-' or hold control characters")
     if len(url.encode(errors="replace")) > MAX_PATH_BYTES:
         raise ValueError(f"a repository URL may have at most {MAX_PATH_BYTES} bytes")
-    if "::" in url.split("/", 1)[0]:
+    if "::" in url.split("/", 1)[0] and not _BRACKETED.match(url):
         raise ValueError(f"{url.split('::', 1)[0]}:: is a remote helper, which could run any command")
-    if "://" not in url:
-        _check_lengths(url)
-        return url
+    remote = _remote_of_url(url) if "://" in url else _remote_of_place(url)
+    if remote.protocol != "file" and _NO_HOST.match(remote.host):
+        raise ValueError("the URL has no valid host")
+    return remote
+
+
+def _remote_of_url(url: str) -> Remote:
     parts = urlsplit(url)
     if set("%\\") & set(parts.netloc):  # git decodes these before it looks where the host ends
         raise ValueError("the host part of the URL may not hold '%' or a backslash")
-    if parts.scheme == "file" and parts.netloc not in {"", "localhost"}:
-        raise ValueError("a file URL names no host (git would ignore it): file:///path")
-    if parts.scheme not in {"https", "http", "ssh", "git", "file"}:
-        raise ValueError(f"the scheme {parts.scheme!r} is not one of https, http, ssh, git, file")
-    if parts.password is not None or (parts.username and parts.scheme in {"http", "https"}):
+    if parts.scheme == "file":
+        if parts.netloc not in {"", "localhost"}:
+            raise ValueError("a file URL names no host (git would ignore it): file:///path")
+        return Remote("file", path=unquote(parts.path))
+    if parts.scheme not in _PORTS:
+        raise ValueError(f"the scheme {parts.scheme!r} is not one of {', '.join([*_PORTS, 'file'])}")
+    if parts.netloc.startswith("-"):
+        raise ValueError("the host part of the URL may not start with '-'")
+    if parts.password is not None:
         raise ValueError("the URL holds a user or password, which would end up in git's files; use GIT_TOKEN instead")
-    if parts.scheme != "file" and (not parts.hostname or parts.hostname.startswith("-")):
-        raise ValueError("the URL has no valid host")
+    return Remote(parts.scheme, parts.hostname or "", parts.port or 0, parts.path)
+
+
+def _remote_of_place(url: str) -> Remote:
+    """``host:path`` or a local path: by connect.c a colon before the first slash makes the difference."""
+    found = _SCP_LIKE.fullmatch(url)
+    if found is None:
+        _check_lengths(url)
+        return Remote("file", path=url)
+    host, port = found["bare"] or found["host"], 0
+    if found["bare"] is not None and host.count(":") == 1:  # [host:port]:path
+        host, _, digits = host.partition(":")
+        port = int(digits) if digits.isascii() and digits.isdigit() else 0
+    return Remote("ssh", host.lower(), port, found["path"])
+
+
+def check_host(entry: str) -> str:
+    """A host as lists of allowed ones name it: ``github.com``, ``[::1]``, with a port or without; in small letters."""
+    host = entry.lower()
+    if not _HOST.fullmatch(host):
+        raise ValueError(f"{entry!r} is no host such as github.com or git.example.com:8443")
+    return host
+
+
+def check_repository_url(url: str) -> str:
+    """A URL or local path that git may be given: no option, no helper transport, no password in it."""
+    remote = remote_of(url)
+    if remote.protocol in {"http", "https"} and urlsplit(url).username:
+        raise ValueError("the URL holds a user or password, which would end up in git's files; use GIT_TOKEN instead")
     return url
 
 

@@ -46,6 +46,7 @@ _MARKS = (
 # dashes behind are only looked at, for the next edge may share them.
 _KEY_BLOCK_EDGE = re.compile(r"-----(BEGIN|END) [A-Z ]*PRIVATE KEY(?=-----)")
 _DASHES = len("-----")
+_LONGEST_KEY_BLOCK = 16_384  # an RSA key of 16384 bits takes up 12 700 characters
 _URL_PASSWORD = re.compile(r'(?<=://)([^/\s:@"]{0,256}):([^/\s@"]{1,256})@')
 _BEARER = re.compile(r"""(?i)(authorization\\?["']?[ \t]*:[ \t]*\\?["']?(?:bearer|basic)[ \t]+)([^\s"'\\]+)""")
 
@@ -70,6 +71,8 @@ class Redactor:
     def __init__(self, secrets: tuple[str, ...] = ()) -> None:
         self.forms = tuple(sorted({form for one in secrets for form in _forms(one)}, key=len, reverse=True))
         """Every form of every secret, the longest first."""
+        self.longest_form = len(self.forms[0]) if self.forms else 0
+        """How many characters of a text one of them takes up at the most."""
         self._keeps_to_lines = not any("\n" in form for form in self.forms)
 
     def text(self, text: str) -> str:
@@ -117,40 +120,6 @@ class Redactor:
         data = text.encode(errors="surrogatepass")
         found = _pattern(self.forms, with_marks=False).finditer(data)
         return Counter(one[0].decode(errors="surrogatepass") for one in found)
-
-
-class StreamRedactor:
-    """Masks secrets in output that comes in parts, wherever the parts are cut.
-
-    What could be the beginning of a secret is held back until more is there. Lines are kept whole for the key shapes,
-    up to a bound: a longer line is let go in pieces, in which the given secrets are still found.
-    """
-
-    def __init__(self, redactor: Redactor, *, longest_line_bytes: int = 65_536) -> None:
-        self._redactor = redactor
-        self._tail = max((len(form.encode(errors="surrogatepass")) for form in redactor.forms), default=1) - 1
-        self._longest_line = longest_line_bytes
-        self._held = b""
-
-    def feed(self, part: bytes) -> bytes:
-        """What can be let go by now."""
-        self._held += part
-        sure = max(0, len(self._held) - self._tail)
-        end = self._held.rfind(b"\n", 0, sure) + 1
-        return self._let_go(sure if sure - end > self._longest_line else end)
-
-    def close(self) -> bytes:
-        """The rest."""
-        return self._let_go(len(self._held))
-
-    def _let_go(self, end: int) -> bytes:
-        """What comes before ``end``; a secret across it is kept whole for the next time."""
-        if self._redactor.forms:
-            pattern = _pattern(self._redactor.forms, with_marks=False)
-            spans = (found.span() for found in pattern.finditer(self._held))
-            end = next((start for start, stop in spans if start < end < stop), end)
-        ready, self._held = self._held[:end], self._held[end:]
-        return self._redactor.text(ready.decode(errors="surrogateescape")).encode(errors="surrogateescape")
 
 
 def _forms(secret: str) -> set[str]:
@@ -229,6 +198,16 @@ def _substituted(pattern: _Pattern, data: bytes, stand_in: Callable[[str], str])
         kept.append(stand_in(found[0].decode(errors="surrogatepass")))
         position = found.end()
     return "".join([*kept, data[position:].decode(errors="surrogatepass")])
+
+
+def without_cut_key_blocks(text: str, *, is_cut_after: bool) -> str:
+    """The text without the private key that it ends in, or begins in, where what came after or before was cut off."""
+    edges = list(_KEY_BLOCK_EDGE.finditer(text))
+    if is_cut_after:
+        begins = edges and edges[-1][1] == "BEGIN" and len(text) - edges[-1].start() <= _LONGEST_KEY_BLOCK
+        return text[: edges[-1].start()] if begins else text
+    ends = edges and edges[0][1] == "END" and edges[0].start() <= _LONGEST_KEY_BLOCK
+    return text[edges[0].end() + _DASHES :] if ends else text
 
 
 def _without_key_blocks(text: str, stand_in: Callable[[str], str]) -> str:

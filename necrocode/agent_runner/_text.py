@@ -6,10 +6,17 @@ import re
 
 LONGEST_SHOWN = 4000
 """How many characters of somebody else's text an error, a warning or a line on a terminal holds."""
-# What moves a terminal's cursor, changes its colours or title, or turns the reading order around (Unicode TR 9, "Bidi
-# Control" characters): C0 but tab and newline, DEL, C1, line and paragraph separators, bidi controls, lone surrogates.
-_UNSHOWABLE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# What moves a terminal's cursor, changes its colours or title, turns the reading order around (Unicode TR 9, "Bidi
+# Control" characters), or is not seen at all: C0 but tab and newline, DEL, C1, soft hyphen, spaces without width, line
+# and paragraph separators, bidi controls, invisible operators, annotations, tags, lone surrogates.
+_UNSHOWABLE = re.compile(
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e0fff]"
+)
 _SURROGATE = re.compile("[\ud800-\udfff]")
+# What CI systems take from a program's output as a command: GitHub at the start of a line, Azure anywhere in it.
+_COMMAND_AT_START = re.compile(r"^(\s*):(?=:[A-Za-z])", re.MULTILINE)
+_COMMAND = re.compile(r"##(?=\[|vso\[)", re.IGNORECASE)
 _REPLACEMENT = "\ufffd"
 
 
@@ -24,9 +31,20 @@ def shown(text: str, limit: int = LONGEST_SHOWN) -> str:
     return _UNSHOWABLE.sub(lambda found: _written_out(found[0]), text.replace("\r\n", "\n"))
 
 
+def inert(text: str) -> str:
+    """The text as a CI system's log may have it: ``::set-output`` and ``##vso[...]`` are no commands there."""
+    return _COMMAND.sub("# #", _COMMAND_AT_START.sub(r"\1: ", text))
+
+
+def inert_json(text: str) -> str:
+    """The same for JSON, whose meaning stays."""
+    return _COMMAND.sub(r"#\\u0023", text)
+
+
 def _written_out(character: str) -> str:
     code = ord(character)
-    return f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}"  # noqa: PLR2004  what two digits can say
+    digits = 2 if code <= 0xFF else 4 if code <= 0xFFFF else 8  # noqa: PLR2004  what so many digits can say
+    return f"\\{'xuU'[digits // 4]}{code:0{digits}x}"
 
 
 def writable(text: str) -> str:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 
-from necrocode.agent_runner._names import expand_home
+from necrocode.agent_runner._names import GIT_PROTOCOLS, TOKEN_HOSTS, GitProtocol, check_host, expand_home
 from necrocode.agent_runner._strict import StrictModel, read_yaml_mapping
 from necrocode.agent_runner.errors import ConfigurationError
 from necrocode.agent_runner.removed import explain_setting, warn_of_variables
@@ -166,6 +166,12 @@ class RunnerConfig(StrictModel):
     """The environment variable that holds the model's key."""
     git_token: SecretStr | None = None
     """Token for https repositories, handed to git by askpass. None: the variable ``GIT_TOKEN``, when needed."""
+    git_token_hosts: tuple[str, ...] = TOKEN_HOSTS
+    """The hosts that the token may be sent to, with a port (``git.example.com:8443``) or, for any port, without."""
+    git_allowed_protocols: tuple[GitProtocol, ...] = GIT_PROTOCOLS
+    """How git may reach repositories; ``file`` is this machine."""
+    git_allowed_hosts: tuple[str, ...] | None = None
+    """From which hosts, named as in ``git_token_hosts``. None: any but link-local and metadata addresses."""
     service_token: SecretStr | None = None
     """Bearer token for the three services. None: the variable ``NECROCODE_SERVICE_TOKEN``, when needed."""
     network_retry_count: int = Field(default=3, ge=0, le=20)
@@ -183,7 +189,7 @@ class RunnerConfig(StrictModel):
     slot_timeout_seconds: float = Field(default=60.0, ge=0, allow_inf_nan=False)
     """How long to wait for a free slot. 0: do not wait."""
     lease_seconds: float = Field(default=60.0, ge=3, allow_inf_nan=False)
-    """How long a slot stays ours without a heartbeat; heartbeats come three times as often."""
+    """How long the task and the slot stay ours without a heartbeat; heartbeats come three times as often."""
     push: bool = True
     """Whether the branch is pushed to the repository the slot came from. False: it stays in the slot's repository."""
     commit_author_name: str = Field(default="necrocode", min_length=1, max_length=200, pattern=r"^[^<>\n\x00]+$")
@@ -198,6 +204,10 @@ class RunnerConfig(StrictModel):
     """A change set with a larger file is refused."""
     max_total_bytes: int = Field(default=10_000_000, ge=1)
     """A larger change set is refused."""
+    protected_paths: tuple[str, ...] = ()
+    """Patterns (``deploy/*``, ``*.tf``; ``/x`` at the top alone) of files to protect besides CI's and git's own."""
+    protected_paths_policy: Literal["flag", "refuse"] = "flag"
+    """What becomes of a change to a protected file. ``flag``: it is told. ``refuse``: the answer is refused."""
     max_repair_rounds: int = Field(default=2, ge=0, le=50)
     """How often the model may mend what it did: an answer that cannot be used, or failing tests. 0: never."""
     max_output_bytes: int = Field(default=1_000_000, ge=1000)
@@ -225,6 +235,13 @@ class RunnerConfig(StrictModel):
     """A test command is stopped when what was written takes up more space on disk (``disk-limit``)."""
     test_environment: dict[str, str] = Field(default_factory=dict)
     """Variables the test commands see besides the few allowed ones (PATH, LANG, LC_*, TZ, TERM)."""
+    setup_network: bool = True
+    """Whether a task's ``setup_commands`` may use the network, whatever ``sandbox_network`` says of its tests."""
+    setup_files: tuple[str, ...] = ()
+    """Globs of files that decide what ``setup_commands`` install, besides the lock and dependency files that are known
+    by name (see docs/tasks.md): ``tools/*.txt``. While none of them changes, what was installed is used again."""
+    setup_cache_bytes: int = Field(default=10 << 30, ge=0)
+    """How much disk what ``setup_commands`` installed may take up in ``state_dir``. 0: nothing is kept."""
     detect_tests: bool = True
     """Whether a task that names no test commands gets those that the project's files suggest; needs ``test_base``."""
     test_base: bool = True
@@ -261,11 +278,30 @@ class RunnerConfig(StrictModel):
                 )
         return value
 
+    @field_validator("git_token_hosts", "git_allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if value is None else tuple(map(check_host, value))
+
+    @field_validator("protected_paths")
+    @classmethod
+    def _check_protected_paths(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not pattern.strip("/") or "\0" in pattern for pattern in value):
+            raise ValueError("must be patterns of paths, such as deploy/*")
+        return value
+
     @field_validator("sandbox_read_paths")
     @classmethod
     def _check_read_paths(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if any(not path.startswith("/") or "\0" in path for path in value):
             raise ValueError("must be absolute paths")
+        return value
+
+    @field_validator("setup_files")
+    @classmethod
+    def _check_setup_files(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not glob.strip("/") or glob.startswith("/") for glob in value):
+            raise ValueError("must be globs of paths inside the repository")
         return value
 
     @field_validator("test_environment")

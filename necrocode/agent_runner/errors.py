@@ -19,6 +19,8 @@
     │   └── ChangeRejectedError                a path or content rule refuses the change set
     │       └── EditRejectedError              an edit has no one place in its file
     ├── BudgetExhaustedError                   a limit on tokens, calls, money or time would be passed
+    ├── SetupError                             the setup_commands fail before any change
+    │   └── ChangedSetupError                  ... or only with the dependencies that the change names
     ├── TestExecutionError                     the tests could not be started (failing tests are a result)
     ├── TamperedTestsError                     the change touches what it is judged by, and that is refused
     ├── PushError                              the branch was not delivered
@@ -40,6 +42,7 @@
     │   ├── PoolExistsError                    there is such a pool already, and it is another
     │   ├── PoolInUseError                     the pool has slots that somebody holds
     │   ├── StaleLeaseError                    the lease was given to someone else
+    │   ├── TaskLeasedError                    another run holds the task
     │   └── IdempotencyKeyReusedError          one idempotency key came with two different requests
     └── InternalError                          a defect in this package
 
@@ -177,6 +180,24 @@ class BudgetExhaustedError(RunnerError):
         self.needed = needed
 
 
+class SetupError(RunnerError):
+    """A command of ``setup_commands`` failed on the base: no test was run, and the model was not asked.
+
+    The text names the command, how it ended and the last lines of its output.
+    """
+
+
+class ChangedSetupError(SetupError):
+    """A set-up command that works on the base fails with the dependencies that the change names.
+
+    ``feedback`` is what to tell the model.
+    """
+
+    def __init__(self, message: str, *, feedback: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.feedback = feedback
+
+
 class TestExecutionError(RunnerError):
     """The test commands could not be run at all. Tests that ran and failed are a result, not this error."""
 
@@ -275,6 +296,12 @@ class PoolInUseError(ServiceError):
 
 class StaleLeaseError(ServiceError):
     """The lease has expired or was given to another runner: this runner's writes are refused."""
+
+
+class TaskLeasedError(ServiceError):
+    """Another run holds the task; the text says whose, and until when. Nothing was done, and nothing paid for."""
+
+    retryable_by_default = True
 
 
 class IdempotencyKeyReusedError(ServiceError):

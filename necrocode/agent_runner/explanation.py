@@ -11,7 +11,7 @@ from necrocode.agent_runner.playbook import load_playbook, with_playbook
 from necrocode.agent_runner.spending import price_of
 from necrocode.agent_runner.steps.context import choose_context
 from necrocode.agent_runner.steps.generate import compose
-from necrocode.agent_runner.task_run import masked, workspace_for
+from necrocode.agent_runner.task_run import masked, readable, workspace_for
 from necrocode.agent_runner.verdict.feedback import MAX_FEEDBACK_TOKENS
 from necrocode.agent_runner.wiring import build_services
 
@@ -97,7 +97,9 @@ def explain(
     warnings: list[str] = []
     try:
         playbook = load_playbook(task)
-        task = masked(with_playbook(task, playbook), services.redactor)
+        task, playbook, hidden = readable(with_playbook(task, playbook), playbook)
+        task = masked(task, services.redactor)
+        warnings += hidden
         deadline = Deadline(task.timeout_seconds, clock)
         llm = config.llm_config
         with workspace_for(

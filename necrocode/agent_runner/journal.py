@@ -44,8 +44,8 @@ class Entry:
     """One line of a journal."""
 
     kind: str
-    """``run``, ``workspace``, ``plan``, ``answer``, ``commit``, ``committed``, ``tests``, ``delivered``, ``result``
-    or ``ended``."""
+    """``run``, ``claim``, ``workspace``, ``plan``, ``answer``, ``commit``, ``committed``, ``tests``, ``delivered``,
+    ``result`` or ``ended``."""
     key: str
     """Which of its kind: the number of the question, of the answer, or the tree that was tested."""
     basis: str
@@ -267,6 +267,11 @@ class Journal:
     def is_resumed(self) -> bool:
         """Whether the run was begun before."""
         return bool(self.reading.entries)
+
+    @property
+    def runner_id(self) -> str:
+        """Of the runner that had begun the run; empty for one that has not."""
+        return str(self.reading.header.get("runner_id") or "")
 
     @property
     def result(self) -> Fields | None:

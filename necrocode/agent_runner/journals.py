@@ -235,7 +235,7 @@ def _check_resumable(journal: Journal) -> None:
 
 def header_of(task: TaskContext, playbook: Playbook, config: RunnerConfig, redactor: Redactor) -> Fields:
     """The first entry of a run's journal: the task and the settings, secrets masked, and by what it is known again."""
-    plain = task.model_dump(mode="json")
+    plain = task.model_dump(mode="json", exclude={"lease"})
     masked = redactor.data(plain)
     llm = config.llm_config.model_dump(mode="json", include=_LLM_SETTINGS)
     settings = config.model_dump(mode="json", exclude=_OWN_SETTINGS) | {"llm": llm}

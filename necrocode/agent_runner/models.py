@@ -8,12 +8,22 @@ from pathlib import Path
 from types import EllipsisType
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    field_validator,
+    model_validator,
+)
 
 from necrocode.agent_runner import _names
+from necrocode.agent_runner._invisible import visible
 from necrocode.agent_runner._strict import JsonObject, StrictModel, Value, Writable, read_yaml_mapping
 from necrocode.agent_runner._text import shown
 from necrocode.agent_runner.errors import RunnerError, TaskContextValidationError
+from necrocode.agent_runner.fencing import HandedLease
 from necrocode.agent_runner.test_results import TestResult
 
 RESULT_SCHEMA_VERSION = 1
@@ -51,7 +61,7 @@ def checked_related_files(paths: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(_names.check_path_inside(path) for path in paths)
 
 
-def checked_test_commands(commands: tuple[str, ...]) -> tuple[str, ...]:
+def checked_commands(commands: tuple[str, ...]) -> tuple[str, ...]:
     """Commands of a task or playbook that a shell can run."""
     if any(not command.strip() or "\0" in command for command in commands):
         raise ValueError("each must be a shell command, not an empty text")
@@ -66,7 +76,7 @@ class TaskContext(StrictModel):
 
     error_type: ClassVar[type[RunnerError]] = TaskContextValidationError
     what: ClassVar[str] = "task"
-    secret_fields: ClassVar[frozenset[str]] = frozenset({"repo_url"})  # it may hold a password, which is refused
+    secret_fields: ClassVar[frozenset[str]] = frozenset({"repo_url", "lease"})  # the URL may hold a password
 
     task_id: str
     """The task's id, unique within its spec: letters, digits, ``.``, ``_``, ``-``; at most 128."""
@@ -94,6 +104,9 @@ class TaskContext(StrictModel):
     """Branch, tag or full commit id to start from. None: the default branch, or the HEAD of ``slot_path``."""
     test_commands: TextList = ()
     """Shell commands, run in order at the top of a throw-away copy of the checkout; exit code 0 means passed."""
+    setup_commands: TextList = ()
+    """Shell commands that install what the tests need, in the same sandbox and with network: once, then kept for the
+    runs whose dependency files are the same. What they write is there in every run of the tests."""
     fail_fast: bool = True
     """Whether the first failing test command ends the tests."""
     timeout_seconds: float = Field(default=DEFAULT_TASK_TIMEOUT_SECONDS, gt=0, le=7 * 86_400, allow_inf_nan=False)
@@ -106,6 +119,13 @@ class TaskContext(StrictModel):
     """A YAML file with instructions and test commands that many tasks share; see ``docs/playbooks.md``."""
     metadata: JsonObject = Field(default_factory=dict)
     """Anything JSON can hold, at most 64 deep and a million characters; recorded in the registry with the task."""
+    lease: HandedLease | None = None
+    """The hold on the task, where a dispatcher has claimed it for this run. None: the run claims it by itself."""
+
+    @field_validator("lease", mode="before")
+    @classmethod
+    def _check_lease(cls, value: object) -> object:
+        return value.model_dump() if isinstance(value, BaseModel) else value  # as claims give it
 
     @field_validator("task_id")
     @classmethod
@@ -120,7 +140,7 @@ class TaskContext(StrictModel):
     @field_validator("title")
     @classmethod
     def _check_title(cls, value: str) -> str:
-        if not value.strip() or _names.has_control_character(value):
+        if not visible(value).strip() or _names.has_control_character(value):
             raise ValueError("must be one line of text")
         return value.strip()
 
@@ -151,10 +171,10 @@ class TaskContext(StrictModel):
     def _check_related_files(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return checked_related_files(value)
 
-    @field_validator("test_commands")
+    @field_validator("test_commands", "setup_commands")
     @classmethod
-    def _check_test_commands(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return checked_test_commands(value)
+    def _check_commands(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return checked_commands(value)
 
     @model_validator(mode="after")
     def _check_place(self) -> Self:
@@ -258,6 +278,8 @@ class ImplementationResult(Value):
     """The ref that keeps the commit, whatever becomes of the run."""
     tree: str
     files: tuple[str, ...]
+    protected_files: tuple[str, ...] = ()
+    """Those of them that decide what runs elsewhere, or that ``protected_paths`` names: look at them before merging."""
     explanation: str = ""
     model: str = ""
     edit_format: str = ""
@@ -363,6 +385,8 @@ class RunnerResult(Value):
     """Whether the registry has the final status."""
     resumed: bool = False
     """Whether the run was interrupted before, and went on from its journal: ``run_id`` is that of the first time."""
+    lease_epoch: int | None = None
+    """The number of this run's claim on the task; later claims have higher ones. None: a registry without leases."""
     usage: RunUsage = Field(default_factory=RunUsage)
     """What was used of the model."""
     warnings: tuple[str, ...] = ()

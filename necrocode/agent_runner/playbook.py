@@ -1,4 +1,4 @@
-"""A playbook: instructions and test commands that many tasks share."""
+"""A playbook: instructions and commands that many tasks share."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pydantic import Field, field_validator
 
 from necrocode.agent_runner._strict import StrictModel, read_yaml_mapping
 from necrocode.agent_runner.errors import RunnerError, TaskContextValidationError
-from necrocode.agent_runner.models import TextList, checked_related_files, checked_test_commands
+from necrocode.agent_runner.models import TextList, checked_commands, checked_related_files
 
 if TYPE_CHECKING:
     from necrocode.agent_runner.models import TaskContext
 
 
 class Playbook(StrictModel):
-    """What a playbook file may say. A task's own ``test_commands`` and ``related_files`` come before the playbook's."""
+    """What a playbook file may say. A task's own commands and ``related_files`` come before the playbook's."""
 
     error_type: ClassVar[type[RunnerError]] = TaskContextValidationError
     what: ClassVar[str] = "playbook"
@@ -26,13 +26,15 @@ class Playbook(StrictModel):
     """Text for the model: the project's conventions."""
     test_commands: TextList = ()
     """Used for a task that names none."""
+    setup_commands: TextList = ()
+    """Used for a task that names none."""
     related_files: TextList = ()
     """Shown to the model besides the task's own."""
 
-    @field_validator("test_commands")
+    @field_validator("test_commands", "setup_commands")
     @classmethod
-    def _check_test_commands(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return checked_test_commands(value)
+    def _check_commands(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return checked_commands(value)
 
     @field_validator("related_files")
     @classmethod
@@ -53,6 +55,7 @@ def with_playbook(task: TaskContext, playbook: Playbook) -> TaskContext:
     return task.model_copy(
         update={
             "test_commands": task.test_commands or playbook.test_commands,
+            "setup_commands": task.setup_commands or playbook.setup_commands,
             "related_files": tuple(dict.fromkeys([*task.related_files, *playbook.related_files])),
         }
     )

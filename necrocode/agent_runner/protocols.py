@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner.models import Message, ModelAnswer, TaskContext
-    from necrocode.agent_runner.records import SlotAllocation
+    from necrocode.agent_runner.records import ClaimedTask, SlotAllocation, TaskLease
     from necrocode.agent_runner.spending import BudgetReservation, BudgetUsage, Spending, SpendingLimits
     from necrocode.agent_runner.test_results import TestResult
 
@@ -68,6 +68,66 @@ class TaskRegistry(Protocol):
         spec_name: str | None = None,
     ) -> None:
         """Record where an artifact of the task is stored."""
+
+
+@runtime_checkable
+class TaskLeases(Protocol):
+    """Who works on which task, so that two runs never do: the optional part of a task registry.
+
+    A registry that has these methods takes ``lease_epoch`` with every write too, and refuses one that is older than the
+    task's (``StaleLeaseError``). A run says it to no other registry.
+    """
+
+    def claim_this_task(
+        self, task_id: str, runner_id: str, *, lease_seconds: float, spec_name: str | None = None
+    ) -> ClaimedTask | None:
+        """Hold the task for ``lease_seconds`` under a new epoch; it is ``running`` then. None: no leases after all.
+
+        ``TaskLeasedError`` while another runner holds it; a lease that ran out, or is the runner's own, is taken over.
+        """
+
+    def renew_lease(
+        self, task_id: str, lease_token: str, *, lease_seconds: float, spec_name: str | None = None
+    ) -> TaskLease:
+        """Hold it for another ``lease_seconds``; ``StaleLeaseError`` when another runner has it by now."""
+
+    def release_task(self, task_id: str, lease_token: str, *, spec_name: str | None = None) -> object:
+        """Let others have it; a task that has ended is held by nobody. Idempotent."""
+
+    def update_task_status(
+        self,
+        task_id: str,
+        status: str,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        spec_name: str | None = None,
+        lease_epoch: int | None = None,
+    ) -> None:
+        """As :meth:`TaskRegistry.update_task_status`; a state that ends the task ends the lease."""
+
+    def add_event(
+        self,
+        task_id: str,
+        event_type: str,
+        data: Mapping[str, Any] | None = None,
+        *,
+        spec_name: str | None = None,
+        lease_epoch: int | None = None,
+    ) -> None:
+        """As :meth:`TaskRegistry.add_event`."""
+
+    def add_artifact(
+        self,
+        task_id: str,
+        artifact_type: str,
+        uri: str,
+        size_bytes: int | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        spec_name: str | None = None,
+        lease_epoch: int | None = None,
+    ) -> None:
+        """As :meth:`TaskRegistry.add_artifact`."""
 
 
 @runtime_checkable
@@ -138,7 +198,8 @@ class ArtifactStore(Protocol):
         """Store the bytes and get their URI; visible only when whole.
 
         ``metadata`` may hold ``task_id``, ``spec_name`` and ``run_id``, which place the artifact. The same content
-        under the same metadata gets the same URI.
+        under the same metadata gets the same URI. With ``lease_epoch`` (and ``lease_lineage``, which count that is of)
+        a store of ours refuses what is older than the newest that it has seen for the task: ``StaleLeaseError``.
         """
 
     def ensure_available(self) -> None:
@@ -194,6 +255,7 @@ class Sandbox(Protocol):
         fail_fast: bool,
         deadline: Deadline,
         collect: Sequence[str] = (),
+        below: Path | None = None,
     ) -> TestResult:
         """Run shell commands over a throw-away copy of ``checkout``, which itself is never written to.
 
@@ -204,4 +266,24 @@ class Sandbox(Protocol):
         regular files in it come back in ``CommandResult.collected``, as ``reports/{path}``; so do files of the copy
         that the command wrote and whose path, with a slash before it, matches one of ``collect`` (``*`` stands for
         anything, slashes included). No link is followed. Number and size are bounded: what is over is cut or left out.
+
+        ``below`` is a folder that :meth:`run_setup` filled: what is in it is there as well, to be written over in the
+        copy alone, where the checkout has no file of that path. It is passed only for tasks with ``setup_commands``.
+        """
+
+    def run_setup(
+        self,
+        commands: Sequence[str],
+        checkout: Path,
+        kept: Path,
+        *,
+        tree: str,
+        environment: Mapping[str, str],
+        has_network: bool,
+        deadline: Deadline,
+    ) -> TestResult:
+        """Run set-up commands as :meth:`run_tests` runs commands, up to the first that fails, and keep what they wrote.
+
+        Files that they wrote below the copy's top come to lie in ``kept/files``, those below ``HOME`` in ``kept/home``;
+        where a command failed, nothing does. Called only for tasks with ``setup_commands``.
         """

@@ -12,6 +12,7 @@ from necrocode.agent_runner import _names
 from necrocode.agent_runner._strict import JsonObject, StrictModel, Value
 from necrocode.agent_runner._text import is_writable
 from necrocode.agent_runner.errors import ConfigurationError, RunnerError, TaskContextValidationError
+from necrocode.agent_runner.models import TaskContext
 
 SlotState = Literal["warming", "available", "allocated", "cleaning", "quarantined"]
 SlotEnd = Literal["released", "forced", "expired"]
@@ -335,6 +336,8 @@ class TaskLease(Value):
     token: str
     epoch: int
     """Grows with every claim of the task; a write that carries an older one is refused."""
+    lineage: str = ""
+    """Which count the epoch is of; see :class:`Fence`. Empty: the registry does not say."""
     expires_at: datetime
     cancel_requested: bool = False
     """Whether somebody asked the runner to stop."""
@@ -344,6 +347,24 @@ class ClaimedTask(TaskRecord):
     """A task, and the hold on it that the claim gave."""
 
     lease: TaskLease
+
+    def task_context(self, **fields: Any) -> TaskContext:  # noqa: ANN401  the fields of TaskContext
+        """The task for :meth:`RunnerOrchestrator.run`, which goes on under this hold; ``fields`` add to it.
+
+        At least ``repo_url`` or ``slot_path``: a registry knows no repositories. ``TaskContextValidationError``.
+        """
+        known = {
+            "task_id": self.task_id,
+            "spec_name": self.spec_name,
+            "title": self.title.strip() or self.task_id,
+            "description": self.description,
+            "acceptance_criteria": self.acceptance_criteria,
+            "dependencies": self.dependencies,
+            "required_skill": self.required_skill,
+            "metadata": self.metadata,
+            "lease": self.lease,
+        }
+        return TaskContext(**(known | fields))
 
 
 class TaskSetRecord(Value):

@@ -20,6 +20,7 @@ from necrocode.agent_runner._strict import Value, Writable
 from necrocode.agent_runner.attempts import Attempts
 from necrocode.agent_runner.config import RunnerConfig
 from necrocode.agent_runner.errors import JournalError, RunnerError
+from necrocode.agent_runner.fencing import Fence
 from necrocode.agent_runner.generation.budget import ProcessBudget
 from necrocode.agent_runner.generation.budgeted_model import BudgetedModel
 from necrocode.agent_runner.journal import MAX_BYTES, Entry, Fields, Journal, Reading, read_journal
@@ -30,6 +31,7 @@ from necrocode.agent_runner.solver import Solver
 from necrocode.agent_runner.steps.generate import Asker
 from necrocode.agent_runner.steps.kept import KeptWork
 from necrocode.agent_runner.steps.report import Reporter
+from necrocode.agent_runner.task_run import masked, readable
 from necrocode.agent_runner.wiring import Services
 from necrocode.agent_runner.workspace import StartPoint, Workspace
 
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.models import RoundResult
 
 _LONGEST_SHOWN = 2_000
-_NOT_COMPARED = {"when", "ref"}  # the time is the journal's, and a ref may have been taken
+_NOT_COMPARED = {"when", "ref", "fence"}  # the time is the journal's, and a ref may have been taken
 
 
 class Divergence(Value):
@@ -91,7 +93,7 @@ class _Compared(Journal):
         if kind == "answer" and entry.basis != basis:
             self._diverge(number, _told_of_question(entry.data.get("parts"), parts))
         self.compared.add(number)
-        return entry.data
+        return {**entry.data, "message": None} if kind == "commit" else entry.data  # it is made anew, and compared
 
     def record(self, kind: str, key: str = "", basis: str = "", **data: Any) -> None:  # noqa: ANN401, ARG002
         """Compare what the run would journal with what it had journalled; times aside."""
@@ -178,6 +180,9 @@ class _NobodyAnswers:
 
     def add_event(self, *_told: object, **_options: object) -> None:
         """The registry's."""
+
+    def prepare(self) -> None:
+        """The set-up's: no test is run."""
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         raise _RecordEnds(name)
@@ -302,7 +307,9 @@ def _run(journal: _Compared, workspace: Workspace, redactor: Redactor, scratch: 
     """The middle of the run, as the orchestrator does it, but for what reaches others."""
     nobody: Any = _NobodyAnswers()
     services = Services(nobody, nobody, nobody, nobody, nobody, workspace.repository.git, redactor, nobody)
-    task, playbook = _task_of(journal.reading.header)
+    given, written = _task_of(journal.reading.header)
+    task, playbook, _ = readable(with_playbook(given, written), written)
+    task = masked(task, redactor)
     config = _config_of(journal.reading.header, scratch)
     clock = _FrozenClock(_moment(journal.reading.header.get("started_at")))
     record = RunRecord(task, "replay", clock, lambda _progress: None, redact=redactor.text, run_id=journal.run_id)
@@ -315,14 +322,15 @@ def _run(journal: _Compared, workspace: Workspace, redactor: Redactor, scratch: 
         record=record,
         config=config,
         services=services,
-        task=with_playbook(task, playbook),
+        task=task,
         instructions=playbook.instructions,
         workspace=workspace,
         reporter=Reporter(nobody, task, journal.run_id, record.runner_id),
         deadline=deadline,
         asker=Asker(model, config.llm_config, task.max_tokens, deadline, redactor, journal),
         attempts=Attempts(config.max_repair_rounds, config.llm_config.candidates),
-        kept=KeptWork(journal, config, with_playbook(task, playbook), workspace.base_commit, redactor),
+        kept=KeptWork(journal, config, task, workspace.base_commit, redactor, _fence_of(journal.reading.header)),
+        setups=nobody,
     )
     with suppress(RunnerError):  # which is what the run had ended with, if the rounds are the same
         solver.examine()
@@ -341,6 +349,12 @@ def _task_of(header: Fields) -> tuple[TaskContext, Playbook]:
         return TaskContext(**header["task"]), Playbook(**header["playbook"])
     except (RunnerError, TypeError, LookupError) as error:
         raise JournalError(f"The journal holds no task: {error}") from error
+
+
+def _fence_of(header: Fields) -> Fence | None:
+    with suppress(ValueError):
+        return Fence.model_validate(header.get("fence"))
+    return None
 
 
 def _config_of(header: Fields, scratch: Path) -> RunnerConfig:

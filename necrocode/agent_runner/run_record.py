@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from necrocode.agent_runner._clock import Clock
+    from necrocode.agent_runner.fencing import Fence
     from necrocode.agent_runner.models import (
         Artifact,
         ImplementationResult,
@@ -75,6 +76,8 @@ class RunRecord:
     reported: bool = False
     resumed: bool = False
     """Whether it goes on from where an interrupted process has left it."""
+    fence: Fence | None = None
+    """What the run's writes carry; None: it holds no lease on its task."""
     usage: RunUsage = field(default_factory=RunUsage)
     error: ErrorDetails | None = None
     status: Status = "failed"
@@ -93,9 +96,12 @@ class RunRecord:
         self.run_id = self.run_id or f"{self.started_at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
         self.log(f"run {self.run_id} of task {self.task.task_id} of spec {self.task.spec_name} by {self.runner_id}")
 
-    def resume(self, run_id: str, answers: int) -> None:
-        """It is that run, which was interrupted, that goes on."""
-        self.run_id, self.resumed = run_id, True
+    def resume(self, run_id: str, runner_id: str, answers: int) -> None:
+        """It is that run, which was interrupted, that goes on.
+
+        Under the name of the runner whose process has died, so that the lease which that one left behind can be had.
+        """
+        self.run_id, self.runner_id, self.resumed = run_id, runner_id or self.runner_id, True
         self.log(f"this is run {run_id}, which was interrupted: {answers} answers of the model are known from there")
 
     def restore(self, result: RunnerResult, tests: TestResult | None) -> None:
@@ -237,6 +243,7 @@ class RunRecord:
             rounds=self.rounds,
             reported=self.reported,
             resumed=self.resumed,
+            lease_epoch=None if self.fence is None else self.fence.epoch,
             usage=self.usage,
             warnings=tuple(self.warnings),
         )

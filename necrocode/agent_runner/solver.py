@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from necrocode.agent_runner.errors import (
     BudgetExhaustedError,
+    ChangedSetupError,
     ContextOverflowError,
     ImplementationError,
     RunnerError,
@@ -27,17 +28,19 @@ from necrocode.agent_runner.models import ErrorDetails
 from necrocode.agent_runner.steps.apply import (
     Limits,
     plan_changes,
+    refuse_protected,
     refuse_secrets,
-    telling_paths,
 )
 from necrocode.agent_runner.steps.context import choose_context
 from necrocode.agent_runner.steps.generate import Asker, Question, compose
+from necrocode.agent_runner.steps.hidden_text import hidden_text
 from necrocode.agent_runner.steps.run_tests import (
     TestPlan,
     failure_text,
     plan_tests,
     refuse_tampering,
     run_tests,
+    set_up_base,
     test_warnings,
     untested,
 )
@@ -56,10 +59,12 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.run_record import RunRecord
     from necrocode.agent_runner.steps.kept import KeptWork
     from necrocode.agent_runner.steps.report import Reporter
+    from necrocode.agent_runner.steps.setup import Setups
     from necrocode.agent_runner.wiring import Services
     from necrocode.agent_runner.workspace import Workspace
 
 _SMALLEST_CONTEXT_TOKENS = 500
+_OF_THE_ANSWER = (ChangedSetupError, ImplementationError, TamperedTestsError)
 
 
 @dataclass
@@ -79,6 +84,7 @@ class Solver:
     attempts: Attempts
     kept: KeptWork
     """What an interrupted run has done of this already."""
+    setups: Setups
     plan: TestPlan = field(default_factory=lambda: TestPlan(()))
     """Which tests judge the change; :meth:`examine` makes it."""
     _question: Question | None = None
@@ -93,21 +99,25 @@ class Solver:
     def examine(self) -> None:
         """What tests there are, and what they say before the change."""
         record, config = self.record, self.config
-        if not config.test_base or not (self.task.test_commands or config.detect_tests):
+        if not self.task.test_commands and not (config.test_base and config.detect_tests):
+            record.warn(untested(config))
+            return
+        if not config.test_base and not self.task.setup_commands:
             self.plan = TestPlan(tuple(self.task.test_commands), config.pass_rule)
-            if not self.plan.commands:
-                record.warn(untested(config))
             return
         with record.step("examine"):
+            if self.task.setup_commands:  # a plan from the journal must not leave it to a change to set up the base
+                set_up_base(self.workspace, self.setups, self.deadline)
             plan = partial(
                 plan_tests,
                 self.task,
                 self.workspace,
                 self.services.sandbox,
                 config=config,
-                redact=self.services.redactor.text,
+                redactor=self.services.redactor,
                 deadline=self.deadline,
                 on_note=record.log,
+                setups=self.setups,
             )
             self.plan = self.kept.plan(lambda tell: plan(on_trouble=tell), on_trouble=record.warn)
             record.detail = _told_of(self.plan)
@@ -128,7 +138,7 @@ class Solver:
         except RunnerError as error:
             attempt.error, attempt.message = error, str(error)
             is_final = self.deadline.remaining_seconds() <= 0 or not self.attempts.has_others
-            if is_final and not isinstance(error, (ImplementationError, TamperedTestsError)):
+            if is_final and not isinstance(error, _OF_THE_ANSWER):
                 raise
             reply = self._told(refused_answer_reply(error, self._asked().form)) if is_mendable(error) else ""
             outcome: Outcome = "unusable" if attempt.answer_text else "unanswered"
@@ -163,6 +173,7 @@ class Solver:
                 Limits.of(self.config),
                 already={change.path: change for change in attempt.before},
             )
+            refuse_protected(attempt.changes, self.config)
             attempt.keeps_secrets = refuse_secrets(attempt.changes, base, self.services.redactor.secrets_in)
             attempt.implementation = record.implementation = self.kept.commit(
                 workspace,
@@ -200,9 +211,10 @@ class Solver:
                 made,
                 self.services.sandbox,
                 environment=self.config.test_environment,
-                redact=self.services.redactor.text,
+                redactor=self.services.redactor,
                 deadline=self.deadline,
                 plan=self.plan,
+                setups=self.setups,
             )
             tests = self.kept.tests(self.plan, made.tree, run)
             if not self.plan.counts(tests):
@@ -288,12 +300,13 @@ class Solver:
             return
         if self.services.redactor.text(shown := attempt.diff.decode(errors="replace")) != shown:
             self.record.warn("The diff holds text that looks like a secret; it is stored as it is, to be whole.")
+        tree = self.workspace.objects.tree_of(self.workspace.base_commit)
+        for warning in hidden_text(attempt.changes, TreeFiles(self.workspace.objects, tree)):
+            self.record.warn(warning)
         for path in attempt.keeps_secrets:
             self.record.warn(f"{path} holds a secret of this runner, as the repository has it already.")
-        for path in telling_paths(attempt.implementation.files):
-            self.record.warn(
-                f"The change touches {path}, which decides what runs elsewhere: look at it before merging."
-            )
+        for path in attempt.implementation.protected_files:
+            self.record.warn(f"The change touches the protected file {path}: look at it before merging.")
         for warning in () if attempt.tests is None else test_warnings(attempt.tests):
             self.record.warn(warning)
 

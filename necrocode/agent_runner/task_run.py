@@ -7,8 +7,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._clock import Deadline
+from necrocode.agent_runner._invisible import invisible_in, told, visible
 from necrocode.agent_runner.attempts import Attempts
-from necrocode.agent_runner.errors import RepositoryNotFoundError
+from necrocode.agent_runner.errors import RepositoryNotFoundError, StaleLeaseError
 from necrocode.agent_runner.generation.budgeted_model import BudgetedModel
 from necrocode.agent_runner.journal import Journal
 from necrocode.agent_runner.journals import header_of
@@ -19,8 +20,10 @@ from necrocode.agent_runner.steps.allocate import brought_workspace, leased_work
 from necrocode.agent_runner.steps.deliver import deliver
 from necrocode.agent_runner.steps.generate import Asker, Transcript, spent_before
 from necrocode.agent_runner.steps.kept import KeptWork
+from necrocode.agent_runner.steps.lease import held_task, still_fenced
 from necrocode.agent_runner.steps.report import Reporter
-from necrocode.agent_runner.steps.upload import upload
+from necrocode.agent_runner.steps.setup import Setups
+from necrocode.agent_runner.steps.upload import manifest, upload
 from necrocode.agent_runner.test_results import TestResult
 from necrocode.agent_runner.workspace import StartPoint
 
@@ -32,7 +35,9 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.config import RunnerConfig
     from necrocode.agent_runner.generation.budget import ProcessBudget
     from necrocode.agent_runner.models import ImplementationResult, TaskContext
+    from necrocode.agent_runner.playbook import Playbook
     from necrocode.agent_runner.run_record import RunRecord
+    from necrocode.agent_runner.steps.lease import HeldTask
     from necrocode.agent_runner.wiring import Services
     from necrocode.agent_runner.workspace import Workspace
 
@@ -55,23 +60,26 @@ class TaskRun:
         self.record = record
         self._config = config
         self._services = services
-        self._playbook = load_playbook(record.task)
-        self._header = header_of(record.task, self._playbook, config, services.redactor)
+        playbook = load_playbook(record.task)
+        self._header = header_of(record.task, playbook, config, services.redactor)
         self._journal = journal or services.journals.found(self._header, on_note=record.log) or Journal(record.run_id)
         self._is_concluded = False
         try:
-            self._set_up(budget)
+            self._set_up(playbook, budget)
         except BaseException:
             self._journal.close()
             raise
 
-    def _set_up(self, budget: ProcessBudget) -> None:
+    def _set_up(self, playbook: Playbook, budget: ProcessBudget) -> None:
         record, services, config = self.record, self._services, self._config
         if self._journal.is_resumed:
-            record.resume(self._journal.run_id, self._journal.count_of_answers)
+            record.resume(self._journal.run_id, self._journal.runner_id, self._journal.count_of_answers)
         self._journal.tell(record.warn)
-        self._task = masked(with_playbook(record.task, self._playbook), services.redactor)
+        task, self._playbook, hidden = readable(with_playbook(record.task, playbook), playbook)
+        self._task = masked(task, services.redactor)
         record.task = self._task
+        for warning in hidden:
+            record.warn(warning)
         self._deadline = Deadline(self._task.timeout_seconds, record.clock)
         self._transcript = Transcript()
         self._budget = budget.of_run(
@@ -84,6 +92,8 @@ class TaskRun:
         self._budget.credit(spent_before(self._journal))
         self._model = BudgetedModel(services.llm, self._budget, max_tokens=config.llm_config.max_tokens)
         self._reporter = Reporter(services.task_registry, self._task, record.run_id, record.runner_id)
+        self._held: HeldTask | None = None
+        self._to_the_end = ExitStack()
 
     def is_concluded(self) -> bool:
         """Whether the interrupted run had come to its end, which is only still to be told."""
@@ -97,11 +107,13 @@ class TaskRun:
         tested = None if result.impl_result is None else self._journal.reading.tests(result.impl_result.tree)
         with suppress(ValueError):
             self.record.restore(result, None if tested is None else TestResult.model_validate(tested))
+            registry = still_fenced(self._services.task_registry, result.lease_epoch, self._deadline)
+            self._reporter = Reporter(registry, self._task, self.record.run_id, self.record.runner_id)
             self._is_concluded = self._reporter.has_started = True
         return self._is_concluded
 
     def prepare(self) -> None:
-        """Look whether outputs can be stored and the model asked, tell the registry that the task runs; then begin."""
+        """Look whether outputs can be stored and the model asked, take the task, tell that it runs; then begin."""
         with self.record.step("prepare"):
             self._services.artifact_store.ensure_available()
             if self._task.test_commands:
@@ -110,16 +122,41 @@ class TaskRun:
             check: Callable[[], None] | None = getattr(self._services.llm, "check", None)
             if check is not None:
                 check()
-            if not self._journal.is_resumed:
-                self._journal = self._begun_journal()
+            self._take_task()
+            self._begin_journal()
             self._reporter.started()
             if not self._journal.is_resumed:  # what a resumed run has paid for already may be all that it needs
                 self._budget.check_room()
 
-    def _begun_journal(self) -> Journal:
-        journal = self._services.journals.begin(self.record.run_id, self._header)
-        journal.tell(self.record.warn)
-        return journal
+    def _begin_journal(self) -> None:
+        """From here on the run can go on after its process has died."""
+        fence = self.record.fence
+        data = None if fence is None else {"epoch": fence.epoch, "lineage": fence.lineage}
+        if self._journal.is_resumed:
+            self._journal.record("claim", str(len(self._journal.reading.entries)), fence=data)
+            return
+        header = {**self._header, "runner_id": self.record.runner_id, "fence": data}
+        self._journal = self._services.journals.begin(self.record.run_id, header)
+        self._journal.tell(self.record.warn)
+
+    def _take_task(self) -> None:
+        record = self.record
+        self._held = self._to_the_end.enter_context(
+            held_task(
+                self._task,
+                self._services.task_registry,
+                runner_id=record.runner_id,
+                lease_seconds=self._config.lease_seconds,
+                deadline=self._deadline,
+                is_begun=lambda: self._reporter.has_started,
+                on_note=record.log,
+                on_trouble=record.warn,
+            )
+        )
+        if self._held is not None:
+            record.fence = self._held.fence
+            self._reporter = Reporter(self._held.registry, self._task, record.run_id, record.runner_id)
+            self._deadline.cancellation.check()  # the registry may not want it to begin at all
 
     @contextmanager
     def allocate(self) -> Iterator[Workspace]:
@@ -128,6 +165,7 @@ class TaskRun:
             with self.record.step("allocate"):
                 workspace = self._allocated(stack)
                 self.record.detail = f"{workspace.slot_id} at {workspace.base_commit[:12]}"
+            self._setups = stack.enter_context(self._setups_for(workspace))
             self._reporter.event("slot_allocated", {"slot_id": workspace.slot_id})
             yield workspace
 
@@ -157,6 +195,17 @@ class TaskRun:
             start=start,
         )
 
+    def _setups_for(self, workspace: Workspace) -> Setups:
+        return Setups(
+            self._task,
+            workspace,
+            self._services.sandbox,
+            config=self._config,
+            redactor=self._services.redactor,
+            deadline=self._deadline,
+            on_note=self.record.log,
+        )
+
     def solver(self, workspace: Workspace) -> Solver:
         """What asks the model, and applies and tests what it says."""
         llm = self._config.llm_config
@@ -180,7 +229,15 @@ class TaskRun:
                 self._transcript,
             ),
             attempts=Attempts(self._config.max_repair_rounds, llm.candidates),
-            kept=KeptWork(self._journal, self._config, self._task, workspace.base_commit, self._services.redactor),
+            kept=KeptWork(
+                self._journal,
+                self._config,
+                self._task,
+                workspace.base_commit,
+                self._services.redactor,
+                self.record.fence,
+            ),
+            setups=self._setups,
         )
 
     def deliver(self, workspace: Workspace) -> None:
@@ -194,6 +251,8 @@ class TaskRun:
                 push=self._config.push,
                 committer_email=self._config.commit_author_email,
                 deadline=self._deadline,
+                fence=record.fence,
+                check_hold=self._check_task,
             )
             record.detail = f"{record.push.branch} in {record.redact(record.push.repository)}"
         record.push = record.push.model_copy(update={"repository": record.redact(record.push.repository)})
@@ -212,6 +271,11 @@ class TaskRun:
             return push if push.pushed or not self._config.push else None
         return None
 
+    def _check_task(self) -> None:
+        """Return while the task is this run's; ``StaleLeaseError`` once it may be another's."""
+        if self._held is not None:
+            self._held.hold.check()
+
     def finish(self) -> None:
         """Store what there is and report the end, where the registry has heard of a beginning.
 
@@ -220,10 +284,11 @@ class TaskRun:
         self._budget.close()
         self.record.usage = self._budget.usage
         try:
-            if self._reporter.has_started:
-                self._finish()
-            elif not self._journal.is_resumed:
-                self._services.journals.drop(self._journal)
+            with self._to_the_end:
+                if self._reporter.has_started and not self._is_overtaken():
+                    self._finish()
+                elif not self._reporter.has_started and not self._journal.is_resumed:
+                    self._services.journals.drop(self._journal)
         finally:
             self._journal.close()
 
@@ -238,6 +303,17 @@ class TaskRun:
             raise
         finally:
             self._report_whatever_happens()
+
+    def _is_overtaken(self) -> bool:
+        """Whether the task may be another run's by now: then nothing more is written under this one's epoch."""
+        try:
+            self._check_task()
+        except StaleLeaseError as error:
+            self.record.fail(error)
+            kept = "" if self.record.implementation is None else f"; the work is under {self.record.implementation.ref}"
+            self.record.warn(f"Nothing was uploaded or reported: the task may be another run's by now{kept}.")
+            return True
+        return False
 
     def _report_whatever_happens(self) -> None:
         try:
@@ -259,10 +335,14 @@ class TaskRun:
             transcript = self._services.redactor.data(self._transcript.to_data())
             outputs.append(("transcript", _encoded(json.dumps(transcript, ensure_ascii=False, indent=1))))
         place = {"task_id": self._task.task_id, "spec_name": self._task.spec_name, "run_id": record.run_id}
+        metadata = place | ({} if record.fence is None else record.fence.metadata())
         with record.step("upload"):
             outputs.append(("log", _encoded(record.log_text())))
-            record.artifacts = upload(self._services.artifact_store, outputs, place, on_trouble=record.warn)
-            record.detail = f"{len(record.artifacts)} of {len(outputs)} artifacts"
+            store = self._services.artifact_store
+            stored = upload(store, outputs, metadata, on_trouble=record.warn)
+            listing = [("manifest", manifest(metadata, outputs, stored))]
+            record.artifacts = stored + upload(store, listing, metadata, on_trouble=record.warn)
+            record.detail = f"{len(record.artifacts)} of {len(outputs) + 1} artifacts"
 
     def _report(self) -> None:
         """The end of the story, told to the registry."""
@@ -303,7 +383,13 @@ def workspace_for(
     """
     if task.slot_path is not None:
         return brought_workspace(
-            task, services.git, deadline=deadline, on_trouble=on_trouble, only_reads=only_reads, start=start
+            task,
+            services.git,
+            deadline=deadline,
+            on_trouble=on_trouble,
+            only_reads=only_reads,
+            start=start,
+            pushes=config.push and not only_reads,
         )
     return leased_workspace(
         task,
@@ -321,6 +407,30 @@ def workspace_for(
 def _encoded(text: str) -> bytes:
     """UTF-8, whatever a file name or a model has put into the text."""
     return text.encode(errors="backslashreplace")
+
+
+def readable(task: TaskContext, playbook: Playbook) -> tuple[TaskContext, Playbook, tuple[str, ...]]:
+    """Both as people see them, who wrote or approved them; and a warning for each text that held more than that."""
+    criteria = tuple(task.acceptance_criteria)
+    texts = {
+        "The task's title": [task.title],
+        "The task's description": [task.description],
+        "The task's acceptance criteria": criteria,
+        "The playbook's instructions": [playbook.instructions],
+    }
+    found = {what: invisible_in(text) for what, text in texts.items()}
+    seen = {
+        "title": visible(task.title).strip(),
+        "description": visible(task.description),
+        "acceptance_criteria": tuple(map(visible, criteria)),
+    }
+    warnings = tuple(
+        f"{what} held characters that nobody sees; the model is not shown them: {told(hidden)}."
+        for what, hidden in found.items()
+        if hidden
+    )
+    playbook = playbook.model_copy(update={"instructions": visible(playbook.instructions)})
+    return task.model_copy(update=seen), playbook, warnings
 
 
 def masked(task: TaskContext, redactor: Redactor) -> TaskContext:

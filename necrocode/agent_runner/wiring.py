@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from necrocode.agent_runner._git import Git
+from necrocode.agent_runner._git import Git, RemoteRules
 from necrocode.agent_runner._redact import Redactor
 from necrocode.agent_runner.config import checked_token
 from necrocode.agent_runner.errors import ConfigurationError
@@ -70,8 +70,10 @@ def build_services(
     git_token = _secret(config.git_token, "GIT_TOKEN")
     service_token = _secret(config.service_token, "NECROCODE_SERVICE_TOKEN")
     llm_config = _with_key(config)
-    git = Git(config.state_dir / "git", git_token)
+    rules = RemoteRules(config.git_allowed_protocols, config.git_allowed_hosts, config.git_token_hosts)
+    git = Git(config.state_dir / "git", git_token, rules)
     secrets = (git_token, service_token, _password(config), *llm_config.secrets())
+    redactor = Redactor(tuple(filter(None, secrets)))
     own: list[object] = []
     if task_registry is None:
         own.append(task_registry := _task_registry(config, clock, service_token))
@@ -89,8 +91,8 @@ def build_services(
         sandbox=sandbox,
         git=git,
         journals=Journals(config.state_dir / "runs", clock),
-        contexts=ContextCache(config.state_dir / "contexts"),
-        redactor=Redactor(tuple(filter(None, secrets))),
+        contexts=ContextCache(config.state_dir / "contexts", redactor.text),
+        redactor=redactor,
         own=tuple(own),
     )
 

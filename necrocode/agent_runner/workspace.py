@@ -6,40 +6,14 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from necrocode.agent_runner.errors import StaleLeaseError
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from necrocode.agent_runner._clock import Clock
     from necrocode.agent_runner._git import ObjectReader, Repository
+    from necrocode.agent_runner.heartbeat import Hold
 
 _COMMIT_ID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-
-
-@dataclass
-class Hold:
-    """How surely a slot is still ours: by the pool's word, and by the time since that was last heard.
-
-    The time is monotonic and counts from before the pool was asked, so a runner that was asleep knows at once, without
-    the pool, that its lease may have been given away.
-    """
-
-    slot_id: str
-    clock: Clock
-    lease_seconds: float
-    renewed_at: float
-    """By the monotonic clock: when the renewal that worked was asked for."""
-    is_lost: bool = False
-
-    def check(self) -> None:
-        """Return while the slot is ours; ``StaleLeaseError`` once it may be another's."""
-        if self.is_lost or self.clock.monotonic() - self.renewed_at >= self.lease_seconds:
-            raise StaleLeaseError(
-                f"The lease on slot {self.slot_id} is over, and the slot may be another runner's by now.",
-                hint="Run the task again; if the machine was not asleep, raise lease_seconds.",
-            )
 
 
 @dataclass(frozen=True)
@@ -76,7 +50,7 @@ class Workspace:
     head: str | None = None
     """Of a brought checkout: the branch or commit that its HEAD was at, to be put back there."""
     hold: Hold | None = field(default=None, compare=False)
-    """None: nobody else is given the checkout, or the pool knows no leases."""
+    """On the checkout. None: nobody else is given it, or the pool knows no leases."""
 
     def check_hold(self) -> None:
         """Return while the checkout is ours to write to; ``StaleLeaseError`` when it may no longer be."""

@@ -11,7 +11,7 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
-from necrocode.agent_runner._text import shown
+from necrocode.agent_runner._text import inert, inert_json, shown
 from necrocode.cli import _parsers
 
 if TYPE_CHECKING:
@@ -181,9 +181,9 @@ def print_refusal(error_type: str, message: str, *, hint: str | None = None) -> 
 
 def _print_result(result: RunnerResult, *, as_json: bool) -> None:
     if as_json:
-        print_text(result.model_dump_json(indent=2))
+        print_text(inert_json(result.model_dump_json(indent=2)))
     else:
-        print_text("\n".join(map(shown, _summary(result))))
+        print_text(inert("\n".join(map(shown, _summary(result)))))
     if result.error is not None:
         tell(sys.stderr, f"necrocode: {shown(result.error)}\n")
 
@@ -250,7 +250,7 @@ def tell(stream: TextIO | None, text: str) -> None:
         return
     encoding = stream.encoding or "utf-8"
     try:
-        stream.write(text.encode(encoding, "replace").decode(encoding))
+        stream.write(inert(text).encode(encoding, "replace").decode(encoding))
         stream.flush()
     except (OSError, ValueError):
         _give_up(stream)

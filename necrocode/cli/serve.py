@@ -67,6 +67,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="PLACE",
         help="a host or folder that the pool may have repositories from; may be repeated; default: any",
     )
+    parser.add_argument(
+        "--git-token-host",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="a host that the pool may send GIT_TOKEN to; may be repeated; default: github.com and other public ones",
+    )
     parser.add_argument("--token-file", metavar="FILE", help="a file that holds the bearer token")
     parser.add_argument(
         "--allow-anonymous", action="store_true", help="without a token, let everybody who reaches the port call"
@@ -95,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
             _serving.Serving(wiring.build_service(name, settings), arguments.host, port)
             for name, port in _ports(arguments).items()
         ]
-        with _serving.logging_to_stderr(access_log=not arguments.no_access_log):
+        with _serving.logging_to_stderr(access_log=not arguments.no_access_log, secrets=settings.secrets()):
             _serving.serve(
                 servings,
                 token=token,
@@ -124,6 +131,7 @@ def _settings(arguments: argparse.Namespace) -> ServeSettings:
         "pools_file": arguments.pools,
         "token": _token(arguments),
         "git_token": os.environ.get("GIT_TOKEN"),
+        "git_token_hosts": tuple(arguments.git_token_host) or None,
         "allowed_sources": tuple(arguments.allow_source) or None,
     }
     return ServeSettings(**{name: value for name, value in given.items() if value not in {None, ""}})

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
+from necrocode.agent_runner._names import check_host, remote_of
 from necrocode.agent_runner.errors import ConfigurationError, RepositoryNotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-_HOST = re.compile(r"(?:\[[0-9a-f:]+\]|[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?)(?::[0-9]{1,5})?")
 
 
 class AllowedSources:
@@ -28,13 +25,13 @@ class AllowedSources:
         self._folders: tuple[str, ...] = ()
         if entries is not None:
             self._folders = tuple(os.path.realpath(entry) for entry in entries if entry.startswith("/"))
-            self._hosts = frozenset(entry.lower() for entry in entries if not entry.startswith("/"))
-            for host in sorted(self._hosts):
-                if not _HOST.fullmatch(host):
-                    raise ConfigurationError(
-                        f"{host!r} is neither a host nor an absolute folder.",
-                        hint="Name hosts as in github.com, and folders as in /srv/git.",
-                    )
+            try:
+                self._hosts = frozenset(check_host(entry) for entry in entries if not entry.startswith("/"))
+            except ValueError as error:
+                raise ConfigurationError(
+                    f"An allowed source is neither a host nor an absolute folder: {error}.",
+                    hint="Name hosts as in github.com, and folders as in /srv/git.",
+                ) from error
 
     def check(self, repo_url: str) -> None:
         """``RepositoryNotFoundError`` for a repository that is not allowed."""
@@ -54,17 +51,11 @@ class AllowedSources:
 def _place_of(repo_url: str) -> tuple[str | None, str | None]:
     """The host with a port (0: none given), or the folder, that git would take the repository from."""
     try:
-        if "://" in repo_url:
-            parts = urlsplit(repo_url)
-            if parts.scheme == "file":
-                is_here = parts.netloc in {"", "localhost"}  # git ignores any other host
-                return None, os.path.realpath(unquote(parts.path)) if is_here else None
-            if set("%\\") & set(parts.netloc):
-                return None, None
-            host = f"[{parts.hostname}]" if parts.hostname and ":" in parts.hostname else parts.hostname
-            return f"{host or ''}:{parts.port or 0}", None
-        if ":" in repo_url.split("/", 1)[0]:
-            return f"{repo_url.split(':', 1)[0].rpartition('@')[2].lower()}:0", None
-        return None, os.path.realpath(Path(repo_url).expanduser())
+        remote = remote_of(repo_url)
+        if remote.protocol != "file":
+            host = f"[{remote.host}]" if ":" in remote.host else remote.host
+            return f"{host}:{remote.port}", None
+        path = Path(remote.path)
+        return None, os.path.realpath(path if "://" in repo_url else path.expanduser())
     except (ValueError, RuntimeError):  # what is no URL, no path, or a home of nobody is not allowed either
         return None, None

@@ -38,6 +38,7 @@ _KINDS: tuple[tuple[type[errors.RunnerError], int, str], ...] = (
     (errors.AmbiguousTaskError, 409, "ambiguous-task"),
     (errors.IllegalTransitionError, 409, "illegal-transition"),
     (errors.StaleLeaseError, 409, "stale-lease"),
+    (errors.TaskLeasedError, 409, "task-leased"),
     (errors.IdempotencyKeyReusedError, 422, "idempotency-key-reused"),
     (errors.SlotAllocationError, 503, "no-available-slots"),
     (errors.RepositoryNotFoundError, 422, "repository-not-found"),

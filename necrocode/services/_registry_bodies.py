@@ -111,11 +111,16 @@ class TaskSetBody(BaseModel):
         return TaskSet(spec_name=self.spec_name, description=self.description, tasks=tasks, metadata=self.metadata)
 
 
-class ClaimBody(BaseModel):
-    """Who wants a task, and which."""
+class ClaimThisBody(BaseModel):
+    """Who wants the task."""
 
     runner_id: str = Field(min_length=1, max_length=200)
     lease_seconds: LeaseSeconds = 300.0
+
+
+class ClaimBody(ClaimThisBody):
+    """Who wants a task, and which."""
+
     required_skills: list[Skill] | None = Field(
         default=None, max_length=50, description="Only tasks that want one of these, or none. Left out: any task."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import json
 import logging
 import signal
 import socket
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from necrocode.agent_runner._redact import Redactor
 from necrocode.agent_runner.errors import ConfigurationError, RunnerError, ServiceConnectionError
 from necrocode.services._app import create_app
 
@@ -190,10 +192,10 @@ def _is_loopback(host: str) -> bool:
 
 
 @contextmanager
-def logging_to_stderr(*, access_log: bool) -> Iterator[None]:
-    """Whatever the services log, as lines on standard error; access lines are JSON objects."""
+def logging_to_stderr(*, access_log: bool, secrets: tuple[str, ...] = ()) -> Iterator[None]:
+    """Whatever the services log, as lines on standard error, secrets masked; access lines are JSON objects."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_LineFormatter(Redactor(secrets)))
     root, edge, server = (logging.getLogger(name) for name in (None, "necrocode.services.access", "uvicorn"))
     before = [(logger, logger.level) for logger in (root, edge, server)]
     root.addHandler(handler)
@@ -211,6 +213,13 @@ def logging_to_stderr(*, access_log: bool) -> Iterator[None]:
 class _LineFormatter(logging.Formatter):
     """Access lines stand alone: a prefix would make them no JSON."""
 
+    def __init__(self, redactor: Redactor) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        self._redactor = redactor
+
     def format(self, record: logging.LogRecord) -> str:
         """The record as a line."""
-        return record.getMessage() if record.name == "necrocode.services.access" else super().format(record)
+        access: dict[str, object] | None = getattr(record, "access", None)
+        if access is None:
+            return self._redactor.text(super().format(record))
+        return json.dumps(self._redactor.data(access), ensure_ascii=False)

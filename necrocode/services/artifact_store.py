@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import anyio
 import anyio.to_thread
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response, StreamingResponse
 from prometheus_client import CollectorRegistry, Counter
@@ -56,6 +56,8 @@ _TOURS_AT_ONCE = 4
 _MOST_TAGS = 50
 _FILTERS = frozenset(ArtifactFilter.model_fields)
 
+# Another way to say the metadata's lease_epoch, for those who send the header with every write; the schema tells one.
+LeaseEpoch = Annotated[int | None, Header(alias="X-Lease-Epoch", ge=0, le=2**62, include_in_schema=False)]
 ArtifactId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]+$", max_length=1400)]
 _BINARY: dict[str, Any] = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 _FORM: dict[str, Any] = {
@@ -188,7 +190,7 @@ class _Routes:
     def router(self) -> APIRouter:
         router = APIRouter(tags=["artifacts"])
         one = "/artifacts/{artifact_id}"
-        router.post("/artifacts", status_code=201, summary="Store", openapi_extra=_FORM, responses=problems(507))(
+        router.post("/artifacts", status_code=201, summary="Store", openapi_extra=_FORM, responses=problems(409, 507))(
             self.upload
         )
         router.get("/artifacts", summary="Search")(self.find)
@@ -222,9 +224,9 @@ class _Routes:
         await self._transfer(self._store.ensure_available)
         await self._answered.check()
 
-    async def upload(self, request: Request, key: IdempotencyKey = None) -> UploadedArtifact:
+    async def upload(self, request: Request, key: IdempotencyKey = None, epoch: LeaseEpoch = None) -> UploadedArtifact:
         try:
-            answer = await self._upload(request, key)
+            answer = await self._upload(request, key, epoch)
         except (RunnerError, RequestValidationError):
             await _drained(request)
             raise
@@ -234,7 +236,7 @@ class _Routes:
         self._uploaded.inc(answer.size_bytes)
         return answer
 
-    async def _upload(self, request: Request, key: str | None) -> UploadedArtifact:
+    async def _upload(self, request: Request, key: str | None, epoch: int | None) -> UploadedArtifact:
         form = UploadForm(request.headers.get("content-type", ""), self._store.receive)
         try:
             async for batch in _batches(request):
@@ -242,6 +244,8 @@ class _Routes:
             incoming = form.end()
             artifact_type = form.required_text("type")
             metadata, given = form.mapping("metadata"), form.text("sha256")
+            if epoch is not None:
+                metadata = {"lease_epoch": epoch, **metadata}
             fingerprint = _fingerprint("upload", incoming.sha256, artifact_type, metadata, given)
 
             async def write() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter
 from pydantic import BaseModel
 
 from necrocode.agent_runner.clients._registry_budget import Reserve
-from necrocode.agent_runner.clients._registry_calls import OnceOnly
+from necrocode.agent_runner.clients._registry_call import OnceOnly
 from necrocode.agent_runner.records import (
     ArtifactRecord,
     ArtifactRecordPage,
@@ -34,6 +34,7 @@ from necrocode.services._problems import problems
 from necrocode.services._registry_bodies import (
     ArtifactBody,
     ClaimBody,
+    ClaimThisBody,
     Cursor,
     EventBody,
     LeaseToken,
@@ -54,12 +55,13 @@ from necrocode.services._registry_stream import MEDIA_TYPE, EventFeed
 
 if TYPE_CHECKING:
     from necrocode.agent_runner import LocalTaskRegistry
-    from necrocode.agent_runner.clients._registry_calls import Call
+    from necrocode.agent_runner.clients._registry_call import Call
 
 CAPABILITIES = (
     "register-task",
     "task-sets",
     "claims",
+    "claim-task",
     "leases",
     "search",
     "events",
@@ -256,6 +258,14 @@ def _lease_routes(router: APIRouter, desk: _Desk) -> None:
         task = await desk.once(call, ClaimedTask | None, only)
         desk.claims.labels("no" if task is None else "yes").inc()
         return Response(status_code=204) if task is None else _json(task)
+
+    @router.post("/tasks/{task_id}/claim", response_model=ClaimedTask, responses=problems(409))
+    async def claim_this(task_id: TaskId, body: ClaimThisBody, only: Only, spec_name: OptionalSpec = None) -> Response:
+        """This very task, held by the runner, unless another holds it; a lease that ran out is taken over."""
+        call = desk.calls.claim_this(task_id, body.runner_id, lease_seconds=body.lease_seconds, spec_name=spec_name)
+        task = await desk.once(call, ClaimedTask, only)
+        desk.claims.labels("yes").inc()
+        return _json(task)
 
     @router.post("/tasks/{task_id}/lease", response_model=TaskLease, responses=problems(409))
     async def renew(task_id: TaskId, body: RenewBody, only: Only, spec_name: OptionalSpec = None) -> Response:

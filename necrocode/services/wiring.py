@@ -8,8 +8,8 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 
-from necrocode.agent_runner._git import Git
-from necrocode.agent_runner._names import expand_home
+from necrocode.agent_runner._git import Git, RemoteRules
+from necrocode.agent_runner._names import TOKEN_HOSTS, check_host, expand_home
 from necrocode.agent_runner._strict import StrictModel
 from necrocode.agent_runner.clients.artifact_store_local import LocalArtifactStore
 from necrocode.agent_runner.clients.repo_pool_local import LocalRepoPool
@@ -55,6 +55,8 @@ class ServeSettings(StrictModel):
     """The bearer token that callers must send. None: none is asked for."""
     git_token: SecretStr | None = None
     """For https repositories of the pool."""
+    git_token_hosts: tuple[str, ...] = TOKEN_HOSTS
+    """The hosts that the git token may be sent to, with a port or, for any port, without."""
 
     @field_validator("data_dir", "pools_file")
     @classmethod
@@ -66,10 +68,22 @@ class ServeSettings(StrictModel):
     def _check_public_url(cls, value: str | None) -> str | None:
         return None if value is None else checked_http_url(value)
 
+    @field_validator("git_token_hosts")
+    @classmethod
+    def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(check_host, value))
+
     @field_validator("token", "git_token")
     @classmethod
     def _check_token(cls, value: SecretStr | None) -> SecretStr | None:
         return checked_token(value)
+
+    def secrets(self) -> tuple[str, ...]:
+        """What must be masked: tokens, and the password in the database's URL."""
+        given = [value.get_secret_value() for value in (self.token, self.git_token) if value is not None]
+        url = "" if self.database_url is None else self.database_url.get_secret_value()
+        password = urlsplit(url).password
+        return (*given, unquote(password)) if password else tuple(given)
 
 
 def build_service(name: ServiceName, settings: ServeSettings) -> Service:
@@ -98,7 +112,8 @@ def _database_url(settings: ServeSettings) -> str:
 
 def _git(settings: ServeSettings) -> Git:
     token = settings.git_token
-    return Git(settings.data_dir / "git", None if token is None else token.get_secret_value())
+    rules = RemoteRules(token_hosts=settings.git_token_hosts)
+    return Git(settings.data_dir / "git", None if token is None else token.get_secret_value(), rules)
 
 
 def _store(settings: ServeSettings) -> SidecarArtifactStore:

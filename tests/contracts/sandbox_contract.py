@@ -13,6 +13,7 @@ import pytest
 
 from necrocode.agent_runner import Sandbox, TestExecutionError, TestResult
 from necrocode.agent_runner._clock import Deadline
+from necrocode.agent_runner.sandbox.kept import made_fit
 from necrocode.agent_runner.sandbox.limits import Limits
 from tests.contracts.threads import at_once
 from tests.support.repositories import BROKEN_CALC, CALC_TEST_COMMAND, git
@@ -25,6 +26,16 @@ LIMITS = Limits(kept_output_bytes=OUTPUT_BYTES)
 def run(sandbox: Sandbox, checkout: Path, *commands: str, seconds: float = 60, **options: Any) -> TestResult:
     options = {"tree": "t" * 40, "environment": {}, "fail_fast": True} | options
     return sandbox.run_tests(commands, checkout, deadline=Deadline(seconds), **options)
+
+
+def set_up(sandbox: Sandbox, checkout: Path, kept: Path, *commands: str, seconds: float = 60) -> TestResult:
+    """Set-up commands, and what they wrote made fit to be used as the runner does it."""
+    result = sandbox.run_setup(
+        commands, checkout, kept, tree="t" * 40, environment={}, has_network=False, deadline=Deadline(seconds)
+    )
+    if result.success:
+        made_fit(kept, {"calc.py", "test_calc.py"})
+    return result
 
 
 def codes(result: TestResult) -> list[int | None]:
@@ -72,6 +83,9 @@ def assert_gone(marker: str) -> None:
 
 class SandboxContract:
     """Inherit it, and say how the sandbox under test is opened, with which limits."""
+
+    has_fixed_place = True
+    """Whether commands see every copy at one path."""
 
     @pytest.fixture
     def open_sandbox(self) -> OpenSandbox:
@@ -343,3 +357,78 @@ class SandboxContract:
             return outputs(run(sandbox, repository, f"echo {number} > mine", "cat mine; ls"))
 
         assert at_once(work, range(8)) == [["", f"{number}\ncalc.py\nmine\ntest_calc.py\n"] for number in range(8)]
+
+    # --- set-up
+
+    def test_what_a_set_up_wrote_is_there_in_every_run_and_none_changes_it(
+        self, sandbox: Sandbox, repository: Path, tmp_path: Path
+    ) -> None:
+        before, kept = snapshot(repository), tmp_path / "kept"
+        made = set_up(
+            sandbox, repository, kept, "mkdir -p .deps/lib && echo one > .deps/lib/a; ln -s lib .deps/link",
+            'mkdir -p "$HOME/go/pkg" && echo two > "$HOME/go/pkg/b" && chmod 555 "$HOME/go/pkg" && cat .deps/lib/a',
+        )  # fmt: skip
+        assert made.success, outputs(made)
+        assert outputs(made)[1] == "one\n"
+        for _ in range(2):
+            result = run(
+                sandbox, repository, 'cat .deps/link/a calc.py "$HOME/go/pkg/b"; ls -d .d*; ls',
+                'echo x >> .deps/lib/a && touch "$HOME/new" && rm -rf .deps && ls -d .d*; ls -A "$HOME"', below=kept,
+            )  # fmt: skip
+            assert outputs(result)[0] == f"one\n{BROKEN_CALC}two\n.deps\ncalc.py\ntest_calc.py\n"
+            assert outputs(result)[1].split()[-2:] == ["go", "new"]
+            assert ".deps\n" not in outputs(result)[1]
+        assert outputs(run(sandbox, repository, 'ls -d .d*; ls; ls -A "$HOME"'))[0].endswith(
+            "\ncalc.py\ntest_calc.py\n"
+        )
+        assert snapshot(repository) == before
+
+    def test_the_checkouts_own_files_hide_what_a_set_up_did_to_them(
+        self, sandbox: Sandbox, repository: Path, tmp_path: Path
+    ) -> None:
+        kept = tmp_path / "kept"
+        made = set_up(
+            sandbox, repository, kept,
+            "echo bad > calc.py; rm test_calc.py; mkdir test_calc.py; touch test_calc.py/x",
+            "mkdir -p .git; touch .git/x; mkdir d; echo deep > d/made; echo own > later.py; mkfifo pipe; true",
+        )  # fmt: skip
+        assert made.success, outputs(made)
+        (repository / "d").mkdir()
+        (repository / "d/file").write_text("file\n")
+        (repository / "later.py").write_text("the change's\n")
+        result = run(sandbox, repository, "cat calc.py d/file d/made later.py .git/x; ls -d test_calc.py", below=kept)
+        seen = "".join(line for line in outputs(result)[0].splitlines(keepends=True) if ".git/x" not in line)
+        assert seen == f"{BROKEN_CALC}file\ndeep\nthe change's\ntest_calc.py\n"
+        assert outputs(run(sandbox, repository, "find . -type p", below=kept)) == [""]
+
+    @pytest.mark.parametrize("ending", ["false", "sleep 600"])
+    def test_of_a_set_up_that_fails_nothing_is_kept(
+        self, sandbox: Sandbox, repository: Path, tmp_path: Path, ending: str
+    ) -> None:
+        made = set_up(sandbox, repository, tmp_path / "kept", f"touch made; {ending}", "touch more", seconds=1)
+        assert not made.success
+        assert len(made.commands) == 1
+        assert not (tmp_path / "kept").exists()
+
+    def test_what_a_set_up_leaves_is_the_runners_and_gives_nobody_rights(
+        self, sandbox: Sandbox, repository: Path, tmp_path: Path
+    ) -> None:
+        kept = tmp_path / "kept"
+        made = set_up(sandbox, repository, kept, "touch suid; chmod 6755 suid; mkdir closed; chmod 0 closed; chmod 0 .")
+        assert made.success, outputs(made)
+        files = [kept, *kept.rglob("*")]
+        assert {(path.lstat().st_uid, path.lstat().st_gid) for path in files} == {(os.getuid(), os.getgid())}
+        assert not any(path.lstat().st_mode & 0o7000 for path in files)
+        assert outputs(run(sandbox, repository, "stat -c %a suid", below=kept)) == ["755\n"]
+
+    def test_what_names_its_own_path_stays_true(self, sandbox: Sandbox, repository: Path, tmp_path: Path) -> None:
+        if not self.has_fixed_place:
+            pytest.skip("copies that cannot be mounted elsewhere")
+        kept, venv = tmp_path / "kept", "python3 -m venv --without-pip .venv && echo 'm = 1' > \"$HOME/m.py\""
+        link = 'cd .venv/lib/python*/site-packages; echo "$HOME" > own.pth'
+        made = set_up(sandbox, repository, kept, venv, link)
+        assert made.success, outputs(made)
+        use = ". .venv/bin/activate; python -c 'import calc, m, sys; print(m.m, sys.prefix)'; pwd"
+        result = run(sandbox, repository, use, below=kept)
+        printed, folder = outputs(result)[0].splitlines()
+        assert printed == f"1 {folder}/.venv"

@@ -12,6 +12,7 @@ from necrocode.agent_runner import ArtifactStoreClient, LocalArtifactStore, S3Ar
 from necrocode.agent_runner.clients._artifact_store import SidecarArtifactStore
 from necrocode.services._app import create_app
 from necrocode.services.artifact_store import artifact_store_service
+from tests.contracts.artifact_fence_contract import ArtifactFenceContract
 from tests.contracts.artifact_keeping_contract import QUOTA_BYTES, ArtifactKeepingContract
 from tests.contracts.artifact_store_contract import HOSTILE_NAMES, PLACE
 from tests.contracts.lost_answers import lose_answers
@@ -103,7 +104,7 @@ class Served(ArtifactKeepingContract):
         assert keeper.delete(uri).deleted == 1
 
 
-class TestLocalArtifactStore(InFolder, Embedded):
+class TestLocalArtifactStore(InFolder, Embedded, ArtifactFenceContract):
     @pytest.fixture
     def unusable(self, tmp_path: Path) -> LocalArtifactStore:
         (tmp_path / "file").write_text("")
@@ -119,7 +120,7 @@ class TestLocalArtifactStore(InFolder, Embedded):
         assert (self.root / "chat" / "1.1" / "run-1" / "log.txt").read_bytes() == b"line\n" * 1000
 
 
-class TestS3ArtifactStore(InBucket, Embedded):
+class TestS3ArtifactStore(InBucket, Embedded, ArtifactFenceContract):
     @pytest.fixture
     def unusable(self, backing: SidecarArtifactStore) -> S3ArtifactStore:  # noqa: ARG002  it sets the credentials
         with socket.socket() as unused:
@@ -128,10 +129,10 @@ class TestS3ArtifactStore(InBucket, Embedded):
             return S3ArtifactStore("s3://bucket", endpoint_url=url, network_retry_count=0, timeout_seconds=2)
 
 
-class TestServedFolder(InFolder, Served):
+class TestServedFolder(InFolder, Served, ArtifactFenceContract):
     compress = True
 
 
 @pytest.mark.soak  # each side of it is tested by itself
-class TestServedBucket(InBucket, Served):
+class TestServedBucket(InBucket, Served, ArtifactFenceContract):
     pass

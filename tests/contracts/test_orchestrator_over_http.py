@@ -124,7 +124,7 @@ def test_a_task_becomes_a_tested_commit_and_every_service_knows(site: Site) -> N
         "branch_delivered", "run_finished",
     ]  # fmt: skip
     stored = site.stored(result)
-    assert set(stored) == {"diff", "test", "transcript", "log"}
+    assert set(stored) == {"diff", "test", "transcript", "log", "manifest"}
     git(site.repository, "apply", "--check", "-", stdin=stored["diff"])
     assert json.loads(stored["test"])["success"] is True
     site.assert_all_slots_are_free()
@@ -180,8 +180,8 @@ def test_a_run_over_a_bad_network_has_each_effect_once(site: Site) -> None:
     assert (result.success, result.warnings) == (True, ())
     assert site.status() == "done"
     assert len(site.events()) == len(set(site.events())) == 7
-    assert set(site.stored(result)) == {"diff", "test", "transcript", "log"}
-    assert len(site.registry.list_artifacts("1.1", spec_name="電卓")) == 4
+    assert set(site.stored(result)) == {"diff", "test", "transcript", "log", "manifest"}
+    assert len(site.registry.list_artifacts("1.1", spec_name="電卓")) == 5
     site.assert_all_slots_are_free()
 
 

@@ -29,6 +29,8 @@ class TestPlainSandbox(SandboxContract):
 class TestPlainSandboxOnCopies(TestPlainSandbox):
     """As on a machine without overlays."""
 
+    has_fixed_place = False
+
     @pytest.fixture(autouse=True)
     def _no_overlay(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("necrocode.agent_runner.sandbox.layer.overlay_works", lambda _root: False)
@@ -61,6 +63,7 @@ class TestSandlockOnCopies(ConfinedContract):
 @pytest.mark.soak  # each side of it is tested by itself
 class TestSandlockWithoutNamespaces(ConfinedContract):
     confinement = confinements("sandlock")[2]
+    has_fixed_place = False
 
 
 class TestBwrap(ConfinedContract):

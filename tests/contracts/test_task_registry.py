@@ -16,6 +16,7 @@ from necrocode.services._app import create_app
 from necrocode.services.task_registry import task_registry_service
 from tests.contracts.lost_answers import lose_answers
 from tests.contracts.spec_budgets_contract import ANSWER, SpecBudgetsContract, reserve
+from tests.contracts.task_leases_contract import TaskLeasesContract
 from tests.contracts.task_queue_contract import TaskQueueContract
 from tests.contracts.task_registry_contract import TaskRegistryContract, task
 from tests.support.clocks import FakeClock
@@ -126,7 +127,9 @@ class _OverHttp:
             registry.budget_usage("chat")
 
 
-class TestSqliteRegistry(_OnSqlite, _Embedded, TaskRegistryContract, TaskQueueContract, SpecBudgetsContract):
+class TestSqliteRegistry(
+    _OnSqlite, _Embedded, TaskRegistryContract, TaskQueueContract, TaskLeasesContract, SpecBudgetsContract
+):
     @pytest.fixture
     def unreachable(self, tmp_path: Path) -> Iterator[LocalTaskRegistry]:
         (tmp_path / "file").write_text("")
@@ -134,20 +137,24 @@ class TestSqliteRegistry(_OnSqlite, _Embedded, TaskRegistryContract, TaskQueueCo
             yield registry
 
 
-class TestPostgresRegistry(_OnPostgres, _Embedded, TaskRegistryContract, TaskQueueContract, SpecBudgetsContract):
+class TestPostgresRegistry(
+    _OnPostgres, _Embedded, TaskRegistryContract, TaskQueueContract, TaskLeasesContract, SpecBudgetsContract
+):
     @pytest.fixture
     def unreachable(self, tmp_path: Path) -> Iterator[LocalTaskRegistry]:
         with LocalTaskRegistry(f"postgresql://nobody@/none?host={tmp_path}") as registry:
             yield registry
 
 
-class TestSqliteRegistryOverHttp(_OnSqlite, _OverHttp, TaskRegistryContract, TaskQueueContract, SpecBudgetsContract):
+class TestSqliteRegistryOverHttp(
+    _OnSqlite, _OverHttp, TaskRegistryContract, TaskQueueContract, TaskLeasesContract, SpecBudgetsContract
+):
     pass
 
 
 @pytest.mark.soak  # each side of it is tested by itself
 class TestPostgresRegistryOverHttp(
-    _OnPostgres, _OverHttp, TaskRegistryContract, TaskQueueContract, SpecBudgetsContract
+    _OnPostgres, _OverHttp, TaskRegistryContract, TaskQueueContract, TaskLeasesContract, SpecBudgetsContract
 ):
     pass
 

@@ -22,6 +22,7 @@ from necrocode.agent_runner import (
     ErrorDetails,
     ImplementationResult,
     LLMConfig,
+    LocalTaskRegistry,
     ModelAnswer,
     PushResult,
     RunnerConfig,
@@ -34,6 +35,7 @@ from necrocode.agent_runner.clients import _http
 from necrocode.agent_runner.generation.edit_formats import read_answer
 from necrocode.agent_runner.generation.syntax import newly_broken
 from necrocode.agent_runner.playbook import Playbook
+from necrocode.agent_runner.records import TaskDefinition
 from necrocode.cli import run as cli_run
 from necrocode.services.task_registry import CAPABILITIES
 from tests.docs.markdown import DOCUMENTS, Block, Document, unquoted
@@ -152,7 +154,8 @@ def test_the_configuration_program_reads_the_example_file(services: Loopback, mo
 def test_every_python_block_of_the_documents_is_run_somewhere() -> None:
     """MIGRATION's are run with the guide's (test_guide_snippets.py), the others above."""
     with_python = {path.name for path in DOCUMENTS if Document(path).python()}
-    assert with_python - {"README.md", "README.ja.md", "configuration.md", "artifact-store.md", "journal.md"} <= {
+    documents = {"README.md", "README.ja.md", "configuration.md", "artifact-store.md", "journal.md", "leases.md"}
+    assert with_python - documents <= {
         "MIGRATION.md",
         "MIGRATION.ja.md",
     }
@@ -163,6 +166,23 @@ def test_the_journals_program_runs() -> None:
     names: dict[str, object] = {}
     exec(compile(block.text, str(block), "exec"), names)  # noqa: S102  our own document
     assert names["results"] == ()
+
+
+def test_the_program_of_leases_runs_a_task_under_the_lease_of_its_claim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", "a-key-for-nothing")
+    with LocalTaskRegistry("sqlite:///registry.db") as registry:
+        registry.put_task(TaskDefinition(task_id="1", description="d"), spec_name="shop")
+    (block,) = Document(ROOT / "docs" / "leases.md").python()
+    names: dict[str, Any] = {}
+    exec(compile(block.text, str(block), "exec"), names)  # noqa: S102  our own document
+    result: RunnerResult = names["result"]
+    names["registry"].close()
+    assert result.lease_epoch == 1
+    assert result.error_details is not None
+    assert (result.error_details.type, result.error_details.step) == ("RepositoryNotFoundError", "allocate")
 
 
 def test_the_artifact_stores_program_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +289,7 @@ def test_the_table_of_results_lists_every_field_and_their_parts() -> None:
     assert sorted(listed) == sorted(field_names(RunnerResult))
     parts = {name: set(re.findall(r"`(\w+)`", meaning)) for name, meaning in listed.items()}
     assert parts["status"] == set(get_args(RunnerResult.model_fields["status"].annotation))
-    assert parts["artifacts"] - {"diff", "test", "transcript", "log"} == set(field_names(Artifact))
+    assert parts["artifacts"] - {"diff", "test", "transcript", "log", "manifest"} == set(field_names(Artifact))
     assert parts["error_details"] == set(field_names(ErrorDetails))
     assert parts["push_result"] == set(field_names(PushResult))
     assert parts["impl_result"] <= set(field_names(ImplementationResult))
@@ -292,6 +312,21 @@ def test_the_table_of_http_calls_is_what_every_service_of_the_guide_has() -> Non
             assert re.search(rf'(?:has|need)\("{capability}"\)', sources) or capability in CAPABILITIES
     slugs = {code for code in document.inline_code if re.fullmatch(r"[a-z]+(-[a-z]+)+", code)}
     assert slugs - {*CAPABILITIES, "slot-leases"} <= set(_http._ERROR_BY_SLUG)
+
+
+def test_every_test_that_a_document_names_is_there() -> None:
+    named = {
+        code
+        for path in DOCUMENTS
+        for code in Document(path).inline_code
+        if re.fullmatch(r"tests/[\w/]+\.py::\w+", code)
+    }
+    assert len(named) > 50
+    for node in named:
+        file, _, name = node.partition("::")
+        source = ROOT / file
+        assert source.is_file(), node
+        assert re.search(rf"^ *def {name}\(", source.read_text(encoding="utf-8"), re.MULTILINE), node
 
 
 def test_the_layout_and_the_layers_are_the_codes_own() -> None:

@@ -190,7 +190,7 @@ def test_the_task_snippet_is_a_whole_run_that_services_of_the_guide_can_follow(
     assert statuses == ["running", "done"]
     stored = [sent.body["type"] for sent in services.sent if sent.path == "/artifacts"]
     recorded = [sent.body["type"].encode() for sent in services.sent if sent.path == "/tasks/1.1/artifacts"]
-    assert sorted(stored) == sorted(recorded) == [b"diff", b"log", b"test", b"transcript"]
+    assert sorted(stored) == sorted(recorded) == [b"diff", b"log", b"manifest", b"test", b"transcript"]
 
 
 def test_our_guide_shows_the_same_code_as_the_users(guide: Document) -> None:

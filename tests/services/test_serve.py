@@ -97,6 +97,19 @@ def test_a_request_under_way_is_finished(tmp_path: Path, repository: Path) -> No
         assert answers == [503]
 
 
+def test_a_secret_in_a_path_or_an_error_stays_out_of_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NECROCODE_SERVICE_TOKEN", TOKEN)
+    monkeypatch.setenv("GIT_TOKEN", "git-token-0123456789")
+    with necrocode_serve(tmp_path, "all", "--port", "0") as served:
+        for url in served.urls.values():
+            for secret in (TOKEN, "git-token-0123456789", "ghp_" + "a1B2" * 9):
+                requests.get(f"{url}/{secret}", headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30)
+        served.stop()
+    log = served.log.read_text()
+    assert [json.loads(line)["path"] for line in log.splitlines() if line.startswith("{")] == ["/***"] * 9
+    assert TOKEN not in log
+
+
 def test_the_access_log_is_json_and_can_be_left_out(tmp_path: Path) -> None:
     with necrocode_serve(tmp_path, "task-registry", "--port", "0") as served:
         requests.get(f"{served.urls['task-registry']}/health", timeout=30)

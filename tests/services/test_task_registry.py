@@ -133,7 +133,7 @@ def test_claims_answer_204_when_there_is_none(url: str) -> None:
     def claim() -> requests.Response:
         return requests.post(f"{url}/tasks/claim", json={"runner_id": "r", "lease_seconds": 60}, timeout=10)
 
-    assert set(claim().json()["lease"]) == {"token", "epoch", "expires_at", "cancel_requested"}
+    assert set(claim().json()["lease"]) == {"token", "epoch", "lineage", "expires_at", "cancel_requested"}
     assert (claim().status_code, claim().content) == (204, b"")
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from necrocode.agent_runner import ChangeRejectedError, CodeChange
 from necrocode.agent_runner._git import FileChange, Git, ObjectReader, Repository
-from necrocode.agent_runner.steps.apply import Limits, plan_changes, refuse_secrets, telling_paths
-from necrocode.agent_runner.verdict.tamper import TreeFiles
+from necrocode.agent_runner.steps.apply import Limits, plan_changes, refuse_secrets
+from necrocode.agent_runner.verdict.tamper import TreeFiles, protected_files
 from tests.support.repositories import commit_files, git, make_repository
 
 LIMITS = Limits(max_changed_files=10, max_file_bytes=1000, max_total_bytes=2000)
@@ -246,7 +246,7 @@ def test_a_secret_that_a_file_has_already_may_stay_in_it_and_move_with_it(base: 
 
 def test_paths_that_decide_what_runs_elsewhere_are_told() -> None:
     paths = ["a.py", ".github/workflows/ci.yml", ".gitmodules", "sub/.gitattributes", "docs/.github.md"]
-    assert telling_paths(paths) == (".github/workflows/ci.yml", ".gitmodules", "sub/.gitattributes")
+    assert protected_files(paths) == (".github/workflows/ci.yml", ".gitmodules", "sub/.gitattributes")
     hidden = ["x/.gitmodules", ".GITMODULES", "a/b/.GitHub/x.yml", "x/JenkinsFile", "sub/.ci/run"]
-    assert telling_paths(hidden) == tuple(hidden)
-    assert telling_paths(["x.gitmodules", ".gitmodules.txt", "xjenkinsfile"]) == ()
+    assert protected_files(hidden) == tuple(hidden)
+    assert protected_files(["x.gitmodules", ".gitmodules.txt", "xjenkinsfile"]) == ()

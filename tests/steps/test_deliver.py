@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from necrocode.agent_runner import ImplementationResult, PushError, PushResult
+from necrocode.agent_runner import ImplementationResult, PushError, PushResult, StaleLeaseError
 from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner._git import Author, FileChange, Git, Repository
+from necrocode.agent_runner.fencing import Fence, signed
 from necrocode.agent_runner.steps.deliver import _Delivery, deliver
 from necrocode.agent_runner.workspace import Workspace
 from tests.support.repositories import commit_files, git, make_repository
@@ -27,18 +29,31 @@ class Bench:
         self.base = git(self.remote, "rev-parse", "HEAD")
         self._count = 0
 
-    def commit(self, content: str = "x") -> ImplementationResult:
+    def commit(self, content: str = "x", fence: Fence | None = None) -> ImplementationResult:
         self._count += 1
         ref = f"refs/necrocode/runs/{self._count}/1"
         change = FileChange("new.txt", content=content.encode())
         author = Author("necrocode", OURS, 1_700_000_000 + self._count)
-        commit = self.repository.write_commit(self.base, [change], ref=ref, message="m", author=author)
+        commit = self.repository.write_commit(
+            self.base, [change], ref=ref, message=signed("m", ref, fence), author=author
+        )
         return ImplementationResult(base_commit=self.base, commit=commit, ref=ref, tree="", files=("new.txt",))
 
-    def deliver(self, made: ImplementationResult, *, push: bool = True, brought: bool = False) -> PushResult:
+    def deliver(
+        self,
+        made: ImplementationResult,
+        *,
+        push: bool = True,
+        brought: bool = False,
+        fence: Fence | None = None,
+        check_hold: Callable[[], None] = lambda: None,
+    ) -> PushResult:
         with self.repository.objects() as objects:
             workspace = Workspace(self.repository, objects, "slot-1", self.base, str(self.remote), is_brought=brought)
-            return deliver(workspace, made, BRANCH, push=push, committer_email=OURS, deadline=Deadline(60))
+            return deliver(
+                workspace, made, BRANCH, push=push, committer_email=OURS, deadline=Deadline(60), fence=fence,
+                check_hold=check_hold,
+            )  # fmt: skip
 
     def tip(self, where: Path | None = None) -> str:
         return git(where or self.remote, "rev-parse", f"refs/heads/{BRANCH}")
@@ -195,3 +210,75 @@ def test_a_branch_below_another_branch_cannot_be_made(bench: Bench) -> None:
     git(bench.remote, "branch", "feature")
     with pytest.raises(PushError, match="feature"):
         bench.deliver(bench.commit())
+
+
+# --- the epoch of the claim
+
+
+def fence(epoch: int, lineage: str = "a1") -> Fence:
+    return Fence(epoch=epoch, lineage=lineage)
+
+
+@pytest.mark.parametrize("push", [True, False])
+def test_a_branch_of_a_newer_claim_is_left_as_it_is(bench: Bench, push: bool) -> None:
+    where = None if push else bench.repository.path
+    newer = bench.commit("newer", fence(2))
+    bench.deliver(newer, fence=fence(2), push=push)
+    with pytest.raises(StaleLeaseError, match=r"newer run of the task \(epoch 2; this run has 1\)"):
+        bench.deliver(bench.commit("older", fence(1)), fence=fence(1), push=push)
+    assert bench.tip(where) == newer.commit
+    again = bench.commit("again", fence(3))
+    bench.deliver(again, fence=fence(3), push=push)
+    assert bench.tip(where) == again.commit
+
+
+def test_a_newer_claim_below_the_tip_counts_too(bench: Bench) -> None:
+    newer = bench.commit("newer", fence(5))
+    author = Author("necrocode", OURS, 1_700_000_900)
+    on_top = bench.repository.write_commit(
+        newer.commit, [FileChange("top.txt", content=b"t")], ref="refs/heads/top", message="no trailer", author=author
+    )
+    git(bench.repository.path, "push", "--quiet", "origin", f"{on_top}:refs/heads/{BRANCH}")
+    with pytest.raises(StaleLeaseError):
+        bench.deliver(bench.commit("older", fence(4)), fence=fence(4))
+    assert bench.tip() == on_top
+
+
+@pytest.mark.parametrize("ours", [None, fence(1, "b2"), fence(1, ""), fence(9)])
+def test_what_cannot_be_compared_is_replaced_as_before(bench: Bench, ours: Fence | None) -> None:
+    bench.deliver(bench.commit("theirs", fence(9)), fence=fence(9))
+    made = bench.commit("ours", ours)
+    bench.deliver(made, fence=ours)
+    assert bench.tip() == made.commit
+
+
+def test_a_runner_that_is_overtaken_between_looking_and_pushing_loses(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = _Delivery._remote_tip
+    waiting = [bench.commit("newer", fence(2))]
+
+    def overtaken(self: _Delivery, remote: str) -> str:
+        tip = looked(self, remote)
+        if waiting:
+            git(bench.repository.path, "push", "--quiet", "--force", "origin", f"{waiting.pop().commit}:{self.ref}")
+        return tip
+
+    bench.deliver(bench.commit("first", fence(1)), fence=fence(1))
+    newer = waiting[0].commit
+    monkeypatch.setattr(_Delivery, "_remote_tip", overtaken)
+    with pytest.raises(StaleLeaseError):
+        bench.deliver(bench.commit("late", fence(1)), fence=fence(1))
+    assert bench.tip() == newer
+
+
+def test_a_hold_that_is_lost_moves_nothing(bench: Bench) -> None:
+    def lost() -> None:
+        raise StaleLeaseError("over")
+
+    with pytest.raises(StaleLeaseError):
+        bench.deliver(bench.commit(), check_hold=lost)
+    with pytest.raises(StaleLeaseError):
+        bench.deliver(bench.commit(), push=False, check_hold=lost)
+    for where in (bench.remote, bench.repository.path):
+        assert git(where, "for-each-ref", f"refs/heads/{BRANCH}") == ""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -66,7 +68,7 @@ class Bench:
         self.notes: list[str] = []
         self.troubles: list[str] = []
         self.seconds = 60.0
-        self.redact: Callable[[str], str] = Redactor((KEY,)).text
+        self.redactor = Redactor((KEY,))
         self._rounds = 0
 
     def task(self, *commands: str, **options: Any) -> TaskContext:
@@ -82,7 +84,7 @@ class Bench:
             self.workspace,
             self.sandbox(),
             config=RunnerConfig(state_dir=self.state_dir, **settings),
-            redact=self.redact,
+            redactor=self.redactor,
             deadline=Deadline(self.seconds),
             on_note=self.notes.append,
             on_trouble=self.troubles.append,
@@ -110,7 +112,7 @@ class Bench:
             change,
             self.sandbox(),
             environment={},
-            redact=self.redact,
+            redactor=self.redactor,
             deadline=Deadline(self.seconds),
             plan=plan,
         )
@@ -239,7 +241,7 @@ def test_asking_for_a_report_changes_nothing_about_the_tests(tmp_path: Path) -> 
 def test_without_a_plan_the_exit_codes_of_the_tasks_commands_decide(bench: Bench) -> None:
     result = run_tests(
         bench.task(COMMAND), bench.workspace, bench.change(calc__py=FIXED_CALC), bench.sandbox(),
-        environment={}, redact=bench.redact, deadline=Deadline(60),
+        environment={}, redactor=bench.redactor, deadline=Deadline(60),
     )  # fmt: skip
     assert (result.success, result.verdict, len(result.commands[0].cases)) == (True, None, 2)
 
@@ -268,21 +270,59 @@ def test_no_part_of_a_secret_is_left_where_texts_are_cut(bench: Bench, before: s
         assert KEY[-6:] not in text
 
 
-@pytest.mark.parametrize("shift", range(0, 20, 3))
-def test_no_part_of_a_secret_is_left_where_output_is_cut(shift: int) -> None:
-    for text in (f"{'a ' * 240}{'b' * shift}{KEY} {'c' * 2000} {KEY}{'d' * shift}{' e' * 240}", f"{KEY} " * 100):
-        kept = HeadAndTail(1000)
-        kept.write(text.encode())
-        output = masked_output(kept.content().decode(), Redactor((KEY,)).text)
+PHRASE = "correct horse\nbattery staple and 'more'"
+KEY_BLOCK = "\n".join(
+    ["-----BEGIN RSA PRIVATE KEY-----", *(f"{number:064}" for number in range(20)), "-----END RSA PRIVATE KEY-----"]
+)
+
+
+@pytest.mark.parametrize(
+    ("leaked", "pieces"),
+    [
+        (KEY, [KEY]),
+        (json.dumps(PHRASE), ["correct", "horse", "battery", "staple", "more"]),
+        (PHRASE, ["correct", "horse", "battery", "staple", "more"]),
+        (base64.b64encode(f"x{PHRASE}".encode()).decode(), [base64.b64encode(f"x{PHRASE}".encode()).decode()[4:-4]]),
+        (PHRASE.encode().hex(), [PHRASE.encode().hex()]),
+        (KEY_BLOCK, ["0000000"]),
+        (f"https://me:{KEY}@host/", [KEY]),
+    ],
+    ids=["word", "json", "phrase", "base64", "hex", "private key", "url"],
+)
+@pytest.mark.parametrize("is_first_half", [True, False])
+def test_no_part_of_a_secret_is_left_where_output_is_cut(leaked: str, pieces: list[str], is_first_half: bool) -> None:
+    """Wherever the cut goes through it, and however the output came."""
+    redactor, half = Redactor((KEY, PHRASE)), 3000
+    for shift in range(0, len(leaked) + 2, max(1, len(leaked) // 40)):
+        filling = "a " * ((half - shift) // 2) + "\n" * ((half - shift) % 2)
+        text = f"{filling}{leaked} {'c ' * 5000}" if is_first_half else f"{'c ' * 5000} {leaked}{filling}"
+        kept = HeadAndTail(2 * half)
+        for start in range(0, len(text), 7):
+            kept.write(text[start : start + 7].encode())
+        output = masked_output(kept.content().decode(), redactor)
         assert "bytes left out" in output
-        assert not any(KEY[start : start + 4] in output for start in range(len(KEY) - 3))
-        assert len(output) > 200
+        for piece in pieces:
+            assert not any(piece[start : start + 5] in output for start in range(len(piece) - 4)), (shift, piece)
+        assert len(output) > half
+
+
+def test_a_flood_of_secrets_leaves_none() -> None:
+    kept = HeadAndTail(1000)
+    kept.write(f"{KEY} ".encode() * 100)
+    output = masked_output(kept.content().decode(), Redactor((KEY,)))
+    assert not any(KEY[start : start + 4] in output for start in range(len(KEY) - 3))
+
+
+def test_what_only_looks_like_the_end_of_a_private_key_hides_little() -> None:
+    kept, end = HeadAndTail(200_000), "-----END RSA PRIVATE KEY-----"
+    kept.write(f"{'a ' * 200_000}{end} {'b ' * 10_000}".encode())
+    assert masked_output(kept.content().decode(), Redactor()).count("a ") > 80_000
 
 
 def test_a_secret_with_colours_in_it_is_masked() -> None:
-    redact = Redactor((KEY,)).text
-    assert masked_output(f"a {KEY[:5]}\x1b[31m{KEY[5:]}\x1b[0m b", redact) == "a *** b"
-    assert masked_output("\x1b[31mred\x1b[0m", redact) == "\x1b[31mred\x1b[0m"
+    redactor = Redactor((KEY,))
+    assert masked_output(f"a {KEY[:5]}\x1b[31m{KEY[5:]}\x1b[0m b", redactor) == "a *** b"
+    assert masked_output("\x1b[31mred\x1b[0m", redactor) == "\x1b[31mred\x1b[0m"
 
 
 def test_a_forged_report_does_not_outweigh_the_exit_code(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ class Bench:
     def result(self, command: str = "true", *, seconds: float = 60, secret: str = "") -> TestResult | None:
         runs = BaseRuns(self.folder, self.clock)
         with self.workspace.repository.objects() as objects:  # each run of a task has its own
-            runner = TestRunner(PlainSandbox(self.layers), objects, {}, Redactor((secret,)).text, Deadline(seconds))
+            runner = TestRunner(PlainSandbox(self.layers), objects, {}, Redactor((secret,)), Deadline(seconds))
             workspace = replace(self.workspace, objects=objects)
             return runs.result(workspace, [f"echo x >> {self.count}; {command}"], runner, on_note=self.notes.append)
 

@@ -29,6 +29,7 @@ from necrocode.agent_runner._git import (
     TreeEntry,
     open_checkout,
 )
+from necrocode.agent_runner._names import remote_of
 from tests.contracts.sandbox_contract import assert_gone
 from tests.contracts.threads import at_once
 from tests.support.clocks import FakeClock
@@ -71,6 +72,10 @@ def write(checkout: Repository, *changes: FileChange, base: str | None = None, m
     return checkout.write_commit(base, changes, ref=REF, message=message, author=AUTHOR)
 
 
+def ask(door: Git, url: str) -> None:
+    door.run(["ls-remote", "--", url], address=url)
+
+
 # --- what a git process is given
 
 
@@ -78,38 +83,39 @@ def test_nothing_of_the_callers_environment_is_inherited(door: Git, monkeypatch:
     for name in ("OPENAI_API_KEY", "GIT_DIR", "GIT_CONFIG_PARAMETERS", "GIT_EXEC_PATH", "LD_PRELOAD", "EDITOR", "PAGER",
                  "XDG_CONFIG_HOME", "GIT_TRACE", "SSH_AUTH_SOCK", "https_proxy"):  # fmt: skip
         monkeypatch.setenv(name, "inherited")
-    ours = door.environment(network=False)
+    ours = door.environment()
     assert "inherited" not in ours.values()
     assert ours["HOME"] == str(door.home)
     assert {name for name in ours if not name.startswith(("GIT_", "LC_"))} == {"PATH", "HOME"}
-    networked = door.environment(network=True)
+    networked = door.environment(remote_of("https://github.com/a/b"))
     assert {name for name, value in networked.items() if value == "inherited"} == {"SSH_AUTH_SOCK", "https_proxy"}
 
 
 def test_the_environment_is_what_git_really_gets(door: Git, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "inherited")
-    said = door.run(["-c", "alias.show=!env", "show"]).decode()
+    said = door.run(["-c", "alias.tell=!env", "tell"]).decode()
+    assert f"HOME={door.home}" in said
     assert "inherited" not in said
     assert TOKEN not in said
 
 
 def test_the_token_is_for_network_commands_alone(door: Git) -> None:
-    assert TOKEN not in str(door.environment(network=False))
-    assert door.environment(network=True)["NECROCODE_GIT_TOKEN"] == TOKEN
-    assert "GIT_ASKPASS" not in Git(door.home).environment(network=True)
+    assert TOKEN not in str(door.environment())
+    assert door.environment(remote_of("https://github.com/a/b"))["NECROCODE_GIT_TOKEN"] == TOKEN
+    assert "NECROCODE_GIT_TOKEN" not in Git(door.home).environment(remote_of("https://github.com/a/b"))
     assert TOKEN not in repr(door)
 
 
 def test_askpass_tells_user_and_token(door: Git) -> None:
-    environment = door.environment(network=True)
+    environment = door.environment(remote_of("https://github.com/a/b"))
     answers = [
         subprocess.run(
-            [environment["GIT_ASKPASS"], f"{what} for 'https://host': "],
+            [environment["GIT_ASKPASS"], f"{what}github.com': "],
             env=environment,
             capture_output=True,
             check=True,
         ).stdout
-        for what in ("Username", "Password")
+        for what in ("Username for 'https://", "Password for 'https://x-access-token@")
     ]
     assert answers == [b"x-access-token\n", f"{TOKEN}\n".encode()]
     assert not any(TOKEN in file.read_text() for file in door.home.iterdir())
@@ -180,7 +186,7 @@ def test_helper_protocols_are_refused_even_where_the_repository_allows_them(
     git(checkout.path, "config", "protocol.ext.allow", "always")
     git(checkout.path, "config", "protocol.fd.allow", "always")
     trace = tmp_path / "trace"
-    with pytest.raises(GitError, match="not allowed"):
+    with pytest.raises(GitError, match="remote helper"):
         checkout.run("ls-remote", "--", url.replace("TRACE", str(trace)), network=True)
     assert not trace.exists()
 
@@ -270,7 +276,7 @@ def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
 def test_the_token_is_not_sent_over_plain_http(door: Git) -> None:
     with serving([Answer(401, "who are you?", {"WWW-Authenticate": 'Basic realm="git"'})]) as server:
         with pytest.raises(GitError):
-            door.run(["ls-remote", "--", f"{server.url}/r.git"], network=True)
+            ask(door, f"{server.url}/r.git")
         assert server.requests
         assert [request.headers.get("authorization") for request in server.requests] == [None] * len(server.requests)
 
@@ -280,7 +286,7 @@ def test_the_token_reaches_the_server_and_no_message(door: Git, tls: ssl.SSLCont
     answers = [Answer(401, "who are you?", refusal), Answer(403, f"no entry with {TOKEN}\n", refusal)]
     with serving(answers, tls=tls) as server:
         with pytest.raises(GitError) as caught:
-            door.run(["ls-remote", "--", f"{server.url}/r.git"], network=True)
+            ask(door, f"{server.url}/r.git")
         sent = server.requests[1].headers["authorization"].removeprefix("Basic ")
     assert base64.b64decode(sent).decode() == f"x-access-token:{TOKEN}"
     assert "no entry with ***" in caught.value.output
@@ -289,7 +295,7 @@ def test_the_token_reaches_the_server_and_no_message(door: Git, tls: ssl.SSLCont
 
 def test_a_token_in_a_url_is_refused_by_git_itself(door: Git) -> None:
     with pytest.raises(GitError, match="credentials") as caught:
-        door.run(["ls-remote", "--", f"https://me:{TOKEN}@127.0.0.1:1/r"], network=True)
+        door.run(["ls-remote", "--", f"https://me:{TOKEN}@127.0.0.1:1/r"], address="https://127.0.0.1:1/r")
     assert TOKEN not in f"{caught.value}{caught.value.output}"
 
 
@@ -494,16 +500,16 @@ def test_repositories_with_sha256_work(door: Git, tmp_path: Path) -> None:
 # --- a checkout that is brought
 
 
-def test_a_checkout_is_looked_at(repository: Path) -> None:
-    assert open_checkout(repository).head_branch == "main"
-    assert open_checkout(repository).origin_url is None
+def test_a_checkout_is_looked_at(door: Git, repository: Path) -> None:
+    assert open_checkout(door, repository).head_branch == "main"
+    assert open_checkout(door, repository).origin_url is None
     git(repository, "remote", "add", "origin", "https://host/r.git")
     git(repository, "checkout", "--quiet", "--detach")
-    seen = open_checkout(repository)
+    seen = open_checkout(door, repository)
     assert (seen.root, seen.origin_url, seen.head_branch) == (repository, "https://host/r.git", None)
 
 
-def test_a_place_that_is_no_checkout_is_told(repository: Path, tmp_path: Path) -> None:
+def test_a_place_that_is_no_checkout_is_told(door: Git, repository: Path, tmp_path: Path) -> None:
     (repository / "sub").mkdir()
     git(tmp_path, "init", "--quiet", "--bare", "bare.git")
     for path, words in (
@@ -512,20 +518,20 @@ def test_a_place_that_is_no_checkout_is_told(repository: Path, tmp_path: Path) -
         (tmp_path / "bare.git", "is a bare repository"),
     ):
         with pytest.raises(WorkspacePreparationError, match=words) as caught:
-            open_checkout(path)
+            open_checkout(door, path)
         assert str(path) in str(caught.value)
         assert caught.value.hint
 
 
 @pytest.mark.parametrize(("name", "content"), [("config", "[junk"), ("config", "junk"), ("HEAD", "junk\n")])
-def test_a_checkout_whose_own_files_are_broken_is_told(repository: Path, name: str, content: str) -> None:
+def test_a_checkout_whose_own_files_are_broken_is_told(door: Git, repository: Path, name: str, content: str) -> None:
     (repository / ".git" / name).write_text(content)
     with pytest.raises(UnusableCheckoutError, match=r"cannot be read as a git checkout|is not the top") as caught:
-        open_checkout(repository)
+        open_checkout(door, repository)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("path", ["/" + "a" * 5000, "/" + "a" * 300, "/a\0b"])
-def test_a_path_that_the_system_does_not_take_is_no_checkout(path: str) -> None:
+def test_a_path_that_the_system_does_not_take_is_no_checkout(door: Git, path: str) -> None:
     with pytest.raises(UnusableCheckoutError):
-        open_checkout(Path(path))
+        open_checkout(door, Path(path))

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import json
 import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from necrocode.agent_runner._text import is_writable, shown, writable
+from necrocode.agent_runner._text import inert, inert_json, is_writable, shown, writable
 
 
 @pytest.mark.parametrize(
@@ -49,3 +50,23 @@ def test_writable_text_stays_and_other_text_becomes_so(text: str) -> None:
     assert is_writable(made)
     assert len(made) == len(text)
     assert not is_writable(text) or made == text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("::set-output name=a::b", ": :set-output name=a::b"),
+        ("ok\n  ::add-path::/x\r\n::stop-commands::t", "ok\n  : :add-path::/x\r\n: :stop-commands::t"),
+        ("x ##vso[task.setvariable]y ##[error]", "x # #vso[task.setvariable]y # #[error]"),
+        ("a::b ::1 # ## heading [x]", "a::b ::1 # ## heading [x]"),
+    ],
+)
+def test_what_a_ci_system_takes_for_a_command_is_none_in_our_output(text: str, expected: str) -> None:
+    assert inert(text) == expected
+
+
+def test_json_keeps_its_meaning_without_such_commands() -> None:
+    data = {"a": "##vso[x]\n##[y]", "b": "## z"}
+    assert json.loads(inert_json(json.dumps(data))) == data
+    assert "##vso" not in inert_json(json.dumps(data))
+    assert "##[" not in inert_json(json.dumps(data))

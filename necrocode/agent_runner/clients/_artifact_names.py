@@ -18,13 +18,19 @@ if TYPE_CHECKING:
 
 MOST_VERSIONS = 10_000
 PLACE = ("spec_name", "task_id", "run_id")
-_FILE_NAMES = {"diff": "diff.patch", "log": "log.txt", "test": "test.json", "transcript": "transcript.json"}
+_FILE_NAMES = {
+    "diff": "diff.patch",
+    "log": "log.txt",
+    "test": "test.json",
+    "transcript": "transcript.json",
+    "manifest": "manifest.json",
+}
 _KEY_PARTS = 4
 _LONGEST_PART = 255
 _LONGEST_KEPT = 200
 _CUT_ESCAPE = re.compile(r"%[0-9A-F]?$")
 _PART = re.compile(r"[A-Za-z0-9._~% -]+")
-_JSON_ARTIFACT = re.compile(r"(test|transcript)(-\d+)?\.json")
+_JSON_ARTIFACT = re.compile(r"(test|transcript|manifest)(-\d+)?\.json")
 _SIDECAR_ENDING = ".json"
 
 
@@ -52,6 +58,11 @@ def versions(key: str) -> Iterator[str]:
     yield key
     for version in range(2, MOST_VERSIONS):
         yield f"{folder}/{stem}-{version}{dot}{ending}"
+
+
+def task_of(key: str) -> str:
+    """The part of a key that all artifacts of a task have."""
+    return "/".join(key.split("/")[:2])
 
 
 def sidecar_of(key: str) -> str:

@@ -16,6 +16,7 @@ from necrocode.agent_runner.clients import _artifact_care as care
 from necrocode.agent_runner.clients import _artifact_names as names
 from necrocode.agent_runner.clients import _artifact_sidecar as sidecar
 from necrocode.agent_runner.clients._artifact_blobs import CHUNK_BYTES, Blobs
+from necrocode.agent_runner.clients._artifact_fence import refuse_overtaken
 from necrocode.agent_runner.clients._artifact_incoming import IncomingArtifact, Quota
 from necrocode.agent_runner.errors import (
     ArtifactDamagedError,
@@ -97,7 +98,8 @@ class SidecarArtifactStore:
     ) -> StoredArtifact:
         """Store what a binary file holds from where it stands, without ever holding all of it in memory.
 
-        A ``sha256`` or ``size_bytes`` that turns out otherwise: ``ArtifactUploadError``, and nothing is stored.
+        A ``sha256`` or ``size_bytes`` that turns out otherwise: ``ArtifactUploadError``, and nothing is stored. Nor is
+        it under a ``lease_epoch`` that is older than one which the task has uploads of: ``StaleLeaseError``.
         """
         _key_for(artifact_type, sidecar.as_json(metadata))
         with self._receive(None if self._compress else source) as incoming:
@@ -132,7 +134,8 @@ class SidecarArtifactStore:
         incoming.close_input()
         if not incoming.is_being_read:
             artifact()
-        with self._blobs.exclusive(first.rpartition("/")[0]):
+        with self._blobs.exclusive(names.task_of(first)):
+            refuse_overtaken(self._blobs, details)
             return self._place(artifact, incoming, first)
 
     def _place(self, artifact: Callable[[], StoredArtifact], incoming: IncomingArtifact, first: str) -> StoredArtifact:
@@ -234,7 +237,7 @@ class SidecarArtifactStore:
         except ValueError as error:
             raise ServiceError(f"The tags cannot be set: {error}.", status_code=400) from error
         key = self._key(reference)
-        with self._blobs.exclusive(key.rpartition("/")[0]):
+        with self._blobs.exclusive(names.task_of(key)):
             artifact = self.get(reference).model_copy(update={"tags": checked})
             self._blobs.write_small(names.sidecar_of(key), sidecar.written(artifact))
         return artifact
@@ -265,7 +268,7 @@ class SidecarArtifactStore:
     def _delete(self, reference: str, is_meant: Callable[[StoredArtifact], bool]) -> DeletedArtifacts:
         """Delete an artifact if it is still meant: somebody may have tagged it since it was found."""
         key = self._key(reference)
-        with self._blobs.exclusive(key.rpartition("/")[0]):
+        with self._blobs.exclusive(names.task_of(key)):
             artifact = self.get(reference)
             if not is_meant(artifact):
                 return DeletedArtifacts(deleted=0, freed_bytes=0)

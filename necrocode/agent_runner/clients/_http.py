@@ -44,6 +44,7 @@ from necrocode.agent_runner.errors import (
     StaleLeaseError,
     StorageFullError,
     TaskContextValidationError,
+    TaskLeasedError,
     WorkspacePreparationError,
 )
 
@@ -67,6 +68,7 @@ _CHUNK_BYTES = 1 << 20
 _JSON = json.JSONEncoder(allow_nan=False)
 _ERROR_BY_SLUG: dict[str, type[RunnerError]] = {
     "stale-lease": StaleLeaseError,
+    "task-leased": TaskLeasedError,
     "store-unavailable": ServiceConnectionError,
     "artifact-damaged": ArtifactDamagedError,
     "pool-not-found": PoolNotFoundError,

@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from necrocode.agent_runner._git import REMOTE_HEAD, GitError, Repository
+from necrocode.agent_runner._git import REMOTE_HEAD, UPLOAD_PACK, GitError, RemoteRefusedError, Repository
 from necrocode.agent_runner.clients._pool_fetch import SharedFetches
 from necrocode.agent_runner.clients._pool_files import locked_within, write_whole
 from necrocode.agent_runner.errors import (
@@ -106,7 +106,7 @@ class Mirror:
 
     def _ensure(self, deadline: Deadline) -> None:
         if (self.path / "HEAD").exists():
-            self._tend()
+            self.tend()
             return
         with locked_within(self._folder / "mirror.lock", deadline, doing="make a mirror"):
             if not (self.path / "HEAD").exists():
@@ -135,7 +135,7 @@ class Mirror:
         return f'[core]\n{core}[remote "origin"]\n\turl = "{url}"\n'.encode()
 
     def _fetch(self, refspecs: tuple[str, ...], deadline: Deadline) -> int:
-        options = ("--quiet", "--prune", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules")
+        options = ("--quiet", "--prune", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", UPLOAD_PACK)
         argv = ("fetch", *options, "--", "origin", *refspecs)
 
         def fetch(lock: int) -> None:
@@ -184,6 +184,8 @@ class Mirror:
             return objects.resolve(name)
 
     def _explained(self, error: GitError) -> RunnerError:
+        if isinstance(error, RemoteRefusedError):
+            return RepositoryNotFoundError(f"Cannot use {self._url}: {error}", hint=error.hint)
         if "couldn't find remote ref HEAD" in error.output:
             return RepositoryNotFoundError(f"{self._url} has no commit yet.", hint="Make a first commit there.")
         if _BAD_URL.search(error.output):
@@ -193,11 +195,12 @@ class Mirror:
         if _REFUSED.search(error.output):
             return AuthenticationError(
                 f"Cannot fetch {self._url}: {error}",
-                hint="For https set GIT_TOKEN (it is sent over nothing else), for ssh a key that git finds.",
+                hint=error.hint
+                or "For https set GIT_TOKEN (it is sent over nothing else), for ssh a key that git finds.",
             )
         return WorkspacePreparationError(
             f"Cannot fetch {self._url}: {error}",
-            hint="Is the host reachable from here?",
+            hint=error.hint or "Is the host reachable from here?",
             status_code=503 if _UNREACHABLE.search(error.output) else None,
             retryable=True,
         )
@@ -237,7 +240,7 @@ class Mirror:
 
     # --- hygiene ---
 
-    def _tend(self) -> None:
+    def tend(self) -> None:
         """Put back what steers git to what it was when the mirror was made."""
         expected = self._config()
         if _read_regular(self.path / "config") != expected:

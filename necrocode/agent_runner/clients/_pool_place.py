@@ -106,6 +106,7 @@ class PoolPlace:
     def make_ready(self, taken: Taken, base: str) -> None:
         """The slot's files at ``base``; raises ``GitError`` and ``OSError``."""
         mirror, slot_id = self.mirror(), taken.slot.slot_id
+        mirror.tend()
         mirror.sweep(self.book.lock_file(slot_id), self.book.others_held(slot_id))
         checkout = SlotCheckout(
             mirror, self.slot_path(slot_id), self.known_file(slot_id), self.trash, lock=taken.lock.fileno()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy import bindparam
 
-from necrocode.agent_runner.clients._registry_calls import Call
+from necrocode.agent_runner.clients._registry_call import Call
 from necrocode.agent_runner.clients._registry_sql import insert_row
 from necrocode.agent_runner.clients._registry_tasks import at_spec
 from necrocode.agent_runner.clients.registry_schema import budget_reservations as reservations

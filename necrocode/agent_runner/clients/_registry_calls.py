@@ -5,10 +5,10 @@ The embedded registry waits for a call, the service awaits it; what a call does 
 
 from __future__ import annotations
 
+import hashlib
 import secrets
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter
@@ -20,6 +20,7 @@ from necrocode.agent_runner.clients import (
     _registry_tasks,
     _registry_tasksets,
 )
+from necrocode.agent_runner.clients._registry_call import Call, OnceOnly
 from necrocode.agent_runner.clients._registry_json import checked_json
 from necrocode.agent_runner.clients._registry_sql import insert_row
 from necrocode.agent_runner.clients._task_states import canonical_status
@@ -50,31 +51,12 @@ DEFAULT_PAGE = 100
 KEY_KEPT_SECONDS = 24 * 3600.0
 _SECONDS_BETWEEN_SWEEPS = 600.0
 _SECONDS_BETWEEN_LOOKS = 1.0
+_LINEAGE_LENGTH = 16
 _T = TypeVar("_T")
-_T_co = TypeVar("_T_co", covariant=True)
 
 _answered = sa.select(idempotency_keys).where(idempotency_keys.c.key == bindparam("at_key"))
 _keep_answer = insert_row(idempotency_keys)
 _sweep_answers = sa.delete(idempotency_keys).where(idempotency_keys.c.created_at < bindparam("before"))
-
-
-@dataclass(frozen=True)
-class Call(Generic[_T_co]):
-    """``run`` is done in a transaction; ``read`` makes the answer of what it gave."""
-
-    run: Callable[[Transaction], Any]
-    read: Callable[[Any], _T_co]
-    changes: bool = True
-    by_statement: bool = False
-    """Whether each of its statements makes sense alone."""
-
-
-@dataclass(frozen=True)
-class OnceOnly:
-    """What makes a repeated write known: its key, and a fingerprint of what was asked with it."""
-
-    key: str
-    fingerprint: str
 
 
 class RegistryCalls:
@@ -322,6 +304,18 @@ class RegistryCalls:
 
         return Call(run, _claimed, by_statement=True)
 
+    def claim_this(
+        self, task_id: str, runner_id: str, *, lease_seconds: float, spec_name: str | None
+    ) -> Call[ClaimedTask]:
+        """Hold one task."""
+        claimant = {"runner_id": runner_id, "token": self._new_token(), "lease_seconds": lease_seconds}
+        return Call(
+            lambda transaction: _registry_claims.claim_this(
+                transaction, self._clock.now(), task_id, spec_name, claimant
+            ),
+            _held,
+        )
+
     def renew(self, task_id: str, token: str, *, lease_seconds: float, spec_name: str | None) -> Call[TaskLease]:
         """Hold a task for longer."""
         return Call(
@@ -360,16 +354,27 @@ def _same(value: _T) -> _T:
 
 
 def _claimed(row: Row | None) -> ClaimedTask | None:
-    return None if row is None else ClaimedTask.model_validate({**row, "lease": _lease(row)})
+    return None if row is None else _held(row)
+
+
+def _held(row: Row) -> ClaimedTask:
+    return ClaimedTask.model_validate({**row, "lease": _lease(row)})
 
 
 def _lease(row: Row) -> Row:
     return {
         "token": row["lease_token"],
         "epoch": row["epoch"],
+        "lineage": _lineage(row),
         "expires_at": row["lease_expires_at"],
         "cancel_requested": row["cancel_requested"],
     }
+
+
+def _lineage(row: Row) -> str:
+    """The same for all epochs of a task as long as this registry knows it: one made anew counts from 0 again."""
+    told = f"{row['spec_name']}\0{row['task_id']}\0{row['created_at'].isoformat()}"
+    return hashlib.sha256(told.encode()).hexdigest()[:_LINEAGE_LENGTH]
 
 
 def _taskset(found: tuple[Row, list[Row]]) -> TaskSetRecord:

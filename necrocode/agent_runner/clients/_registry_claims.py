@@ -17,13 +17,14 @@ from sqlalchemy import bindparam
 from necrocode.agent_runner.clients._registry_tasks import (
     NO_LEASE,
     check_epoch,
+    check_move,
     find,
     new_values,
     set_columns,
     unfinished_dependencies,
 )
 from necrocode.agent_runner.clients.registry_schema import tasks
-from necrocode.agent_runner.errors import IllegalTransitionError, StaleLeaseError
+from necrocode.agent_runner.errors import IllegalTransitionError, StaleLeaseError, TaskLeasedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +39,7 @@ _end_abandoned = (
     .where(_has_run_out & tasks.c.cancel_requested)
     .values(status="cancelled", cancel_requested=False, updated_at=_now, **NO_LEASE)
 )
+_hold = set_columns("status", "attempt", "epoch", "cancel_requested", "updated_at", *NO_LEASE)
 _renew = set_columns("lease_expires_at")
 _free = set_columns("status", "cancel_requested", "updated_at", *NO_LEASE)
 _ask_to_stop = set_columns("cancel_requested", "updated_at")
@@ -161,6 +163,41 @@ def _take(queue: _Queue) -> sa.Update:
         )
         .returning(*tasks.c)
     )
+
+
+def claim_this(transaction: Transaction, now: datetime, task_id: str, spec_name: str | None, claimant: Row) -> Row:
+    """Hold one task; ``TaskLeasedError`` while another runner does, ``IllegalTransitionError`` where it cannot be run.
+
+    A lease that ran out, or that the runner itself holds from before, is taken over. If the task was asked to stop
+    meanwhile, it still is.
+    """
+    row = find(transaction, task_id, spec_name, lock=True)
+    is_running = row["status"] == "running"
+    if is_running and row["lease_token"] is not None and row["lease_holder"] != claimant["runner_id"]:
+        _refuse_live_lease(row, now)
+    check_move(transaction, row, "running", is_leased=True)
+    changed = {
+        "status": "running",
+        "attempt": row["attempt"] + 1,
+        "epoch": row["epoch"] + 1,
+        "cancel_requested": is_running and row["cancel_requested"],
+        "lease_token": claimant["token"],
+        "lease_holder": claimant["runner_id"],
+        "lease_expires_at": now + timedelta(seconds=claimant["lease_seconds"]),
+        "updated_at": now,
+    }
+    transaction.run(_hold, **_place(row), **new_values(changed))
+    return row | changed
+
+
+def _refuse_live_lease(row: Row, now: datetime) -> None:
+    if row["lease_expires_at"] > now:
+        raise TaskLeasedError(
+            f"Task {row['task_id']} of spec {row['spec_name']} is held by {row['lease_holder']} until"
+            f" {row['lease_expires_at']:%Y-%m-%dT%H:%M:%SZ}, or longer if that run goes on.",
+            hint="Run it again later, or cancel the task first.",
+            status_code=409,
+        )
 
 
 def renew(  # noqa: PLR0917  what the call says

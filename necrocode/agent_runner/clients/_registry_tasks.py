@@ -273,7 +273,7 @@ def update_status(  # noqa: PLR0917  what the call says
     row = find(transaction, task_id, spec_name, lock=True)
     old = row["status"]
     check_epoch(row, lease_epoch)
-    _check_move(transaction, row, new, is_leased=lease_epoch is not None)
+    check_move(transaction, row, new, is_leased=lease_epoch is not None)
     changed = {
         "status": new,
         "attempt": row["attempt"] + (new == "running" and old != "running"),
@@ -291,7 +291,8 @@ def update_status(  # noqa: PLR0917  what the call says
     return row | changed
 
 
-def _check_move(transaction: Transaction, row: Row, new: str, *, is_leased: bool) -> None:
+def check_move(transaction: Transaction, row: Row, new: str, *, is_leased: bool) -> None:
+    """Raise ``IllegalTransitionError`` unless the task may go to a state; ``is_leased``: none follows an end."""
     old, task_id = row["status"], row["task_id"]
     if is_leased and old in FINISHED and new != old:
         raise IllegalTransitionError(

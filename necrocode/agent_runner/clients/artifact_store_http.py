@@ -25,6 +25,7 @@ from necrocode.agent_runner.errors import (
     ArtifactUploadError,
     ServiceConnectionError,
     ServiceError,
+    StaleLeaseError,
     StorageFullError,
 )
 from necrocode.agent_runner.records import (
@@ -118,9 +119,12 @@ class ArtifactStoreClient(ServiceClient):
         try:
             with closing(UploadBody(fields, source, sha256)) as body:
                 _check_size(body, size_bytes)
-                answer = self._http.write("POST", "/artifacts", form=body, timeout_seconds=self._patience(body))
+                epoch = (metadata or {}).get("lease_epoch")
+                answer = self._http.write(
+                    "POST", "/artifacts", form=body, epoch=epoch, timeout_seconds=self._patience(body)
+                )
                 return self._checked(answer, body, artifact_type)
-        except (ServiceConnectionError, StorageFullError):
+        except (ServiceConnectionError, StorageFullError, StaleLeaseError):
             raise
         except ServiceError as error:
             raise ArtifactUploadError(str(error), status_code=error.status_code, retryable=error.retryable) from error

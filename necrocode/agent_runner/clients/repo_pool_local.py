@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock, Deadline
-from necrocode.agent_runner._git import DEFAULT_TIMEOUT_SECONDS, Git, GitError
+from necrocode.agent_runner._git import DEFAULT_TIMEOUT_SECONDS, Git, GitError, RemoteRefusedError
 from necrocode.agent_runner._names import check_branch_name, check_repository_url, expand_home
 from necrocode.agent_runner.clients._pool_book import key_of
 from necrocode.agent_runner.clients._pool_files import Trash, removal_told
@@ -352,8 +352,12 @@ class LocalRepoPool:
             url = check_repository_url(repo_url)
             is_path = "://" not in url and not _is_scp_like(url)
             path = expand_home(Path(url)).absolute() if is_path else None
+            if must_exist:
+                self._git.remotes.check(url)
         except ValueError as error:
             raise RepositoryNotFoundError(f"Cannot use the repository URL: {error}.") from error
+        except RemoteRefusedError as error:
+            raise RepositoryNotFoundError(f"Cannot use {repo_url}: {error}", hint=error.hint) from error
         if path is not None:
             if must_exist and not path.is_dir():
                 raise RepositoryNotFoundError(f"There is no repository at {path}.", hint="Check repo_url.")

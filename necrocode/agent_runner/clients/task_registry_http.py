@@ -293,6 +293,26 @@ class TaskRegistryClient(SpecBudgetsClient):
         answer = self._http.write("POST", "/tasks/claim", json_body=body, idempotency_key=idempotency_key)
         return None if answer is None else _read(ClaimedTask, answer)
 
+    def claim_this_task(
+        self,
+        task_id: str,
+        runner_id: str,
+        *,
+        lease_seconds: float,
+        spec_name: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> ClaimedTask | None:
+        """This very task, held by the runner; ``TaskLeasedError`` while another runner holds it.
+
+        None where the service has not the abilities ``claim-task`` and ``leases``: then nobody holds a task.
+        """
+        if not (self._http.has("claim-task") and self._http.has("leases")):
+            return None
+        body = {"runner_id": runner_id, "lease_seconds": lease_seconds}
+        path, params = f"{_path(task_id)}/claim", _given(spec_name=spec_name)
+        answer = self._http.write("POST", path, json_body=body, params=params, idempotency_key=idempotency_key)
+        return _read(ClaimedTask, answer)
+
     def renew_lease(
         self, task_id: str, lease_token: str, *, lease_seconds: float, spec_name: str | None = None
     ) -> TaskLease:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock
 from necrocode.agent_runner.clients._registry_budget import BudgetCalls, Reserve
-from necrocode.agent_runner.clients._registry_calls import DEFAULT_PAGE, Call, OnceOnly, RegistryCalls
+from necrocode.agent_runner.clients._registry_call import Call, OnceOnly
+from necrocode.agent_runner.clients._registry_calls import DEFAULT_PAGE, RegistryCalls
 from necrocode.agent_runner.clients._registry_store import RegistryStore, open_store
 from necrocode.agent_runner.records import (
     ArtifactRecord,
@@ -277,6 +278,24 @@ class LocalTaskRegistry:
         skills = None if required_skills is None else list(required_skills)
         only = _only(idempotency_key, "claim", runner_id, lease_seconds, skills, spec_name)
         return self._done(self.calls.once(call, ClaimedTask | None, only))
+
+    def claim_this_task(
+        self,
+        task_id: str,
+        runner_id: str,
+        *,
+        lease_seconds: float,
+        spec_name: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> ClaimedTask:
+        """This very task, held by the runner; ``TaskLeasedError`` while another runner holds it.
+
+        One whose lease has run out, or that this runner holds from before, is taken over under a new epoch. One that
+        waits for others or has ended is ``IllegalTransitionError``.
+        """
+        call = self.calls.claim_this(task_id, runner_id, lease_seconds=lease_seconds, spec_name=spec_name)
+        only = _only(idempotency_key, "claim this", task_id, runner_id, lease_seconds, spec_name)
+        return self._done(self.calls.once(call, ClaimedTask, only))
 
     def renew_lease(
         self, task_id: str, lease_token: str, *, lease_seconds: float, spec_name: str | None = None

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from necrocode.agent_runner.generation.pieces import Context, Piece
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from necrocode.agent_runner.models import TaskContext
 
 _FORM = "3"
@@ -33,11 +35,13 @@ _KINDS = ("whole", "excerpt", "map")
 class ContextCache:
     """Contexts in memory and in a folder (None: in memory alone). Thread-safe; several processes may share the folder.
 
+    A context with a secret in it, as ``redact`` knows them, is kept in memory alone.
     A file that is damaged, or cannot be read or written, is as if it were not there: the cache is never what fails.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, redact: Callable[[str], str] = lambda text: text) -> None:
         self._folder = folder
+        self._redact = redact
         self._in_memory: OrderedDict[str, Context] = OrderedDict()
         self._lock = Lock()
 
@@ -83,10 +87,10 @@ class ContextCache:
             return _from_data(json.loads(body))
         return None
 
-    @staticmethod
-    def _write(folder: Path, key: str, context: Context) -> None:
+    def _write(self, folder: Path, key: str, context: Context) -> None:
         body = json.dumps(asdict(context), ensure_ascii=True).encode()
-        if len(body) >= _MAX_BYTES:
+        texts = (*context.paths, *(piece.text for piece in context.pieces))
+        if len(body) >= _MAX_BYTES or any(self._redact(text) != text for text in texts):
             return
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = folder / f".{key}.{secrets.token_hex(8)}.tmp"

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from itertools import groupby
+from typing import TYPE_CHECKING, Literal
+
+from necrocode.agent_runner._invisible import invisible_in, told
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _PIECE_TOKENS = 8
 """What the line above a piece and the fence around it cost, besides the path."""
@@ -91,7 +97,14 @@ class Context:
     def warnings(self) -> tuple[str, ...]:
         """What people should know of it, a sentence each."""
         absent = (f"The repository has no file {path}, which related_files names." for path in self.missing)
-        return (*absent, *self.gaps, *self.notes)
+        return (*absent, *self.gaps, *self.notes, *self._hidden())
+
+    def _hidden(self) -> Iterator[str]:
+        """Files keep every character, or edits of them would not fit: so people are told of what they do not see."""
+        for path, pieces in groupby(self.pieces, key=lambda piece: piece.path):
+            if found := invisible_in(piece.text for piece in pieces):
+                name = path or "The map of the repository"
+                yield f"{name}, as the model is shown it, holds characters that nobody sees: {told(found)}."
 
     @property
     def tokens(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, NamedTuple
 
-from necrocode.agent_runner._git import MODE_SUBMODULE, MODE_SYMLINK, MODE_TREE, FileChange
+from necrocode.agent_runner._git import MODE_SUBMODULE, MODE_SYMLINK, MODE_TREE, FileChange, ObjectTooLargeError
 from necrocode.agent_runner.errors import ChangeRejectedError
 
 if TYPE_CHECKING:
@@ -48,8 +48,11 @@ class BaseTree:
         return entry
 
     def blob(self, oid: str) -> bytes:
-        """An object's bytes."""
-        return self._objects.blob(oid)
+        """An object's bytes; ``ChangeRejectedError`` for one that is too large to be changed."""
+        try:
+            return self._objects.blob(oid)
+        except ObjectTooLargeError as error:
+            raise ChangeRejectedError(f"A file of the repository is too large to be changed: {error}") from error
 
     def near(self, path: str) -> list[str]:
         """Paths of the base that may be meant by one that it does not have: of the same name, or of nearly the same."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from necrocode.agent_runner.errors import (
+    ChangedSetupError,
     ChangeRejectedError,
     EmptyAnswerError,
     MalformedAnswerError,
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.errors import RunnerError
     from necrocode.agent_runner.generation.syntax import Breakage
 
-_MENDABLE = (ChangeRejectedError, EmptyAnswerError, MalformedAnswerError, TamperedTestsError, TruncatedAnswerError)
+_MENDABLE = (
+    ChangedSetupError, ChangeRejectedError, EmptyAnswerError, MalformedAnswerError, TamperedTestsError,
+    TruncatedAnswerError,
+)  # fmt: skip
 _AGAIN = "Nothing of your answer was applied: the files are as they were. Send your whole answer again, corrected."
 _TURN = (
     "You have been here before: this is the same {what} as earlier, so the idea behind it does not work. First say in"
@@ -40,6 +44,12 @@ def refused_answer_reply(error: RunnerError, form: str) -> str:
             f"Your answer was refused.\n{error.feedback}"
             if error.feedback
             else f"Your answer was refused: {error}\n\n{_AGAIN}"
+        )
+    if isinstance(error, ChangedSetupError):
+        return (
+            "Your change touches the files that name this project's dependencies, and with it these can no longer be"
+            f" installed, so no test was run.\n\n{error.feedback}\n\nName dependencies that exist and fit together, or"
+            f" leave these files as they are.\n\n{_AGAIN}"
         )
     if isinstance(error, TamperedTestsError):
         told = str(error).removesuffix(error.hint or "").rstrip()  # the hint is for people

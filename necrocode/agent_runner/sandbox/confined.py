@@ -73,10 +73,20 @@ class ConfinedSandbox(LayeredSandbox):
     def _readable(self) -> tuple[str, ...]:
         return self._policy.readable()
 
+    @property
+    def identity(self) -> str:
+        """What of it a result depends on."""
+        return f"{self.name} {self._confinement!r} {self._root} {self._policy!r}"
+
     @contextmanager
-    def _open(self, checkout: Path) -> Iterator[Layer]:
-        kind = self._confinement.layer if can_be_named(checkout, self._root) else "copy"
-        with open_layer(checkout, self._root, kind=kind) as layer:
+    def _open(self, checkout: Path, below: Path | None, *, has_network: bool | None) -> Iterator[Layer]:
+        has_network = self._policy.has_network if has_network is None else has_network
+        how = self._confinement
+        kind = how.layer if can_be_named(checkout, self._root, below) else "copy"
+        shows = how.has_own_root or how.wall == "bwrap"
+        with open_layer(
+            checkout, self._root, kind=kind, below=below, shows_copies=shows, has_network=has_network
+        ) as layer:
             visible.make_rustup_home(layer.folder / _RUSTUP)
             if os.getuid() == 0:
                 give_away(layer, checkout)
@@ -107,22 +117,24 @@ class ConfinedSandbox(LayeredSandbox):
         policy, how = self._policy, self._confinement
         has_temporary = how.has_own_root or how.wall == "bwrap"
         temporary = {"TMPDIR": "/tmp"} if has_temporary else {}  # noqa: S108  a fresh folder of the command's own
-        folders = [layer.temporary, layer.start_folder, layer.home, reports]
         rustup = layer.folder / _RUSTUP
         tools = {"RUSTUP_HOME": str(rustup)} if rustup.exists() else {}
-        folders += [rustup] if tools else []
+        folders = [layer.temporary, layer.top, layer.home, reports, *([rustup] if tools else [])]
+        seen = {str(layer.top): str(layer.start_folder), str(layer.home): str(layer.seen_home)}
         return Request(
             argv=("sh", "-c", command),
             environment=command_environment(layer, tools | temporary | dict(environment)),
             wall=how.wall,
+            layer=str(layer.folder),
             folder=str(layer.start_folder),
             readable=self._readable,
             writable=tuple(map(str, folders)),
-            replaced=own_files(layer, owner, has_network=policy.has_network),
+            seen_at=seen,
+            replaced=own_files(layer, owner, has_network=layer.has_network),
             temporary=str(layer.temporary) if has_temporary else "",
-            overlay=_overlay(layer) if layer.kind == "overlay" else None,
+            overlays=_overlays(layer) if layer.kind == "overlay" else (),
             has_own_root=how.has_own_root,
-            has_network=policy.has_network,
+            has_network=layer.has_network,
             user=owner if os.getuid() == 0 else None,
             max_processes=policy.limits.processes,
             max_file_bytes=policy.limits.file_bytes,
@@ -135,11 +147,11 @@ def give_away(layer: Layer, checkout: Path) -> None:
     """As root: let another user own what commands write, one that owns nothing else on this machine."""
     user = _FIRST_USER + secrets.randbelow(_LAST_USER - _FIRST_USER + 1)
     layer.folder.chmod(0o711)
-    given = [layer.folder / name for name in ("upper", "work", "top", "home", "tmp")]
+    given = [layer.folder / name for name in ("upper", "work", "top", "home", "home-upper", "home-work", "tmp")]
     given[0].chmod(checkout.stat().st_mode & 0o7777)  # the overlay's top has the mode of its upper folder
     given += [path for path in (layer.folder / _RUSTUP, layer.folder / _RUSTUP / "settings.toml") if path.exists()]
     if layer.kind == "copy":
-        given += (path for path in (layer.folder / "top").rglob("*"))
+        given += [*layer.top.rglob("*"), *layer.home.rglob("*")]
     try:
         for path in given:
             os.lchown(path, user, user)
@@ -150,10 +162,18 @@ def give_away(layer: Layer, checkout: Path) -> None:
         ) from error
 
 
-def _overlay(layer: Layer) -> Overlay:
-    found = layer.checkout.stat()
+def _overlays(layer: Layer) -> tuple[Overlay, ...]:
+    """The copy, and the home folder where there is something to lie below it."""
+    found, own = layer.checkout.stat(), (os.getuid(), os.getgid())
+    lowers = [(str(layer.checkout.resolve()), (found.st_uid, found.st_gid))]
+    lowers += [] if layer.below is None else [(str(layer.below / "files"), own)]
+    paths, owners = zip(*lowers, strict=True)
     upper, work, empty = (str(layer.folder / name) for name in ("upper", "work", "empty"))
-    return Overlay((str(layer.checkout.resolve()),), upper, work, empty, (found.st_uid, found.st_gid))
+    top = Overlay(str(layer.top), paths, owners, upper, work, empty)
+    if layer.below is None:
+        return (top,)
+    upper, work = str(layer.written_home), str(layer.folder / "home-work")
+    return (top, Overlay(str(layer.home), (str(layer.below / "home"),), (own,), upper, work))
 
 
 def hand_over(reports: Path, layer: Layer) -> tuple[int, int]:
@@ -166,7 +186,7 @@ def hand_over(reports: Path, layer: Layer) -> tuple[int, int]:
 
 def own_files(layer: Layer, owner: tuple[int, int], *, has_network: bool) -> dict[str, str]:
     """Files under ``/etc`` that are the command's own, written into the layer's folder."""
-    values = {"user": owner[0], "group": owner[1], "home": layer.home}
+    values = {"user": owner[0], "group": owner[1], "home": layer.seen_home}
     texts = {"passwd": visible.USERS.format(**values), "group": visible.GROUP.format(**values)}
     if not has_network:
         texts["hosts"] = visible.HOSTS

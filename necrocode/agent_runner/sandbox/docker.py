@@ -73,10 +73,19 @@ class DockerSandbox(LayeredSandbox):
         if engine is not None:
             engine.close()
 
-    @contextmanager
-    def _open(self, checkout: Path) -> Iterator[Layer]:
+    @property
+    def identity(self) -> str:
+        """What of it a result depends on."""
         self.ensure_available()
-        with open_layer(checkout, self._root, kind="copy") as layer:
+        return f"{self.name} {self._engine.images.get(self._image).id} {self._root} {self._policy!r}"
+
+    @contextmanager
+    def _open(self, checkout: Path, below: Path | None, *, has_network: bool | None) -> Iterator[Layer]:
+        has_network = self._policy.has_network if has_network is None else has_network
+        self.ensure_available()
+        with open_layer(
+            checkout, self._root, kind="copy", below=below, shows_copies=True, has_network=has_network
+        ) as layer:
             if os.getuid() == 0:
                 give_away(layer, checkout)
             yield layer
@@ -122,7 +131,8 @@ class DockerSandbox(LayeredSandbox):
         self, command: str, layer: Layer, reports: Path, pipe: Path, environment: Mapping[str, str]
     ) -> dict[str, Any]:
         limits, owner = self._policy.limits, layer.home.stat()
-        writable = {str(path): str(path) for path in (layer.start_folder, layer.home, reports, pipe)}
+        writable = {str(path): str(path) for path in (reports, pipe)}
+        writable |= {str(layer.start_folder): str(layer.top), str(layer.seen_home): str(layer.home)}
         temporary = {"/tmp": str(layer.temporary), "/var/tmp": str(layer.temporary)}  # noqa: S108  the command's own
         binds = [f"{source}:{target}:rw" for target, source in (temporary | writable).items()]
         users = own_files(layer, (owner.st_uid, owner.st_gid), has_network=True)
@@ -136,7 +146,7 @@ class DockerSandbox(LayeredSandbox):
             "user": f"{owner.st_uid}:{owner.st_gid}",
             "volumes": binds,
             "read_only": True,
-            "network_mode": "bridge" if self._policy.has_network else "none",
+            "network_mode": "bridge" if layer.has_network else "none",
             "cap_drop": ["ALL"],
             "security_opt": ["no-new-privileges"],
             "mem_limit": limits.memory_bytes,

@@ -184,6 +184,15 @@ def give_up_gains() -> None:
     _prctl(_PR_SET_NO_NEW_PRIVS, 1, "giving up setuid programs")
 
 
+def sync_file_system(path: str) -> None:
+    """``syncfs(2)``: everything that was written to the file system of ``path`` is on its disk; raises ``OSError``."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _checked(_libc.syncfs(handle), f"writing the file system of {path} to its disk")
+    finally:
+        os.close(handle)
+
+
 def _prctl(option: int, value: int, what: str) -> None:
     _checked(_libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0), what)
 

@@ -60,7 +60,7 @@ class LadderSandbox:
     @property
     def identity(self) -> str:
         """What of it a result depends on."""
-        return f"{self._choice().name} {self._policy!r}"
+        return self._choice().identity
 
     def run_tests(
         self,
@@ -72,12 +72,29 @@ class LadderSandbox:
         fail_fast: bool,
         deadline: Deadline,
         collect: Sequence[str] = (),
+        below: Path | None = None,
     ) -> TestResult:
         """As the chosen one does it."""
         return self._choice().run_tests(
             commands, checkout, tree=tree, environment=environment, fail_fast=fail_fast, deadline=deadline,
-            collect=collect,
+            collect=collect, below=below,
         )  # fmt: skip
+
+    def run_setup(
+        self,
+        commands: Sequence[str],
+        checkout: Path,
+        kept: Path,
+        *,
+        tree: str,
+        environment: Mapping[str, str],
+        has_network: bool,
+        deadline: Deadline,
+    ) -> TestResult:
+        """As the chosen one does it."""
+        return self._choice().run_setup(
+            commands, checkout, kept, tree=tree, environment=environment, has_network=has_network, deadline=deadline
+        )
 
     def _choice(self) -> LayeredSandbox:
         with self._lock:

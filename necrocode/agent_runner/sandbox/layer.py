@@ -3,6 +3,9 @@
 ``overlay``: the kernel lays a writable layer over the checkout, in a user and mount namespace of the command's own;
 milliseconds, whatever the size. ``copy``: a plain copy, where the kernel, the file system or a container forbids that.
 Either way the checkout is never written to, and ``.git`` is not there to be found.
+
+What set-up commands made can lie below both: under the checkout's files, which hide it, and under the home folder.
+Where there are mounts, commands see every layer at one and the same path, so that what names its own path stays true.
 """
 
 from __future__ import annotations
@@ -30,17 +33,27 @@ LayerKind = Literal["overlay", "copy"]
 _PROBE_SECONDS = 10
 _PREFIX = "layer-"
 _YOUNG_SECONDS = 60.0  # between its making and its lock a folder looks like a dead one
-# Arguments: lower folder, layer folder, uid, gid, command. The mapping makes us root inside, which mounting needs; a
-# second one gives the command its own ids back. "cd" comes after the mount: before it, "." would be the empty folder.
+# Arguments: lower folders, layer folder, uid, gid, command, where it is seen, what lies below home (may be empty). The
+# mapping makes us root inside, which mounting needs; a second one gives the command its own ids back. "cd" comes after
+# the mount: before it, "." would be the empty folder.
 _ENTER = """\
-mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work,userxattr" "$2/top" || exit 125
-cd "$2/top" || exit 125
+mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work,userxattr" "$6/top" || exit 125
+if [ -n "$7" ]; then
+    lower="lowerdir=$7,upperdir=$2/home-upper,workdir=$2/home-work,userxattr"
+    mount -t overlay overlay -o "$lower" "$6/home" || exit 125
+else
+    mount --bind "$2/home" "$6/home" || exit 125
+fi
+cd "$6/top" || exit 125
 if [ -d .git ]; then mount --bind "$2/empty" .git || exit 125; else rm -f .git; fi
 : >"$2/entered" || exit 125
 if [ "$3" = 0 ]; then exec sh -c "$5"; fi
 exec unshare --user --map-user="$3" --map-group="$4" -- sh -c "$5"
 """
-_FOLDERS = ("upper", "work", "top", "empty", "home", "tmp", "shown", "room", "etc")
+_FOLDERS = (
+    "upper", "work", "top", "empty", "home", "home-upper", "home-work", "tmp", "shown", "room", "etc",
+)  # fmt: skip
+_MOUNTED = "layer-mounted"  # beside the folder of layers: in there it would be taken for one
 _UNSAFE_IN_MOUNT_OPTIONS = frozenset(',:\\"\n')
 
 
@@ -51,8 +64,19 @@ class Layer:
     kind: LayerKind
     folder: Path
     checkout: Path
+    below: Path | None = None
+    """What set-up commands made: its folders ``files`` and ``home``. None: there is nothing of the kind."""
+    mounted: Path | None = None
+    """The folder in which commands see the copy and their home; None: where they are."""
+    has_network: bool = False
+    """Whether commands may use the network, as far as the sandbox holds them."""
     brought_back: dict[str, tuple[int, int, int]] = field(default_factory=dict, compare=False)
     """What an earlier command's reports were, by their paths: see ``reports.Collection``."""
+
+    @property
+    def top(self) -> Path:
+        """Where the copy is, or is mounted in namespaces of the commands' own."""
+        return self.folder / "top"
 
     @property
     def home(self) -> Path:
@@ -64,19 +88,34 @@ class Layer:
         """A fresh folder for temporary files."""
         return self.folder / "tmp"
 
+    @property
+    def start_folder(self) -> Path:
+        """The top of the copy, as commands see it."""
+        return (self.mounted or self.folder) / "top"
+
+    @property
+    def seen_home(self) -> Path:
+        """The home folder, as commands see it."""
+        return (self.mounted or self.folder) / "home"
+
     def new_reports_folder(self) -> Path:
         """A fresh folder for one command's reports, under a name that no earlier command could take."""
         return Path(tempfile.mkdtemp(prefix="reports-", dir=self.folder))
 
     @property
-    def written_folders(self) -> tuple[Path, ...]:
-        """Where commands' files end up: of an overlay those that were written, of a copy all."""
-        return (self.folder / ("upper" if self.kind == "overlay" else "top"), self.home, self.temporary)
+    def written(self) -> Path:
+        """Where files that commands write below the top end up: of an overlay those alone, of a copy all."""
+        return self.folder / ("upper" if self.kind == "overlay" else "top")
 
     @property
-    def start_folder(self) -> Path:
-        """Where to start the command of :meth:`argv`."""
-        return self.folder / "top"
+    def written_home(self) -> Path:
+        """The same for the home folder."""
+        return self.folder / ("home-upper" if self.kind == "overlay" and self.below is not None else "home")
+
+    @property
+    def written_folders(self) -> tuple[Path, ...]:
+        """All that commands write to."""
+        return (self.written, self.written_home, self.temporary)
 
     @property
     def entered(self) -> Path:
@@ -87,30 +126,66 @@ class Layer:
         """The process to start for a shell command that is to run at the top of the layer."""
         if self.kind == "copy":
             return ["sh", "-c", command]
-        ids = (str(os.getuid()), str(os.getgid()))
+        lowers = [str(self.checkout), *([] if self.below is None else [f"{self.below}/files"])]
+        home = "" if self.below is None else f"{self.below}/home"
         namespace = ("unshare", "--user", "--map-root-user", "--mount", "--propagation", "private", "--")
-        return [*namespace, "sh", "-c", _ENTER, "sh", str(self.checkout), str(self.folder), *ids, command]
+        arguments = (":".join(lowers), str(self.folder), str(os.getuid()), str(os.getgid()), command)
+        return [*namespace, "sh", "-c", _ENTER, "sh", *arguments, str(self.mounted or self.folder), home]
 
 
 @contextmanager
-def open_layer(checkout: Path, root: Path, *, kind: LayerKind | None = None) -> Iterator[Layer]:
+def open_layer(
+    checkout: Path,
+    root: Path,
+    *,
+    kind: LayerKind | None = None,
+    below: Path | None = None,
+    shows_copies: bool = False,
+    has_network: bool = False,
+) -> Iterator[Layer]:
     """Lay a layer over ``checkout``, in a new folder under ``root``; raises :class:`OSError`.
 
     ``kind`` None: ``overlay`` where it works under ``root``, tried out once a process, else ``copy``.
+    ``shows_copies``: the sandbox can show a copy at another path than where it is.
     """
     root.mkdir(parents=True, exist_ok=True)
-    chosen: LayerKind = kind or ("overlay" if can_be_named(checkout, root) and overlay_works(root) else "copy")
+    chosen: LayerKind = kind or ("overlay" if can_be_named(checkout, root, below) and overlay_works(root) else "copy")
+    mounted = _mount_point(root) if chosen == "overlay" or shows_copies else None
     with _folder(root) as folder:
-        layer = Layer(chosen, folder, checkout)
+        layer = Layer(chosen, folder, checkout, below, mounted, has_network)
         if chosen == "copy":
             ignore = _not_copied(checkout, root)
-            shutil.copytree(checkout, folder / "top", symlinks=True, dirs_exist_ok=True, ignore=ignore)
+            shutil.copytree(checkout, layer.top, symlinks=True, dirs_exist_ok=True, ignore=ignore)
+            if below is not None:
+                add_tree(below / "files", layer.top)
+                add_tree(below / "home", layer.home)
         yield layer
 
 
-def can_be_named(checkout: Path, root: Path) -> bool:
+def _mount_point(root: Path) -> Path:
+    """Folders to mount layers at: one path for all, for each command has a mount namespace of its own."""
+    place = root.with_name(_MOUNTED)
+    for name in ("top", "home"):
+        (place / name).mkdir(parents=True, exist_ok=True)
+    return place
+
+
+def add_tree(source: Path, target: Path) -> None:
+    """Copy what is in ``source`` into ``target``, where nothing of the name is there; links are copied as links."""
+    for entry in os.scandir(source):
+        goal = target / entry.name
+        if entry.is_dir(follow_symlinks=False):
+            if not os.path.lexists(goal):
+                shutil.copytree(entry.path, goal, symlinks=True)
+            elif not goal.is_symlink() and goal.is_dir():
+                add_tree(Path(entry.path), goal)
+        elif not os.path.lexists(goal):
+            shutil.copy2(entry.path, goal, follow_symlinks=False)
+
+
+def can_be_named(checkout: Path, root: Path, below: Path | None = None) -> bool:
     """Whether the paths can stand in the options of an overlay mount."""
-    return not _UNSAFE_IN_MOUNT_OPTIONS.intersection(f"{checkout}{root}")
+    return not _UNSAFE_IN_MOUNT_OPTIONS.intersection(f"{checkout}{root}{below or ''}")
 
 
 @cache
@@ -134,13 +209,20 @@ def overlay_works(root: Path) -> bool:
 
 @contextmanager
 def _folder(root: Path) -> Iterator[Path]:
-    _sweep(root)
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
+    with held_folder(root, _PREFIX) as folder:
+        for name in _FOLDERS:
+            (folder / name).mkdir()
+        yield folder
+
+
+@contextmanager
+def held_folder(root: Path, prefix: str) -> Iterator[Path]:
+    """A new folder below ``root``, removed with all that is in it at the end, or by others should this process die."""
+    _sweep(root, prefix)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
     held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(held, fcntl.LOCK_EX)  # the system gives it back when this process dies: see _sweep
-        for name in _FOLDERS:
-            (folder / name).mkdir()
         yield folder
     finally:
         os.close(held)
@@ -148,9 +230,9 @@ def _folder(root: Path) -> Iterator[Path]:
 
 
 @cache
-def _sweep(root: Path) -> None:
-    """Remove the layers of processes that died, once a process: those that nobody holds, and that are not just made."""
-    for folder in root.glob(f"{_PREFIX}*"):
+def _sweep(root: Path, prefix: str) -> None:
+    """Remove the folders of processes that died, once a process: those that nobody holds and that are not just made."""
+    for folder in root.glob(f"{prefix}*"):
         with contextlib.suppress(OSError):
             if time.time() - folder.stat().st_mtime < _YOUNG_SECONDS:
                 continue

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner.errors import TestExecutionError
+from necrocode.agent_runner.sandbox.kept import keep_written
 from necrocode.agent_runner.sandbox.reports import Collection
 from necrocode.agent_runner.test_results import CommandResult, TestResult
 
@@ -30,9 +31,17 @@ class LayeredSandbox(ABC):
     def ensure_available(self) -> None:
         """Return when commands can be run; else ``ConfigurationError``."""
 
+    @property
     @abstractmethod
-    def _open(self, checkout: Path) -> AbstractContextManager[Layer]:
-        """A new layer over the checkout; raises :class:`OSError`."""
+    def identity(self) -> str:
+        """What of it a result depends on."""
+
+    @abstractmethod
+    def _open(self, checkout: Path, below: Path | None, *, has_network: bool | None) -> AbstractContextManager[Layer]:
+        """A new layer over the checkout, and over what set-up commands made; raises :class:`OSError`.
+
+        ``has_network`` None: as the policy says.
+        """
 
     @abstractmethod
     def _execute(
@@ -50,25 +59,67 @@ class LayeredSandbox(ABC):
         fail_fast: bool,
         deadline: Deadline,
         collect: Sequence[str] = (),
+        below: Path | None = None,
     ) -> TestResult:
         """Run the commands in order, over one layer."""
         started = time.monotonic()
-        results: list[CommandResult] = []
         try:
-            with self._open(checkout) as layer:
-                for command in commands:
-                    results.append(self._run(command, layer, environment, deadline, collect))
-                    if results[-1].exit_code != 0 and (fail_fast or results[-1].timed_out):
-                        break
+            with self._open(checkout, below, has_network=None) as layer:
+                results = self._run_all(commands, layer, environment, deadline, collect, fail_fast=fail_fast)
                 kind = layer.kind
         except OSError as error:
             raise TestExecutionError(f"The tests cannot be started: {error}.") from error
+        return self._result(commands, results, tree, kind, started)
+
+    def run_setup(
+        self,
+        commands: Sequence[str],
+        checkout: Path,
+        kept: Path,
+        *,
+        tree: str,
+        environment: Mapping[str, str],
+        has_network: bool,
+        deadline: Deadline,
+    ) -> TestResult:
+        """Run the commands in order, over one layer, up to the first that fails; move what they wrote to ``kept``."""
+        started = time.monotonic()
+        try:
+            with self._open(checkout, None, has_network=has_network) as layer:
+                results = self._run_all(commands, layer, environment, deadline, (), fail_fast=True)
+                kind = layer.kind
+                if all(result.exit_code == 0 for result in results):
+                    keep_written(layer, kept)
+        except OSError as error:
+            raise TestExecutionError(f"The set-up commands cannot be started, or their files kept: {error}.") from error
+        return self._result(commands, results, tree, kind, started)
+
+    def _run_all(
+        self,
+        commands: Sequence[str],
+        layer: Layer,
+        environment: Mapping[str, str],
+        deadline: Deadline,
+        collect: Sequence[str],
+        *,
+        fail_fast: bool,
+    ) -> list[CommandResult]:
+        results: list[CommandResult] = []
+        for command in commands:
+            results.append(self._run(command, layer, environment, deadline, collect))
+            if results[-1].exit_code != 0 and (fail_fast or results[-1].timed_out):
+                break
+        return results
+
+    def _result(
+        self, commands: Sequence[str], results: Sequence[CommandResult], tree: str, layer: str, started: float
+    ) -> TestResult:
         passed = len(results) == len(commands) and all(result.exit_code == 0 for result in results)
         return TestResult(
             success=passed,
             commands=tuple(results),
             sandbox=self.name,
-            layer=kind,
+            layer=layer,
             tree=tree,
             duration_seconds=time.monotonic() - started,
         )
@@ -102,6 +153,5 @@ def _collected(layer: Layer, reports: str, patterns: Sequence[str], begun_ns: in
     collection = Collection(layer.brought_back)
     collection.add(layer.folder, [reports], prefix="reports/")
     if patterns:
-        written = "upper" if layer.kind == "overlay" else "top"
-        collection.add(layer.folder, [written], patterns=patterns, since_ns=begun_ns)
+        collection.add(layer.folder, [layer.written.name], patterns=patterns, since_ns=begun_ns)
     return collection.files

@@ -36,8 +36,14 @@ class PlainSandbox(LayeredSandbox):
     def ensure_available(self) -> None:
         """Return: plain processes can always be had."""
 
-    def _open(self, checkout: Path) -> AbstractContextManager[Layer]:
-        return open_layer(checkout, self._root)
+    @property
+    def identity(self) -> str:
+        """What of it a result depends on."""
+        return f"{self.name} {self._root}"
+
+    def _open(self, checkout: Path, below: Path | None, *, has_network: bool | None) -> AbstractContextManager[Layer]:
+        del has_network  # nothing is held here
+        return open_layer(checkout, self._root, below=below, has_network=True)
 
     def _execute(
         self, command: str, layer: Layer, reports: Path, environment: Mapping[str, str], seconds: float
@@ -46,7 +52,7 @@ class PlainSandbox(LayeredSandbox):
         layer.entered.unlink(missing_ok=True)
         done = run_process(
             layer.argv(command),
-            cwd=layer.start_folder,
+            cwd=layer.top,
             environment=command_environment(layer, environment),
             timeout_seconds=seconds,
             max_output_bytes=self._limits.kept_output_bytes,
@@ -68,7 +74,7 @@ def command_environment(layer: Layer, extra: Mapping[str, str]) -> dict[str, str
     path = [environment.get("PATH") or os.defpath, str(Path(sys.executable).parent)]
     environment |= {
         "PATH": os.pathsep.join(path),
-        "HOME": str(layer.home),
+        "HOME": str(layer.seen_home),
         "TMPDIR": str(layer.temporary),
         "CI": "true",
     }

@@ -30,8 +30,8 @@ def leave_namespaces(request: Request) -> None:
     else:
         kernel.unshare("mount")
     kernel.mount("none", "/", flags=kernel.MS_REC | kernel.MS_PRIVATE)
-    if request.overlay is not None:
-        _mount_overlay(request.overlay, request.folder, request.user)
+    for overlay in request.overlays:
+        _mount_overlay(overlay, request)
     if request.wall == "sandlock":
         kernel.unshare("pid", "ipc", "uts", *(() if request.has_network else ("net",)))
         if not request.has_network:
@@ -43,12 +43,12 @@ def enter_room(request: Request) -> None:
 
     For sandlock the process must be the first in its process namespace: it gets a ``/proc`` of that.
     """
-    room = f"{Path(request.folder).parent}/room"
+    room = f"{request.layer}/room"
     kernel.mount("tmpfs", room, "tmpfs", _SAFE, "mode=755,size=16m")
     for path in request.temporary and ("/tmp", "/var/tmp"):  # noqa: S108  they are the command's own
         _show(request.temporary, room + path, _OWN_USE)
     for path in request.writable:
-        _show(path, room + path, _OWN_USE)
+        _show(path, room + request.seen_at.get(path, path), _OWN_USE)
     for path in request.readable:
         _show(path, room + path, _READ_ONLY)
     for path, source in request.replaced.items():
@@ -66,19 +66,20 @@ def enter_room(request: Request) -> None:
     os.chdir(request.folder)
 
 
-def _mount_overlay(overlay: Overlay, target: str, user: tuple[int, int] | None) -> None:
-    lowers = list(overlay.lowers)
-    options = ",userxattr"
-    if user is not None:
-        shown = f"{Path(target).parent}/shown"
-        kernel.bind_with_owner(lowers[-1], shown, overlay.owner, user)
-        lowers[-1], options = shown, ""
+def _mount_overlay(overlay: Overlay, request: Request) -> None:
+    lowers, options = list(overlay.lowers), ",userxattr"
+    if request.user is not None:
+        options = ""
+        for number, (lower, owner) in enumerate(zip(overlay.lowers, overlay.owners, strict=True)):
+            lowers[number] = f"{request.layer}/shown/{Path(overlay.target).name}-{number}"
+            _make_folder(lowers[number])
+            kernel.bind_with_owner(lower, lowers[number], owner, request.user)
     where = f"lowerdir={':'.join(lowers)},upperdir={overlay.upper},workdir={overlay.work}{options}"
-    kernel.mount("overlay", target, "overlay", _SAFE, where)
-    git = Path(target, ".git")
-    if git.is_symlink() or git.is_file():
+    kernel.mount("overlay", overlay.target, "overlay", _SAFE, where)
+    git = Path(overlay.target, ".git")
+    if overlay.empty and (git.is_symlink() or git.is_file()):
         git.unlink()
-    elif git.is_dir():
+    elif overlay.empty and git.is_dir():
         kernel.mount(overlay.empty, str(git), flags=kernel.MS_BIND)
 
 

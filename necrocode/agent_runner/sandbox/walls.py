@@ -51,7 +51,7 @@ def exec_landlocked(request: Request) -> NoReturn:
     confine(
         Sandbox(
             fs_readable=["/"],
-            fs_writable=_existing((*request.writable, *temporary, *_DEVICES, *_OWN_DEVICES)),
+            fs_writable=_existing((*request.seen_writable, *temporary, *_DEVICES, *_OWN_DEVICES)),
             allow_degraded=[*spared, Protection.FS_IOCTL_DEV, Protection.FS_TRUNCATE, Protection.FS_REFER],
         )
     )
@@ -95,8 +95,8 @@ def _shown(request: Request) -> list[str]:
     options: list[str] = []
     for path in request.temporary and ("/tmp", "/var/tmp"):  # noqa: S108  they are the command's own
         options += ["--bind", request.temporary, path]
-    for path in request.writable:
-        options += ["--bind", path, path]
+    for path, seen in zip(request.writable, request.seen_writable, strict=True):
+        options += ["--bind", path, seen]
     for path in request.readable:
         if os.path.islink(path):
             options += ["--symlink", os.readlink(path), path]

@@ -1,6 +1,6 @@
 """The verbs of a run, one file each, in this order.
 
-``allocate`` → ``generate`` → ``apply`` → ``run_tests`` → ``deliver`` → ``upload`` → ``report``.
+``lease`` → ``allocate`` → ``generate`` → ``apply`` → ``run_tests`` → ``deliver`` → ``upload`` → ``report``.
 
 Each is a function of its inputs; the orchestrator alone knows the order.
 """

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from necrocode.agent_runner._git import GitError, Repository, open_checkout
+from necrocode.agent_runner._git import GitError, RemoteRefusedError, Repository, open_checkout
 from necrocode.agent_runner.errors import (
     RepositoryNotFoundError,
     RunnerError,
-    StaleLeaseError,
     UnusableCheckoutError,
     WorkspacePreparationError,
 )
-from necrocode.agent_runner.workspace import Hold, StartPoint, Workspace
-
-_LAST_BEAT_SECONDS = 1.0  # a pool that does not answer must not keep a finished run from ending
+from necrocode.agent_runner.heartbeat import Hold, kept
+from necrocode.agent_runner.workspace import StartPoint, Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from necrocode.agent_runner._clock import Clock, Deadline
+    from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner._git import Git, ObjectReader
     from necrocode.agent_runner.models import TaskContext
     from necrocode.agent_runner.protocols import RepoPool
@@ -58,7 +55,7 @@ def leased_workspace(
         lease_seconds=lease_seconds,
     )
     try:
-        with _held(pool, allocation, lease_seconds, deadline.clock, on_trouble) as hold:
+        with _held(pool, allocation, lease_seconds, deadline, on_trouble) as hold:
             git.prepare()
             repository = Repository(git, allocation.slot_path)
             remote = allocation.repo_url or task.repo_url
@@ -81,20 +78,25 @@ def brought_workspace(
     on_trouble: Callable[[str], None],
     only_reads: bool = False,
     start: StartPoint | None = None,
+    pushes: bool = False,
 ) -> Iterator[Workspace]:
     """The checkout that the caller brings. Its HEAD is put back where it was, unless the branch was delivered there.
 
     ``start``: where the work starts from, and where HEAD was, before the run was interrupted.
 
     ``UnusableCheckoutError`` when it is no checkout, or has uncommitted changes; where one ``only_reads``, these are
-    told to ``on_trouble``.
+    told to ``on_trouble``. ``RepositoryNotFoundError`` where one ``pushes`` and its remote is not allowed.
     """
     if task.slot_path is None:  # pragma: no cover - the orchestrator has seen to it
         raise WorkspacePreparationError("The task names no slot_path.")
     git.prepare()
-    checkout = open_checkout(task.slot_path.expanduser().absolute())
+    checkout = open_checkout(git, task.slot_path.expanduser().absolute())
     repository = Repository(git, checkout.root)
-    changed = repository.run("status", "--porcelain", "--untracked-files=no", deadline=deadline).decode().strip()
+    changed = (
+        repository.run("status", "--porcelain", "--untracked-files=no", "--ignore-submodules=dirty", deadline=deadline)
+        .decode()
+        .strip()
+    )
     if changed:
         told = f"The checkout {checkout.root} has uncommitted changes: {changed.splitlines()[0]}"
         if not only_reads:
@@ -110,12 +112,22 @@ def brought_workspace(
             missing = task.base_ref if start is None else start.base_commit
             raise RepositoryNotFoundError(f"{checkout.root} has no branch, tag or commit {missing!r}.")
         remote = task.repo_url or ("origin" if checkout.origin_url else None)
+        if pushes and remote is not None:
+            _refuse_forbidden_remote(repository, remote, deadline)
         place = (start and start.head) or checkout.head_branch or head
         slot_id = task.slot_id or str(checkout.root)
         try:
             yield Workspace(repository, objects, slot_id, base, remote, is_brought=True, head=place)
         finally:
             _return_head(repository, place, task.branch, on_trouble)
+
+
+def _refuse_forbidden_remote(repository: Repository, remote: str, deadline: Deadline) -> None:
+    """Before a model is paid for work that could not be delivered."""
+    try:
+        repository.check_remote(remote, deadline=deadline)
+    except RemoteRefusedError as error:
+        raise RepositoryNotFoundError(f"Nothing may be pushed to {remote}: {error}", hint=error.hint) from error
 
 
 def _return_head(repository: Repository, start: str, branch: str, on_trouble: Callable[[str], None]) -> None:
@@ -143,39 +155,15 @@ def _held(
     pool: RepoPool,
     allocation: SlotAllocation,
     lease_seconds: float,
-    clock: Clock,
+    deadline: Deadline,
     on_trouble: Callable[[str], None],
 ) -> Iterator[Hold | None]:
-    """Keep the lease: renewed before the work begins, then three times per its length on a thread of its own."""
-    token = allocation.lease_token
-    if token is None:  # a service without leases
+    """Keep the slot's lease; None: a service without leases."""
+    token, clock = allocation.lease_token, deadline.clock
+    if token is None:
         yield None
         return
-    hold = Hold(allocation.slot_id, clock, lease_seconds, clock.monotonic())
-    stop = threading.Event()
-
-    def renew(lease_token: str = token) -> bool:
-        """Whether it is worth another try later."""
-        asked_at = clock.monotonic()
-        try:
-            pool.renew_lease(hold.slot_id, lease_token, lease_seconds=lease_seconds)
-        except RunnerError as error:
-            on_trouble(f"The lease on slot {hold.slot_id} was not renewed: {error}")
-            hold.is_lost = isinstance(error, StaleLeaseError)
-            return error.retryable
-        hold.renewed_at = asked_at
-        return True
-
-    def beat() -> None:
-        while not stop.wait(lease_seconds / 3) and renew():
-            pass
-
-    renew()
-    hold.check()
-    thread = threading.Thread(target=beat, name=f"necrocode-heartbeat-{hold.slot_id}", daemon=True)
-    thread.start()
-    try:
+    slot_id = allocation.slot_id
+    hold = Hold(f"slot {slot_id}", clock, lease_seconds, clock.monotonic(), deadline.cancellation)
+    with kept(hold, lambda: pool.renew_lease(slot_id, token, lease_seconds=lease_seconds), on_trouble):
         yield hold
-    finally:
-        stop.set()
-        thread.join(_LAST_BEAT_SECONDS)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._git import MODE_EXECUTABLE, MODE_FILE, MODE_TREE, Author, FileChange, GitError
 from necrocode.agent_runner._names import check_change_path, check_path_inside, fold_name
 from necrocode.agent_runner.errors import ChangeRejectedError, EditRejectedError, NothingChangedError
+from necrocode.agent_runner.fencing import signed
 from necrocode.agent_runner.generation.edited_bytes import edited_bytes
 from necrocode.agent_runner.generation.file_lines import Effort
 from necrocode.agent_runner.generation.planned_tree import BaseTree, PlannedTree, kind_of
 from necrocode.agent_runner.generation.refusals import RefusedFile, feedback_of, message_of
 from necrocode.agent_runner.models import ImplementationResult
+from necrocode.agent_runner.verdict.tamper import protected_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,17 +24,13 @@ if TYPE_CHECKING:
     from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner._git import ObjectReader
     from necrocode.agent_runner.config import RunnerConfig
+    from necrocode.agent_runner.fencing import Fence
     from necrocode.agent_runner.models import CodeChange, LLMResponse, TaskContext
     from necrocode.agent_runner.verdict.tamper import TreeFiles
     from necrocode.agent_runner.workspace import Workspace
 
 _MOST_NAMES = 100
 _BOM = b"\xef\xbb\xbf"
-# Files that decide what runs elsewhere; a change to one of them is applied, and the result says so.
-_TELLING_PATHS = (
-    ".gitmodules", ".gitattributes", ".github/*", ".gitlab-ci.yml", ".circleci/*", "jenkinsfile",
-    "azure-pipelines.yml", ".pre-commit-config.yaml", ".ci/*", ".buildkite/*", ".travis.yml",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -124,18 +121,22 @@ def _decoded(content: bytes | None) -> str:
     return (content or b"").decode(errors="replace")
 
 
-def telling_paths(paths: Iterable[str]) -> tuple[str, ...]:
-    """Those of the paths that decide what runs elsewhere: CI, submodules, attributes; in any folder and any case."""
-    return tuple(
-        path for path in paths if any(fnmatchcase(f"/{path.casefold()}", f"*/{one}") for one in _TELLING_PATHS)
-    )
+def refuse_protected(changes: Iterable[FileChange], config: RunnerConfig) -> None:
+    """Refuse planned changes to protected files, where ``protected_paths_policy`` says so."""
+    found = protected_files((change.path for change in changes), config.protected_paths)
+    if found and config.protected_paths_policy == "refuse":
+        raise ChangeRejectedError(
+            f"The answer changes {', '.join(map(repr, found[:5]))}: protected files, which it must leave as they are.",
+            hint="Do the task without changing them.",
+        )
 
 
-def commit_message(config: RunnerConfig, task: TaskContext, run_id: str) -> str:
-    """The configured message for a task's commit."""
-    return config.commit_message.format(
+def commit_message(config: RunnerConfig, task: TaskContext, run_id: str, fence: Fence | None = None) -> str:
+    """The configured message for a task's commit, and the trailers that say whose it is."""
+    message = config.commit_message.format(
         task_id=task.task_id, spec_name=task.spec_name, title=task.title, description=task.description, run_id=run_id
     ).replace("\0", "")
+    return signed(message, run_id, fence)
 
 
 def commit_changes(
@@ -147,11 +148,13 @@ def commit_changes(
     author: Author,
     response: LLMResponse,
     deadline: Deadline,
+    protected: Iterable[str] = (),
 ) -> ImplementationResult:
     """Write the planned changes as one commit on top of the workspace's base, kept under ``ref``.
 
     Where that is another commit already, which stays, it is kept under ``ref`` with ``-2`` at its end, and so on; so
-    the same changes, message and author may be written any number of times.
+    the same changes, message and author may be written any number of times. ``protected`` are the configured patterns;
+    the result names the files that they, or our own, fit.
     """
     name = ref
     for number in range(2, _MOST_NAMES):
@@ -171,7 +174,8 @@ def commit_changes(
         commit=commit,
         ref=name,
         tree=workspace.objects.tree_of(commit),
-        files=tuple(sorted(change.path for change in changes)),
+        files=(files := tuple(sorted(change.path for change in changes))),
+        protected_files=protected_files(files, protected),
         explanation=response.explanation,
         model=response.model,
         edit_format=response.edit_format,

@@ -1,7 +1,8 @@
 """Deliver: move the task's branch to the commit by compare-and-swap, where the slot came from.
 
 A branch that is there already is replaced only while every commit on it, beyond the base, was made by this runner's
-own committer: an earlier attempt. Anything else on it is somebody's work, and the delivery is refused.
+own committer: an earlier attempt. Anything else on it is somebody's work, and the delivery is refused. So it is where
+one of them was made under a newer claim on the task: then this runner was overtaken.
 """
 
 from __future__ import annotations
@@ -11,13 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from necrocode.agent_runner._git import REMOTE_HEAD, GitError
-from necrocode.agent_runner.errors import PushError
+from necrocode.agent_runner._git import RECEIVE_PACK, REMOTE_HEAD, UPLOAD_PACK, GitError
+from necrocode.agent_runner.errors import PushError, StaleLeaseError
+from necrocode.agent_runner.fencing import LOG_FORMAT, fence_in
 from necrocode.agent_runner.models import PushResult
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner._git import ObjectReader, Repository
+    from necrocode.agent_runner.fencing import Fence
     from necrocode.agent_runner.models import ImplementationResult
     from necrocode.agent_runner.workspace import Workspace
 
@@ -39,18 +44,29 @@ def deliver(
     push: bool,
     committer_email: str,
     deadline: Deadline,
+    fence: Fence | None = None,
+    check_hold: Callable[[], None] = lambda: None,
 ) -> PushResult:
-    """Put the commit on the branch. :class:`PushError` says why not; delivering the same commit again is harmless."""
+    """Put the commit on the branch. :class:`PushError` says why not; delivering the same commit again is harmless.
+
+    ``StaleLeaseError`` when the branch is of a newer claim than ``fence``, or by ``check_hold``, which is asked before
+    anything is moved.
+    """
+
+    def check() -> None:
+        workspace.check_hold()
+        check_hold()
+
     repository, commit = workspace.repository, implementation.commit
     remote = workspace.remote if push else None
-    delivery = _Delivery(repository, workspace.objects, branch, implementation, committer_email, deadline)
+    delivery = _Delivery(repository, workspace.objects, branch, implementation, committer_email, deadline, fence, check)
     stays_here = workspace.is_brought or remote is None
     try:
         tip = delivery.local_tip() if stays_here else None
         if workspace.is_brought:
             delivery.refuse_branch_of_another_worktree()
             repository.check_out(commit, deadline=deadline)
-        workspace.check_hold()
+        check()
         if remote is not None:  # first of all: what was not pushed must not look delivered here
             delivery.push(remote)
         if stays_here:
@@ -59,7 +75,8 @@ def deliver(
             repository.run("symbolic-ref", "HEAD", delivery.ref, deadline=deadline)
     except GitError as error:
         raise PushError(
-            f"Cannot deliver branch {branch} to {remote or workspace.path}: {error}", hint=_hint(error.output)
+            f"Cannot deliver branch {branch} to {remote or workspace.path}: {error}",
+            hint=error.hint or _hint(error.output),
         ) from error
     place = str(workspace.path) if remote is None else _address(repository, remote)
     return PushResult(branch=branch, commit=commit, repository=place, pushed=remote is not None)
@@ -73,6 +90,8 @@ class _Delivery:
     implementation: ImplementationResult
     committer_email: str
     deadline: Deadline
+    fence: Fence | None
+    check_hold: Callable[[], None]
 
     @property
     def ref(self) -> str:
@@ -111,11 +130,12 @@ class _Delivery:
             expected = self._remote_tip(remote)
             if expected:
                 self._check_replaceable(expected)
+            self.check_hold()
 
     def _remote_tip(self, remote: str) -> str:
         """The commit that the branch is at over there, with its history fetched; empty where it is not there."""
         seen = f"refs/necrocode/seen/{self.implementation.commit}"
-        options = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules")
+        options = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", UPLOAD_PACK)
         try:
             self.repository.run(
                 "fetch", *options, "--", remote, f"+{self.ref}:{seen}", network=True, deadline=self.deadline
@@ -130,7 +150,7 @@ class _Delivery:
 
     def _push_expecting(self, remote: str, expected: str) -> None:
         lease = f"--force-with-lease={self.ref}:{expected}"
-        options = ("--porcelain", "--no-verify", "--no-follow-tags", "--recurse-submodules=no", lease)
+        options = ("--porcelain", "--no-verify", "--no-follow-tags", "--recurse-submodules=no", RECEIVE_PACK, lease)
         refspec = f"{self.implementation.commit}:{self.ref}"
         self.repository.run("push", *options, "--", remote, refspec, network=True, deadline=self.deadline)
 
@@ -138,14 +158,26 @@ class _Delivery:
         known = [self.implementation.base_commit, self.implementation.commit]
         if (default_branch := self.objects.resolve(REMOTE_HEAD)) is not None:
             known.append(default_branch)  # a later attempt may start from an older commit
-        emails = self.repository.run("log", "--format=%ce", tip, "--not", *known, "--", deadline=self.deadline)
-        others = sorted(set(emails.decode(errors="replace").split("\n")) - {self.committer_email, ""})
+        log = self.repository.run("log", f"--format={LOG_FORMAT}", tip, "--not", *known, "--", deadline=self.deadline)
+        commits = [line.split("\0") for line in log.decode(errors="replace").split("\n") if line]
+        others = sorted({email for email, *_ in commits} - {self.committer_email, ""})
         if others:
             raise PushError(
                 f"Branch {self.branch} exists with commits that this runner did not make (by {', '.join(others[:3])});"
                 " it was left as it is.",
                 hint="Give the task another branch_name, or delete that branch."
                 f" The commit is kept under {self.implementation.ref}.",
+            )
+        for _, epochs, lineages in commits:
+            self._refuse_newer(fence_in(epochs, lineages))
+
+    def _refuse_newer(self, theirs: Fence | None) -> None:
+        ours = self.fence
+        if ours is not None and theirs is not None and ours.is_older_than(theirs):
+            raise StaleLeaseError(
+                f"Branch {self.branch} was delivered by a newer run of the task (epoch {theirs.epoch}; this run has"
+                f" {ours.epoch}); it was left as it is.",
+                hint=f"The commit is kept under {self.implementation.ref}.",
             )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from necrocode.agent_runner._error_data import error_data, error_from
+from necrocode.agent_runner._invisible import visible
 from necrocode.agent_runner.generation.answer_forms import (
     ShownFile,
     answer_format_of,
@@ -119,7 +120,7 @@ def compose(
         task,
         shown,
         instructions="\n\n".join(filter(None, [redactor.text(instructions).strip(), stand_ins.note])),
-        test_commands=tuple(map(redactor.text, test_commands)),
+        test_commands=tuple(redactor.text(visible(command)) for command in test_commands),
         failing=redactor.text(failing),
         edit_format=edit_format,
     )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from necrocode.agent_runner._git import FileChange
     from necrocode.agent_runner._redact import Redactor
     from necrocode.agent_runner.config import RunnerConfig
+    from necrocode.agent_runner.fencing import Fence
     from necrocode.agent_runner.journal import Fields, Journal
     from necrocode.agent_runner.models import ImplementationResult, LLMResponse, TaskContext
     from necrocode.agent_runner.workspace import Workspace
@@ -33,10 +34,12 @@ class KeptWork:
     task: TaskContext
     base_commit: str
     redactor: Redactor
+    fence: Fence | None = None
+    """What the run's writes carry now."""
 
     def plan(self, make: Callable[[Callable[[str], None]], TestPlan], *, on_trouble: Callable[[str], None]) -> TestPlan:
         """Which tests judge the change; ``make`` says so where it is not journalled, and is given an ``on_trouble``."""
-        basis = basis_of(self.base_commit, self.task.test_commands, self._settings())
+        basis = basis_of(self.base_commit, self.task.test_commands, self.task.setup_commands, self._settings())
         data = self.journal.recorded("plan", "", basis)
         if data is not None and (plan := self._plan_from(data)) is not None:
             for trouble in data.get("troubles", ()):
@@ -87,12 +90,17 @@ class KeptWork:
 
         Message and time are those with which it was first made, so that it gets the same id.
         """
-        message = commit_message(self.config, self.task, run_id)
-        when = int(deadline.clock.now().timestamp())
-        data = self.journal.recorded("commit", str(number))
-        if data is not None and isinstance(data.get("message"), str) and isinstance(data.get("when"), int):
-            message, when = data["message"], data["when"]
-        self.journal.record("commit", str(number), message=message, when=when)
+        now = None if self.fence is None else {"epoch": self.fence.epoch, "lineage": self.fence.lineage}
+        begun: Fields = {
+            "message": commit_message(self.config, self.task, run_id, self.fence),
+            "when": int(deadline.clock.now().timestamp()),
+            "fence": now,
+        }
+        before = self.journal.recorded("commit", str(number))
+        if before is not None and self._is_ours_since(before.get("fence")):
+            begun |= {name: before[name] for name, one in begun.items() if isinstance(before.get(name), type(one))}
+        self.journal.record("commit", str(number), **begun)
+        message, when = begun["message"], begun["when"]
         made = commit_changes(
             workspace,
             changes,
@@ -101,14 +109,28 @@ class KeptWork:
             author=Author(self.config.commit_author_name, self.config.commit_author_email, when),
             response=response,
             deadline=deadline,
+            protected=self.config.protected_paths,
         )
         self.journal.record("committed", str(number), commit=made.commit, tree=made.tree, ref=made.ref)
         return made
 
+    def _is_ours_since(self, was: object) -> bool:
+        """Whether nobody else can have claimed the task since: each claim from that on was this run's."""
+        if self.fence is None or not isinstance(was, dict):
+            return was is None and self.fence is None
+        lineage, epoch, since = self.fence.lineage, self.fence.epoch, was.get("epoch")
+        entries = (entry for entry in self.journal.reading.entries if entry.kind in {"run", "claim"})
+        claims = [fence for entry in entries if isinstance(fence := entry.data.get("fence"), dict)]
+        ours = {claim.get("epoch") for claim in claims if claim.get("lineage") == lineage} | {epoch}
+        if was.get("lineage") != lineage or not isinstance(since, int) or epoch - since >= len(ours):
+            return False
+        return all(number in ours for number in range(since, epoch + 1))
+
     def tests(self, plan: TestPlan, tree: str, make: Callable[[], TestResult]) -> TestResult:
         """What the tests say of a tree; ``make`` runs them where that is not journalled."""
         base = None if plan.base is None else plan.base.model_dump(mode="json")
-        basis = basis_of(self.base_commit, plan.commands, plan.pass_rule, base, self.task.fail_fast, self._settings())
+        commands = (*self.task.setup_commands, "", *plan.commands)
+        basis = basis_of(self.base_commit, commands, plan.pass_rule, base, self.task.fail_fast, self._settings())
         data = self.journal.recorded("tests", tree, basis)
         if data is not None:
             with suppress(ValueError):

@@ -32,7 +32,6 @@ class Reporter:
 
     def started(self) -> None:
         """The task is running now. Raises ``ServiceError`` and its kin: a run that nobody can see is not begun."""
-        self._registry.register_task(self._task)
         self.has_started = True  # before the call: an interrupted one may have arrived
         try:
             self._status("running", {})

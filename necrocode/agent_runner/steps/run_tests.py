@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from necrocode.agent_runner._clock import Deadline
+    from necrocode.agent_runner._redact import Redactor
     from necrocode.agent_runner.config import RunnerConfig
     from necrocode.agent_runner.models import ImplementationResult, TaskContext
     from necrocode.agent_runner.protocols import Sandbox
+    from necrocode.agent_runner.steps.setup import Setups
     from necrocode.agent_runner.test_results import CommandResult, PassRule, TamperReport, TestResult
     from necrocode.agent_runner.workspace import Workspace
 
@@ -63,17 +65,19 @@ def plan_tests(
     sandbox: Sandbox,
     *,
     config: RunnerConfig,
-    redact: Callable[[str], str],
+    redactor: Redactor,
     deadline: Deadline,
     on_note: Callable[[str], None],
     on_trouble: Callable[[str], None],
+    setups: Setups | None = None,
 ) -> TestPlan:
     """The task's commands, or those that the project's files suggest, and what they say on the base.
 
     The checkout must hold the base, or be a brought one, whose files git moves there. Commands that nobody asked for
     are used only where the base shows that they work, or fails before they come to run a test; they ask for no more
     than that nothing fails anew. Otherwise nothing is tested, and ``on_trouble`` says why.
-    ``TestExecutionError`` where the program of a command that the task names is not there.
+    ``TestExecutionError`` where the program of a command that the task names is not there; ``SetupError`` where what
+    ``setups`` has to do for the base fails.
     """
     commands, detected = task.test_commands, ""
     if not commands and config.detect_tests and config.test_base:
@@ -83,13 +87,13 @@ def plan_tests(
         commands, detected = found.commands, found.why
     if not commands:
         on_trouble(untested(config))
-    if not commands or not config.test_base:
+        return TestPlan((), config.pass_rule)
+    set_up_base(workspace, setups, deadline)
+    if not config.test_base:
         return TestPlan(tuple(commands), config.pass_rule)
-    if workspace.is_brought and workspace.objects.resolve("HEAD") != workspace.base_commit:
-        _place(workspace, workspace.base_commit, "it was to be tested before the change", deadline)
     rule: PassRule = "no-new-failures" if detected else config.pass_rule
     environment = config.test_environment
-    runner = TestRunner(sandbox, workspace.objects, environment, redact, deadline, is_by_cases=rule == _BY_CASES)
+    runner = TestRunner(sandbox, workspace.objects, environment, redactor, deadline, rule == _BY_CASES, setups)
     runs = BaseRuns(config.state_dir / "base-tests", deadline.clock)
     base = runs.result(workspace, commands, runner, on_note=on_note)
     if not detected:
@@ -101,6 +105,14 @@ def plan_tests(
         )
         return TestPlan(())
     return TestPlan(tuple(commands), rule, base, detected, is_proven(base))
+
+
+def set_up_base(workspace: Workspace, setups: Setups | None, deadline: Deadline) -> None:
+    """Have what the base's tests need, made from the base's own files; errors as in :func:`plan_tests`."""
+    if workspace.is_brought and workspace.objects.resolve("HEAD") != workspace.base_commit:
+        _place(workspace, workspace.base_commit, "it was to be tested before the change", deadline)
+    if setups is not None:
+        setups.prepare()
 
 
 def untested(config: RunnerConfig) -> str:
@@ -117,19 +129,21 @@ def run_tests(
     sandbox: Sandbox,
     *,
     environment: Mapping[str, str],
-    redact: Callable[[str], str],
+    redactor: Redactor,
     deadline: Deadline,
     plan: TestPlan | None = None,
+    setups: Setups | None = None,
 ) -> TestResult:
     """Let git write the commit's files into the slot, run the test commands over a layer on top, and judge the change.
 
     What fails anew is run a second time. Where the change touches the tests that it passes, the base's version of them
     is run on it too. ``plan`` None: the task's own commands by their exit codes, with no base. Failing tests are a
-    result. ``TestExecutionError`` when the commands could not be run at all.
+    result. ``TestExecutionError`` when the commands could not be run at all, ``ChangedSetupError`` when what
+    ``setups`` has to do for the change's dependencies fails.
     """
     plan = plan or TestPlan(tuple(task.test_commands))
     is_by_cases = plan.pass_rule == _BY_CASES
-    runner = TestRunner(sandbox, workspace.objects, environment, redact, deadline, is_by_cases=is_by_cases)
+    runner = TestRunner(sandbox, workspace.objects, environment, redactor, deadline, is_by_cases, setups)
     kept = f"the commit is kept under {implementation.ref}"
     _place(workspace, implementation.commit, kept, deadline)
     fail_fast = task.fail_fast and not is_by_cases

@@ -41,7 +41,7 @@ MAX_AGE = timedelta(days=1)
 """How long an entry is believed: what a tree needs besides its own files may change."""
 MAX_ENTRIES = 200
 MAX_ENTRY_BYTES = 16 * 1024 * 1024
-FORMAT = 2
+FORMAT = 3
 _LOOK_SECONDS = 0.05  # flock has no time limit: it is looked at this often, in real time, for so is the other's work
 _LOCKS = 64
 _WORTH_ANOTHER = 1.5  # how many times the time that was not enough must be there for another try
@@ -81,7 +81,7 @@ class BaseRuns:
                 return None
             if kept is not None and _is_whole(kept):
                 on_note(f"the tests on the base are known from an earlier run ({tree[:12]})")
-                masks = tuple(masked(command, runner.redact) for command in kept.commands)
+                masks = tuple(masked(command, runner.redactor.text) for command in kept.commands)
                 return kept.model_copy(update={"commands": masks})
             if not is_held:
                 on_note("another run is still testing the base: how it fares is not known")
@@ -101,6 +101,7 @@ class BaseRuns:
             FORMAT, tree, list(commands), runner.is_by_cases,
             sorted(runner.environment.items()), sorted(inherited.items()),
             f"{sandbox.__module__}.{sandbox.__qualname__} {identity}", sys.version, os.getuid(),
+            "" if runner.prepared is None else runner.prepared.key(tree),
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts).encode(errors="surrogatepass")).hexdigest()
 

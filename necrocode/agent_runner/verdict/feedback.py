@@ -56,7 +56,7 @@ def failure_feedback(result: TestResult, base: TestResult | None) -> str:
     known = old if result.pass_rule == "no-new-failures" else set()  # noqa: S105  a rule on passing
     failing = [case for case in command.failing if case.name not in known and not _passed_again(command, case)]
     failing.sort(key=lambda case: case.name in old)
-    lines = [f"The command `{_told(command.command)[:300]}` {_ending(command)}."]
+    lines = [f"The command `{_told(command.command)[:300]}` {ending(command)}."]
     if command.report_note:
         lines.append(f"({_told(command.report_note)})")
     if number < len(compared) and compared[number].missing:
@@ -114,9 +114,12 @@ def _passed_again(command: CommandResult, case: TestCase) -> bool:
     return any(other.name == case.name and not other.is_failing for other in again)
 
 
-def _ending(command: CommandResult) -> str:
+def ending(command: CommandResult) -> str:
+    """How a command that failed has ended, in a few words."""
     if command.timed_out:
         return "did not end in time"
+    if command.stopped_by is not None:
+        return f"was stopped at a limit ({command.stopped_by})"
     if command.exit_code is not None and command.exit_code < 0:
         return f"was ended by signal {-command.exit_code}"
     return f"exited with {command.exit_code}"

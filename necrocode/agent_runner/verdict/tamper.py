@@ -55,6 +55,11 @@ _CI = (
     ".drone.yml", ".woodpecker*", "bitbucket-pipelines.yml", ".ci/*", ".pre-commit-config.yaml", "buildspec.yml",
     "cloudbuild.yaml", ".teamcity/*", ".semaphore/*", ".cirrus.yml",
 )  # fmt: skip
+# Files that decide what runs elsewhere, besides those of continuous integration.
+_PROTECTED = (
+    ".gitmodules", ".gitattributes", ".lfsconfig", ".github/*", ".gitlab/*", ".gitea/*", ".forgejo/*", ".husky/*",
+    ".devcontainer/*", ".envrc", "lefthook.yml",
+)  # fmt: skip
 _MIXED = frozenset({"pyproject.toml", "setup.cfg", "package.json", "composer.json"})
 _MAKEFILES = frozenset({"makefile", "gnumakefile", "justfile", "taskfile.yml", "rakefile"})
 _PYTHON_TABLES = ("pytest", "coverage", "tox", "nox", "hatch", "poe", "pdm", "taskipy", "unittest")
@@ -154,6 +159,23 @@ def is_configuration(path: str) -> bool:
 def is_ci(path: str) -> bool:
     """Whether it decides what continuous integration does."""
     return any(fnmatchcase(f"/{path.casefold()}", f"*/{pattern}") for pattern in _CI)
+
+
+def protected_files(paths: Iterable[str], patterns: Iterable[str] = ()) -> tuple[str, ...]:
+    """Those of the paths that decide what runs elsewhere, or fit one of the configured patterns; in any case.
+
+    A pattern without a slash before it fits in any folder, and one that ends with a slash all that is below.
+    """
+    wanted = [_pattern(one) for one in (*_PROTECTED, *patterns)]
+    return tuple(
+        path for path in paths if is_ci(path) or any(fnmatchcase(f"/{path.casefold()}", one) for one in wanted)
+    )
+
+
+def _pattern(given: str) -> str:
+    pattern = given.casefold().removeprefix("./")
+    pattern += "*" if pattern.endswith("/") else ""
+    return pattern if pattern.startswith("/") else f"*/{pattern}"
 
 
 def _shadows_tool(path: str, before: Callable[[str], bytes | None]) -> bool:

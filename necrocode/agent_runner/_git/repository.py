@@ -1,0 +1,194 @@
+"""One repository: a checkout or a bare one, and what is done in it."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from necrocode.agent_runner._git.door import DEFAULT_TIMEOUT_SECONDS, Git, end_process
+from necrocode.agent_runner._git.failures import GitError, last_words
+from necrocode.agent_runner._git.objects import ObjectReader, TreeEntry, commit_stream
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from necrocode.agent_runner._clock import Deadline
+    from necrocode.agent_runner._git.objects import Author, FileChange
+
+REMOTE_HEAD = "refs/necrocode/remote-head"
+"""In a pool's mirror: where the remote's default branch was at the last fetch."""
+# Said outright, or a remote's own settings could name other programs.
+UPLOAD_PACK, RECEIVE_PACK = "--upload-pack=git-upload-pack", "--receive-pack=git-receive-pack"
+_READS_OR_WRITES_FILES = frozenset(
+    {"status", "reset", "checkout", "checkout-index", "add", "diff", "diff-index", "diff-files"}
+)
+_MOST_FILTER_BYTES = 100_000
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A git repository: a checkout at ``path``, or a bare one (then ``bare``)."""
+
+    git: Git
+    path: Path
+    bare: bool = False
+
+    @property
+    def _where(self) -> list[str]:
+        """Named outright: nothing is looked for further up, and ``core.worktree`` leads nowhere else."""
+        return [f"--git-dir={self.path}"] if self.bare else ["-C", str(self.path), "--git-dir=.git", "--work-tree=."]
+
+    def run(
+        self,
+        *argv: str,
+        stdin: bytes = b"",
+        network: bool = False,
+        deadline: Deadline | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> bytes:
+        """Standard output of a git command in this repository.
+
+        A command that uses the ``network`` names its remote after ``--``; :class:`RemoteRefusedError` if it may not.
+        """
+        return self.git.run(
+            [*self._where, *argv],
+            stdin=stdin,
+            address=self._address(argv, deadline) if network else None,
+            config=self._no_filters(deadline) if argv[0] in _READS_OR_WRITES_FILES and not self.bare else {},
+            deadline=deadline,
+            pass_fds=pass_fds,
+        )
+
+    def check_remote(self, remote: str, *, deadline: Deadline | None = None) -> None:
+        """Return if a push to this remote would be allowed; else :class:`RemoteRefusedError`. Nothing is sent."""
+        self.git.remotes.check(self._address(("push", "--", remote), deadline))
+
+    def _address(self, argv: Sequence[str], deadline: Deadline | None) -> str:
+        """The URL or path that the command will talk to, the repository's own rewriting of URLs included."""
+        remote = argv[argv.index("--") + 1]
+        is_name = not set(":/") & set(remote)
+        told = ("remote", "get-url", "--push") if argv[0] == "push" and is_name else ("ls-remote", "--get-url")
+        return self.git.run([*self._where, *told, "--", remote], deadline=deadline).decode(errors="replace").strip()
+
+    def _no_filters(self, deadline: Deadline | None) -> dict[str, str]:
+        """Settings that turn off every filter driver which this repository's configuration has."""
+        found, is_cut = self.first_output(
+            "config", "--null", "--name-only", "--get-regexp", r"^filter\.",
+            limit_bytes=_MOST_FILTER_BYTES,
+            seconds=DEFAULT_TIMEOUT_SECONDS if deadline is None else deadline.check("look for filters"),
+        )  # fmt: skip
+        if is_cut:
+            raise GitError(f"The configuration of {self.path} names too many filters.", hint="Remove them.")
+        keys = found.decode(errors="surrogateescape").split("\0")
+        drivers = {key.partition(".")[2].rpartition(".")[0] for key in keys if key.count(".") > 1}
+        return {
+            f"filter.{driver}.{key}": value
+            for driver in sorted(drivers)
+            for key, value in (("clean", ""), ("smudge", ""), ("process", ""), ("required", "false"))
+        }
+
+    def first_output(self, *argv: str, limit_bytes: int, seconds: float) -> tuple[bytes, bool]:
+        """What a command prints at first, and whether it was stopped there: at the limit, or when its time was over.
+
+        Exit code 1 without a word is no error: so ``grep`` says that there is nothing.
+        """
+        process = self.git.start([*self._where, *argv])
+        output, is_cut = bytearray(), False
+        try:
+            is_cut = not _read_until(process, output, limit_bytes, time.monotonic() + seconds)
+            if not is_cut:
+                errors = process.stderr.read() if process.stderr is not None else b""
+                if process.wait() > 1 or errors:
+                    text = errors.decode(errors="replace").strip()
+                    raise GitError(f"git {argv[0]} failed: {last_words(text)}", output=text)
+        finally:
+            end_process(process)
+        return bytes(output), is_cut
+
+    def objects(self) -> ObjectReader:
+        """A reader of this repository's objects: one git process, started at the first read."""
+        return ObjectReader(str(self.path), lambda argv: self.git.start([*self._where, *argv]))
+
+    def files(self, tree: str, *, deadline: Deadline | None = None) -> dict[str, tuple[TreeEntry, int]]:
+        """Every file below a tree: path → (entry, size in bytes); symlinks included, submodules not."""
+        listing = self.run("ls-tree", "-r", "-l", "-z", "--full-tree", tree, deadline=deadline)
+        found: dict[str, tuple[TreeEntry, int]] = {}
+        for record in filter(None, listing.split(b"\0")):
+            header, _, path = record.partition(b"\t")
+            mode, kind, oid, size = header.decode().split()
+            if kind == "blob":
+                found[path.decode(errors="surrogateescape")] = (TreeEntry(mode, oid), int(size))
+        return found
+
+    def write_commit(
+        self,
+        base: str,
+        changes: Iterable[FileChange],
+        *,
+        ref: str,
+        message: str,
+        author: Author,
+        deadline: Deadline | None = None,
+    ) -> str:
+        """Make a commit on top of ``base`` in the object store and point the new ``ref`` at it; its id.
+
+        No file of any checkout is touched. The paths must have been checked: fast-import takes any.
+        """
+        stream = commit_stream(base, changes, ref=ref, message=message, author=author)
+        argv = ("fast-import", "--quiet", "--date-format=raw")
+        return self.run(*argv, stdin=stream, deadline=deadline).decode().strip()
+
+    def diff(self, base: str, commit: str, *, deadline: Deadline | None = None) -> bytes:
+        """The patch from one commit to another, which ``git apply`` takes; renames are shown as such."""
+        options = (
+            "-p",
+            "-r",
+            "-M",
+            "--binary",
+            "--full-index",
+            "--no-ext-diff",
+            "--no-textconv",
+            "--no-color",
+        )
+        return self.run("diff-tree", *options, base, commit, deadline=deadline)
+
+    def move_ref(self, ref: str, commit: str, *, expected: str | None, deadline: Deadline | None = None) -> None:
+        """Compare-and-swap: point ``ref`` at ``commit`` if it is now at ``expected`` (None: if it does not exist)."""
+        old = expected if expected is not None else "0" * len(commit)
+        self.run("update-ref", "--no-deref", ref, commit, old, deadline=deadline)
+
+    def reset_hard(self, commit: str, *, deadline: Deadline | None = None) -> None:
+        """Move a detached HEAD, index and files to ``commit``."""
+        self.run("reset", "--hard", "--quiet", commit, deadline=deadline)
+
+    def check_out(self, commit: str, *, deadline: Deadline | None = None) -> None:
+        """Move HEAD, detached, index and files to ``commit``; a file that git does not track, ignored or not, stays.
+
+        :class:`GitError` names the ones that are in the way; nothing has moved then.
+        """
+        self.run("checkout", "--quiet", "--no-overwrite-ignore", "--detach", commit, "--", deadline=deadline)
+
+    def remove_untracked(self, *, deadline: Deadline | None = None) -> None:
+        """Remove everything git does not track, ignored files and nested repositories included."""
+        self.run("clean", "-ffdxq", deadline=deadline)
+
+
+def _read_until(process: subprocess.Popen[bytes], output: bytearray, limit_bytes: int, end: float) -> bool:
+    """Whether all that the process prints was read before the limit and the end, on the monotonic clock, came."""
+    assert process.stdout is not None  # noqa: S101  start() asks for pipes
+    descriptor = process.stdout.fileno()
+    with selectors.DefaultSelector() as selector:
+        selector.register(descriptor, selectors.EVENT_READ)
+        while len(output) < limit_bytes:
+            if not selector.select(max(0.0, end - time.monotonic())):
+                return False
+            piece = os.read(descriptor, min(1 << 20, limit_bytes - len(output)))
+            if not piece:
+                return True
+            output += piece
+    return False
