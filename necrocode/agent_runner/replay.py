@@ -27,11 +27,11 @@ from necrocode.agent_runner.journal import MAX_BYTES, Entry, Fields, Journal, Re
 from necrocode.agent_runner.models import TaskContext
 from necrocode.agent_runner.playbook import Playbook, with_playbook
 from necrocode.agent_runner.run_record import RunRecord
+from necrocode.agent_runner.shown_task import masked, readable
 from necrocode.agent_runner.solver import Solver
 from necrocode.agent_runner.steps.generate import Asker
 from necrocode.agent_runner.steps.kept import KeptWork
 from necrocode.agent_runner.steps.report import Reporter
-from necrocode.agent_runner.task_run import masked, readable
 from necrocode.agent_runner.wiring import Services
 from necrocode.agent_runner.workspace import StartPoint, Workspace
 
@@ -296,10 +296,12 @@ def _workspace(scratch: Path, start: StartPoint, repositories: Sequence[Path], s
 
 def _objects_folder(git: Git, source: Path) -> Path | None:
     """Where a repository, bare or with a checkout, has its objects; None for what is none."""
-    with suppress(RunnerError, OSError):
-        found = git.run(["-C", str(source), "rev-parse", "--path-format=absolute", "--git-path", "objects"])
-        folder = Path(found.decode(errors="surrogateescape").rstrip("\n"))
-        return folder if folder.is_dir() and "\n" not in str(folder) else None
+    for where in (("-C", str(source)), (f"--git-dir={source}",)):  # a bare one is not found by looking
+        with suppress(RunnerError, OSError):
+            found = git.run([*where, "rev-parse", "--path-format=absolute", "--git-path", "objects"])
+            folder = Path(found.decode(errors="surrogateescape").rstrip("\n"))
+            if folder.is_dir() and "\n" not in str(folder):
+                return folder
     return None
 
 

@@ -7,19 +7,19 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._clock import Deadline
-from necrocode.agent_runner._invisible import invisible_in, told, visible
 from necrocode.agent_runner.attempts import Attempts
 from necrocode.agent_runner.errors import RepositoryNotFoundError, StaleLeaseError
 from necrocode.agent_runner.generation.budgeted_model import BudgetedModel
 from necrocode.agent_runner.journal import Journal
 from necrocode.agent_runner.journals import header_of
-from necrocode.agent_runner.models import PushResult, RunnerResult
+from necrocode.agent_runner.models import RunnerResult
 from necrocode.agent_runner.playbook import load_playbook, with_playbook
+from necrocode.agent_runner.shown_task import masked, readable
 from necrocode.agent_runner.solver import Solver
 from necrocode.agent_runner.steps.allocate import brought_workspace, leased_workspace
 from necrocode.agent_runner.steps.deliver import deliver
 from necrocode.agent_runner.steps.generate import Asker, Transcript, spent_before
-from necrocode.agent_runner.steps.kept import KeptWork
+from necrocode.agent_runner.steps.kept import KeptWork, delivered_before
 from necrocode.agent_runner.steps.lease import held_task, still_fenced
 from necrocode.agent_runner.steps.report import Reporter
 from necrocode.agent_runner.steps.setup import Setups
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from necrocode.agent_runner._redact import Redactor
     from necrocode.agent_runner.config import RunnerConfig
     from necrocode.agent_runner.generation.budget import ProcessBudget
     from necrocode.agent_runner.models import ImplementationResult, TaskContext
@@ -131,7 +130,7 @@ class TaskRun:
     def _begin_journal(self) -> None:
         """From here on the run can go on after its process has died."""
         fence = self.record.fence
-        data = None if fence is None else {"epoch": fence.epoch, "lineage": fence.lineage}
+        data = None if fence is None else fence.model_dump()
         if self._journal.is_resumed:
             self._journal.record("claim", str(len(self._journal.reading.entries)), fence=data)
             return
@@ -244,9 +243,10 @@ class TaskRun:
         """The branch at the commit; with that the task is done."""
         record = self.record
         with record.step("deliver"):
-            record.push = self._delivered_before() or deliver(
+            made = self._implementation()
+            record.push = delivered_before(self._journal, made, record.task.branch, push=self._config.push) or deliver(
                 workspace,
-                self._implementation(),
+                made,
                 record.task.branch,
                 push=self._config.push,
                 committer_email=self._config.commit_author_email,
@@ -259,17 +259,6 @@ class TaskRun:
         self._journal.record("delivered", **record.push.model_dump(mode="json"))
         record.status = "done"
         self._reporter.event("branch_delivered", {"branch": record.push.branch, "commit": record.push.commit})
-
-    def _delivered_before(self) -> PushResult | None:
-        """Where the interrupted run has delivered this very commit: by now that branch is others' business."""
-        data = self._journal.recorded("delivered")
-        wanted = {"branch": self.record.task.branch, "commit": self._implementation().commit}
-        if data is None or any(data.get(name) != value for name, value in wanted.items()):
-            return None
-        with suppress(ValueError):
-            push = PushResult.model_validate(data)
-            return push if push.pushed or not self._config.push else None
-        return None
 
     def _check_task(self) -> None:
         """Return while the task is this run's; ``StaleLeaseError`` once it may be another's."""
@@ -407,39 +396,3 @@ def workspace_for(
 def _encoded(text: str) -> bytes:
     """UTF-8, whatever a file name or a model has put into the text."""
     return text.encode(errors="backslashreplace")
-
-
-def readable(task: TaskContext, playbook: Playbook) -> tuple[TaskContext, Playbook, tuple[str, ...]]:
-    """Both as people see them, who wrote or approved them; and a warning for each text that held more than that."""
-    criteria = tuple(task.acceptance_criteria)
-    texts = {
-        "The task's title": [task.title],
-        "The task's description": [task.description],
-        "The task's acceptance criteria": criteria,
-        "The playbook's instructions": [playbook.instructions],
-    }
-    found = {what: invisible_in(text) for what, text in texts.items()}
-    seen = {
-        "title": visible(task.title).strip(),
-        "description": visible(task.description),
-        "acceptance_criteria": tuple(map(visible, criteria)),
-    }
-    warnings = tuple(
-        f"{what} held characters that nobody sees; the model is not shown them: {told(hidden)}."
-        for what, hidden in found.items()
-        if hidden
-    )
-    playbook = playbook.model_copy(update={"instructions": visible(playbook.instructions)})
-    return task.model_copy(update=seen), playbook, warnings
-
-
-def masked(task: TaskContext, redactor: Redactor) -> TaskContext:
-    """The task with secrets masked in all that is shown, stored or committed; the test commands run as they are."""
-    return task.model_copy(
-        update={
-            "title": redactor.text(task.title),
-            "description": redactor.text(task.description),
-            "acceptance_criteria": tuple(map(redactor.text, task.acceptance_criteria)),
-            "metadata": redactor.data(json.loads(json.dumps(task.metadata, default=str))),
-        }
-    )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._git import Author
 from necrocode.agent_runner.journal import basis_of
+from necrocode.agent_runner.models import PushResult
 from necrocode.agent_runner.steps.apply import commit_changes, commit_message
 from necrocode.agent_runner.steps.run_tests import TestPlan
 from necrocode.agent_runner.test_results import TestResult
@@ -90,11 +91,10 @@ class KeptWork:
 
         Message and time are those with which it was first made, so that it gets the same id.
         """
-        now = None if self.fence is None else {"epoch": self.fence.epoch, "lineage": self.fence.lineage}
         begun: Fields = {
             "message": commit_message(self.config, self.task, run_id, self.fence),
             "when": int(deadline.clock.now().timestamp()),
-            "fence": now,
+            "fence": None if self.fence is None else self.fence.model_dump(),
         }
         before = self.journal.recorded("commit", str(number))
         if before is not None and self._is_ours_since(before.get("fence")):
@@ -142,3 +142,14 @@ class KeptWork:
     def _settings(self) -> Fields:
         names = ("detect_tests", "test_base", "pass_rule", "tamper", "test_environment", "sandbox", "sandbox_network")
         return {name: getattr(self.config, name) for name in names}
+
+
+def delivered_before(journal: Journal, made: ImplementationResult, branch: str, *, push: bool) -> PushResult | None:
+    """Where the interrupted run has delivered this very commit: by now that branch is others' business."""
+    data = journal.recorded("delivered")
+    if data is None or (data.get("branch"), data.get("commit")) != (branch, made.commit):
+        return None
+    with suppress(ValueError):
+        result = PushResult.model_validate(data)
+        return result if result.pushed or not push else None
+    return None
