@@ -6,10 +6,8 @@ import io
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from necrocode.agent_runner import ErrorDetails, LocalTaskRegistry, Progress, Ru
 from necrocode.cli import main
 from necrocode.cli.run import ProgressDisplay
 from tests.support.http_server import Answer, serving
-from tests.support.model_server import as_files, completion, model_server
+from tests.support.model_server import as_files, model_server
 from tests.support.repositories import CALC_TEST_COMMAND, FIXED_CALC, commit_files, git
 
 GOOD = as_files({"calc.py": FIXED_CALC})
@@ -361,29 +359,7 @@ def test_an_unreachable_service_exits_3_and_no_answer_is_paid_for(
     assert good_model.requests == []
 
 
-# --- interruptions, in a process of its own
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_signals_end_the_run_in_order(bench: Bench, monkeypatch: pytest.MonkeyPatch, number: int, code: int) -> None:
-    asked, release = threading.Event(), threading.Event()
-
-    def script(_request: Any) -> Answer:
-        asked.set()
-        return Answer(200, completion(GOOD), wait=release)
-
-    with serving(script) as server:
-        use(monkeypatch, server.url)
-        command = [sys.executable, "-m", "necrocode", "run", str(bench.task_file()), "--json"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ)
-        assert asked.wait(60)
-        process.send_signal(number)
-        out, _ = process.communicate(timeout=30)
-        release.set()
-    assert process.returncode == code
-    result = RunnerResult.model_validate_json(out)
-    assert (result.status, result.reported) == ("cancelled", True)
-    assert {artifact.type for artifact in result.artifacts} >= {"log"}
+# --- the command itself
 
 
 def test_the_module_is_the_command(tmp_path: Path) -> None:

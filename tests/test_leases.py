@@ -285,7 +285,7 @@ def test_a_run_that_is_overtaken_stops_and_writes_nothing_more(bench: Bench) -> 
 
     result = bench.run(answer)
     assert error_of(result)[0] == "StaleLeaseError"
-    assert (result.status, result.reported, result.artifacts, result.push_result) == ("failed", False, (), None)
+    assert (result.status, result.reported, result.artifacts, result.push_result) == ("failed", "no", (), None)
     assert [seen(bench)] == before
     assert any("Nothing was uploaded or reported" in one for one in result.warnings)
     with bench.registry as registry:
@@ -363,7 +363,7 @@ def test_a_zombie_changes_nothing(bench: Bench, successor: Callable[[Bench], Run
         with unchanged(bench):
             result = zombie.wake()
     assert (result.runner_id, result.lease_epoch) == ("zombie", 1)
-    assert (error_of(result)[0], result.status, result.reported) == ("StaleLeaseError", "failed", False)
+    assert (error_of(result)[0], result.status, result.reported) == ("StaleLeaseError", "failed", "no")
     assert (result.artifacts, result.push_result) == ((), None)
     bench.assert_nothing_is_left()
 

@@ -31,6 +31,7 @@ from necrocode.agent_runner import (
 )
 from necrocode.agent_runner._git import Git
 from tests.support.bench import BRANCH, GOOD_ANSWER, SECRET, USELESS_ANSWER, Bench, artifacts
+from tests.support.failing import Failing, down
 from tests.support.repositories import (
     BROKEN_CALC,
     CALC_TEST,
@@ -54,7 +55,7 @@ def bench(repository: Path, state_dir: Path) -> Bench:
 def test_a_task_becomes_a_tested_commit_on_a_branch(bench: Bench) -> None:
     result = bench.run(GOOD_ANSWER)
     assert (result.success, result.status, result.error, result.reported, result.warnings) == (
-        True, "done", None, True, (),
+        True, "done", None, "yes", (),
     )  # fmt: skip
     assert files_at(bench.repository, BRANCH) == {"calc.py": FIXED_CALC.encode(), "test_calc.py": CALC_TEST.encode()}
     assert git(bench.repository, "log", "-1", "--format=%s|%an|%ae|%cn|%ce", BRANCH) == (
@@ -314,7 +315,7 @@ def test_a_display_that_fails_is_left_out_and_the_run_goes_on(bench: Bench) -> N
         raise BrokenPipeError("nobody is looking")
 
     result = bench.run(GOOD_ANSWER, services={"on_progress": broken})
-    assert (result.status, result.reported) == ("done", True)
+    assert (result.status, result.reported) == ("done", "yes")
     assert [warning for warning in result.warnings if "display" in warning] == [
         "The progress display failed and was left out from then on: BrokenPipeError: nobody is looking"
     ]
@@ -335,7 +336,7 @@ def test_the_end_is_reported_when_an_upload_breaks_in_an_unforeseen_way(bench: B
             raise ZeroDivisionError
 
     result = bench.run(GOOD_ANSWER, services={"artifact_store": Broken(bench.state_dir / "artifacts")})
-    assert (result.status, result.error, result.reported) == ("done", None, True)
+    assert (result.status, result.error, result.reported) == ("done", None, "yes")
     assert any("Unexpected ZeroDivisionError" in warning for warning in result.warnings)
     assert bench.status() == "done"
 
@@ -350,7 +351,7 @@ def test_a_repository_with_a_name_that_is_no_text_can_be_worked_on(bench: Bench)
     (bench.repository / os.fsdecode(b"caf\xe9.txt")).write_text("x")
     commit_files(bench.repository, {})
     result = bench.run(GOOD_ANSWER)
-    assert (result.status, result.reported) == ("done", True)
+    assert (result.status, result.reported) == ("done", "yes")
 
 
 def test_no_secret_is_committed_as_the_name_of_a_renamed_file(bench: Bench) -> None:
@@ -483,7 +484,7 @@ def test_a_delivered_run_that_is_interrupted_at_its_end_is_reported_as_done(
     monkeypatch.setattr(owner, call, interrupted_once(getattr(owner, call), after=after))
     with pytest.raises(RunInterrupted) as caught:
         bench.run(GOOD_ANSWER)
-    assert (caught.value.result.status, caught.value.result.reported) == ("done", True)
+    assert (caught.value.result.status, caught.value.result.reported) == ("done", "yes")
     assert bench.status() == "done"
     assert BRANCH in bench.branches()
 
@@ -611,36 +612,13 @@ def test_no_free_slot_is_told_and_no_slot_is_harmed(bench: Bench) -> None:
 # --- services that fail
 
 
-class Failing:
-    """An object whose named methods raise, and whose other methods are another's."""
-
-    def __init__(self, inner: Any, error: Callable[[], BaseException], *names: str, after: int = 0) -> None:
-        self._inner, self._error, self._names, self._after = inner, error, names, after
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in self._names:
-            return getattr(self._inner, name)
-
-        def call(*arguments: Any, **options: Any) -> Any:
-            self._after -= 1
-            if self._after < 0:
-                raise self._error()
-            return getattr(self._inner, name)(*arguments, **options)
-
-        return call
-
-
-def down() -> ServiceConnectionError:
-    return ServiceConnectionError("Failed to connect to http://localhost:1 (test): is it running?")
-
-
 def test_a_registry_that_is_down_at_the_start_means_that_nothing_is_begun(bench: Bench) -> None:
     llm = ScriptedLLM([GOOD_ANSWER])
     registry = Failing(bench.registry, down, "register_task")
     result = bench.orchestrator(llm, {"task_registry": registry}).run(bench.task())
     assert result.error_details is not None
     assert (result.error_details.type, result.error_details.step) == ("ServiceConnectionError", "prepare")
-    assert result.reported is False
+    assert result.reported == "no"
     assert llm.calls == []
     assert not list(bench.state_dir.glob("pool/*"))
 
@@ -658,7 +636,7 @@ def test_a_registry_that_goes_down_in_between_is_a_warning_for_the_work_is_deliv
     registry = Failing(bench.registry, down, "add_event", "add_artifact", after=1)
     result = bench.run(GOOD_ANSWER, services={"task_registry": registry})
     assert result.success
-    assert result.reported is False
+    assert result.reported == "pending"
     assert "does not have the final status 'done'" in result.warnings[0]
     assert BRANCH in bench.branches()
 
@@ -677,7 +655,7 @@ def test_events_that_could_not_be_sent_arrive_with_the_final_report_in_order(ben
 
     registry._error = once
     result = bench.run(GOOD_ANSWER, services={"task_registry": registry})
-    assert result.reported
+    assert result.reported == "yes"
     assert bench.events()[:3] == ["run_started", "slot_allocated", "implementation_started"]
     assert bench.events()[-1] == "run_finished"
 
@@ -778,7 +756,7 @@ def test_ctrl_c_releases_the_slot_reports_and_carries_the_result(bench: Bench) -
         bench.orchestrator(Interrupting()).run(bench.task())
     assert isinstance(caught.value, KeyboardInterrupt)
     assert caught.value.result.status == "cancelled"
-    assert caught.value.result.reported
+    assert caught.value.result.reported == "yes"
     assert bench.status() == "cancelled"
     bench.assert_nothing_is_left()
 

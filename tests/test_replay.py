@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from necrocode.agent_runner import JournalError, LLMConfig, RunnerConfig, RunnerOrchestrator, ScriptedLLM
+from necrocode.agent_runner._journal_file import Entry, line_of, read_journal
 from necrocode.agent_runner.generation import prompt
-from necrocode.agent_runner.journal import Entry, _line, read_journal
 from necrocode.cli import main
 from tests.support.bench import GOOD_ANSWER, USELESS_ANSWER, Bench
 from tests.support.repositories import git
@@ -33,7 +33,7 @@ def altered(path: Path, kind: str, **changes: Any) -> Path:
     for entry in read_journal(path.read_bytes()).entries:
         if entry.kind == kind and not is_done:
             entry, is_done = Entry(entry.kind, entry.key, entry.basis, entry.data | changes), True  # noqa: PLW2901
-        line, digest = _line(entry, digest)
+        line, digest = line_of(entry, digest)
         lines.append(line)
     copy = path.with_name("altered")
     copy.write_bytes(b"".join(lines))

@@ -51,7 +51,7 @@ def test_a_run_whose_budget_is_used_up_fails_and_says_why(repository: Path, stat
         "failed", "BudgetExhaustedError", False,
     )  # fmt: skip
     assert "Raise budget.max_cost_usd" in str(result.error)
-    assert (exit_code(result), result.usage.calls, result.reported) == (1, 0, True)
+    assert (exit_code(result), result.usage.calls, result.reported) == (1, 0, "yes")
 
 
 @pytest.mark.parametrize("budget", [{"max_calls": 0}, {"process": {"max_seconds": 0}}, {"spec": {"max_tokens": 100}}])
@@ -61,7 +61,7 @@ def test_a_budget_without_room_for_a_question_ends_the_run_before_anything_is_do
     result = run(repository, state_dir, [GOOD], budget=budget)
     assert result.error_details is not None
     assert (result.error_details.type, result.error_details.step) == ("BudgetExhaustedError", "prepare")
-    assert (result.reported, "allocate" in result.timings) == (True, False)
+    assert (result.reported, "allocate" in result.timings) == ("yes", False)
 
 
 def test_a_call_too_many_is_told_plainly(repository: Path, state_dir: Path) -> None:

@@ -10,6 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from necrocode.agent_runner._cancellation import (
+        Cancellation,
+    )
     from necrocode.agent_runner.clients.artifact_store_http import (
         ArtifactStoreClient,
     )
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
         ArtifactUploadError,
         AuthenticationError,
         BudgetExhaustedError,
+        ChangedSetupError,
         ChangeRejectedError,
         ConfigurationError,
         ContentFilterError,
@@ -73,6 +77,7 @@ if TYPE_CHECKING:
         RunnerTimeoutError,
         ServiceConnectionError,
         ServiceError,
+        SetupError,
         SlotAllocationError,
         SlotNotFoundError,
         StaleLeaseError,
@@ -108,6 +113,9 @@ if TYPE_CHECKING:
     )
     from necrocode.agent_runner.orchestrator import (
         RunnerOrchestrator,
+    )
+    from necrocode.agent_runner.outbox.folder import (
+        FlushReport,
     )
     from necrocode.agent_runner.protocols import (
         ArtifactStore,
@@ -184,8 +192,10 @@ _HOME_OF = {
     "BudgetExhaustedError": "errors",
     "BudgetReservation": "spending",
     "BudgetUsage": "spending",
+    "Cancellation": "_cancellation",
     "CaseList": "test_results",
     "ChangeRejectedError": "errors",
+    "ChangedSetupError": "errors",
     "CodeChange": "models",
     "CommandResult": "test_results",
     "ConfigurationError": "errors",
@@ -197,6 +207,7 @@ _HOME_OF = {
     "EmptyAnswerError": "errors",
     "ErrorDetails": "models",
     "EventRecord": "records",
+    "FlushReport": "outbox.folder",
     "IdempotencyKeyReusedError": "errors",
     "HandedLease": "fencing",
     "IllegalTransitionError": "errors",
@@ -247,6 +258,7 @@ _HOME_OF = {
     "ScriptedLLM": "clients.llm_scripted",
     "ServiceConnectionError": "errors",
     "ServiceError": "errors",
+    "SetupError": "errors",
     "SlotAllocation": "records",
     "SlotAllocationError": "errors",
     "SlotNotFoundError": "errors",
@@ -299,8 +311,10 @@ __all__ = [
     "BudgetExhaustedError",
     "BudgetReservation",
     "BudgetUsage",
+    "Cancellation",
     "CaseList",
     "ChangeRejectedError",
+    "ChangedSetupError",
     "CodeChange",
     "CommandResult",
     "ConfigurationError",
@@ -312,6 +326,7 @@ __all__ = [
     "EmptyAnswerError",
     "ErrorDetails",
     "EventRecord",
+    "FlushReport",
     "HandedLease",
     "IdempotencyKeyReusedError",
     "IllegalTransitionError",
@@ -362,6 +377,7 @@ __all__ = [
     "ScriptedLLM",
     "ServiceConnectionError",
     "ServiceError",
+    "SetupError",
     "SlotAllocation",
     "SlotAllocationError",
     "SlotNotFoundError",

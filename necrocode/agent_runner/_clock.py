@@ -5,14 +5,21 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from necrocode.agent_runner._cancellation import Cancellation
 from necrocode.agent_runner.errors import RunnerTimeoutError
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 class Clock(Protocol):
-    """What the package asks of time; thread-safe."""
+    """What the package asks of time; thread-safe.
+
+    A method ``wait(seconds, cancellation)``, where there is one, is called in the place of ``sleep`` where a run may be
+    asked to stop: it returns as soon as somebody asks.
+    """
 
     def now(self) -> datetime:
         """The wall clock, in UTC: for records that people read."""
@@ -39,6 +46,21 @@ class SystemClock:
         """Wait for real."""
         time.sleep(seconds)
 
+    def wait(self, seconds: float, cancellation: Cancellation) -> None:
+        """Wait for real, until somebody asks to stop."""
+        cancellation.wait(seconds)
+
+
+def pause(clock: Clock, seconds: float, cancellation: Cancellation) -> None:
+    """Wait so long; :class:`RunCancelledError` as soon as somebody asks to stop."""
+    cancellation.check()
+    wait: Callable[[float, Cancellation], None] | None = getattr(clock, "wait", None)
+    if wait is None:
+        clock.sleep(seconds)
+    else:
+        wait(seconds, cancellation)
+    cancellation.check()
+
 
 SYSTEM_CLOCK = SystemClock()
 
@@ -62,6 +84,14 @@ class Deadline:
     def remaining_seconds(self) -> float:
         """Seconds left, never below 0."""
         return max(0.0, self._started + self.total_seconds - self.clock.monotonic())
+
+    def sooner(self, seconds: float) -> Deadline:
+        """One that ends after so many seconds, and not after this one; the cancellation is the same."""
+        return Deadline(min(seconds, self.remaining_seconds()), self.clock, self.cancellation)
+
+    def pause(self, seconds: float) -> None:
+        """Wait so long; :class:`RunCancelledError` as soon as the run is asked to stop."""
+        pause(self.clock, seconds, self.cancellation)
 
     def check(self, doing: str) -> float:
         """Seconds left; raises :class:`RunnerTimeoutError` saying what was about to be done when none are.

@@ -8,19 +8,25 @@ import os
 import selectors
 import signal
 import subprocess
+import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from necrocode.agent_runner._cancellation import Cancellation
     from necrocode.agent_runner.test_results import StopReason
 
 _READ_SIZE = 65_536
 _POLL_SECONDS = 0.02  # where no handle tells of the end (not Linux)
 _DRAIN_SECONDS = 0.5  # how long output is still read after the command itself has ended
+_TERM_SECONDS = 0.3
+_STOP = object()
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,9 @@ class Running(Protocol):
     def stop(self) -> None:
         """End it, and all that belongs to it; harmless when it has ended."""
 
+    def kill(self) -> None:
+        """Have it end, from any thread and without waiting; harmless when it has ended."""
+
     @property
     def exit_code(self) -> int | None:
         """Once it has ended: its exit code, negative for a signal."""
@@ -112,12 +121,14 @@ def run_process(
     timeout_seconds: float,
     max_output_bytes: int,
     watch: Watch | None = None,
+    cancellation: Cancellation | None = None,
 ) -> ProcessResult:
     """Run a command in a session of its own, with exactly this environment and no input.
 
-    Standard output and error come back as one stream. At the time limit, and on any exception in the caller, the whole
-    process group is killed; so is whatever is left of it when the command itself has ended. A process that moved to
-    another session and holds the output open cannot make this wait. Raises :class:`OSError` when it cannot start.
+    Standard output and error come back as one stream. At the time limit, on a cancellation and on any exception in the
+    caller, the whole process group is killed; so is whatever is left of it when the command itself has ended. A process
+    that moved to another session and holds the output open cannot make this wait. Raises :class:`OSError` when it
+    cannot start, and as :func:`supervise`.
     """
     started = time.monotonic()
     process = subprocess.Popen(  # noqa: S603  running commands is this module's purpose; callers choose them
@@ -131,7 +142,12 @@ def run_process(
     )
     with _Group(process) as running:
         return supervise(
-            running, started=started, timeout_seconds=timeout_seconds, max_output_bytes=max_output_bytes, watch=watch
+            running,
+            started=started,
+            timeout_seconds=timeout_seconds,
+            max_output_bytes=max_output_bytes,
+            watch=watch,
+            cancellation=cancellation,
         )
 
 
@@ -142,16 +158,21 @@ def supervise(
     timeout_seconds: float,
     max_output_bytes: int,
     watch: Watch | None = None,
+    cancellation: Cancellation | None = None,
 ) -> ProcessResult:
     """Read a command's output until it ends, or is stopped at its time limit or by ``watch``; then it is stopped.
 
-    ``started`` is the monotonic time from which the limit counts.
+    ``started`` is the monotonic time from which the limit counts. Once ``cancellation`` is requested the command is
+    stopped, and ``RunCancelledError`` raised.
     """
     kept = HeadAndTail(max_output_bytes)
     try:
-        stopped_by = _pump(running, kept, started + timeout_seconds, watch)
+        with living(running.kill), _told_of(cancellation) as told:
+            stopped_by = _pump(running, kept, started + timeout_seconds, watch, told)
     finally:
         running.stop()
+    if cancellation is not None:
+        cancellation.check()
     _drain(running.output, kept)
     exit_code = None if stopped_by else running.exit_code
     if watch is not None and exit_code is not None and (reason := watch.last_look(exit_code)):
@@ -185,6 +206,9 @@ class _Group:
     def stop(self) -> None:
         kill_group(self._process)
 
+    def kill(self) -> None:
+        signal_group(self._process, signal.SIGKILL)
+
     @property
     def exit_code(self) -> int | None:
         return self._code
@@ -197,12 +221,97 @@ def kill_group(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _pump(running: Running, kept: HeadAndTail, until: float, watch: Watch | None) -> StopReason | None:
-    """Read until the command has ended (None), or has to be stopped."""
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """Ask the process's group to end, so that it can remove its lock files; then kill what is left, and reap it."""
+    signal_group(process, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_TERM_SECONDS)
+    kill_group(process)
+
+
+def signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Send a signal to the group of a process that has not been reaped; harmless when it has."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if process.returncode is None:
+            os.killpg(process.pid, number)
+
+
+class _Living:
+    """How to kill the processes that this one has started and that would outlive it."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Be as new, in a child process too."""
+        self._lock = threading.Lock()
+        self._kills: dict[object, Callable[[], None]] = {}
+
+    @contextmanager
+    def including(self, kill: Callable[[], None]) -> Iterator[None]:
+        key = object()
+        with self._lock:
+            self._kills[key] = kill
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._kills.pop(key)
+
+    def kill(self, seconds: float) -> None:
+        with self._lock:
+            kills = list(self._kills.values())
+        until = time.monotonic() + seconds
+        threads = [threading.Thread(target=kill, name="necrocode-kill", daemon=True) for kill in kills]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(max(0.0, until - time.monotonic()))
+
+
+_living = _Living()
+os.register_at_fork(after_in_child=_living.forget)
+
+
+def living(kill: Callable[[], None]) -> AbstractContextManager[None]:
+    """For as long as the block lasts, :func:`kill_living` calls ``kill``."""
+    return _living.including(kill)
+
+
+def kill_living(seconds: float) -> None:
+    """Kill all processes that this one has started and that would outlive it; from any thread, within the time."""
+    _living.kill(seconds)
+
+
+@contextmanager
+def _told_of(cancellation: Cancellation | None) -> Iterator[int | None]:
+    """A handle that becomes readable when the cancellation is requested; None where there is none."""
+    if cancellation is None:
+        yield None
+        return
+    told, tell = os.pipe()
+    try:
+        with cancellation.calling(lambda: _ring(tell)):
+            yield told
+    finally:
+        os.close(told)
+        os.close(tell)
+
+
+def _ring(handle: int) -> None:
+    os.write(handle, b".")
+
+
+def _pump(
+    running: Running, kept: HeadAndTail, until: float, watch: Watch | None, told: int | None
+) -> StopReason | None:
+    """Read until the command has ended or is to be stopped by whoever wants to (None), or has to be stopped."""
     with selectors.DefaultSelector() as selector:
         selector.register(running.output, selectors.EVENT_READ)
         if running.ended is not None:
             selector.register(running.ended, selectors.EVENT_READ)
+        if told is not None:
+            selector.register(told, selectors.EVENT_READ, _STOP)
         return _pump_selected(running, kept, until, watch, selector)
 
 
@@ -224,6 +333,8 @@ def _pump_selected(
                 return reason
             next_look = time.monotonic() + watch.interval_seconds
         for key, _ in selector.select(min(until - now, max(0, next_look - now), poll_seconds)):
+            if key.data is _STOP:
+                return None
             if key.fileobj is running.output:
                 chunk = os.read(running.output.fileno(), _READ_SIZE)
                 kept.write(chunk)

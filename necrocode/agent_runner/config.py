@@ -253,6 +253,8 @@ class RunnerConfig(StrictModel):
     """What becomes of a change that touches the tests it is judged by. ``flag``: it is told. ``refuse``: the
     answer is refused if test configuration or CI is touched, if tests are removed or disabled, or if the base's version
     of the tests fails on the changed code; without repair rounds the run fails."""
+    outbox_max_bytes: int = Field(default=256_000_000, ge=0)
+    """How large what is kept for services that cannot be reached may get, all runs together. 0: nothing is kept."""
     budget: BudgetConfig | None = None
     """What may be spent on the model: by each run, by all of a process, by all of a spec. None: no limits."""
 

@@ -12,9 +12,9 @@ from necrocode.agent_runner.shown_task import masked, readable
 from necrocode.agent_runner.spending import price_of
 from necrocode.agent_runner.steps.context import choose_context
 from necrocode.agent_runner.steps.generate import compose
-from necrocode.agent_runner.task_run import workspace_for
 from necrocode.agent_runner.verdict.feedback import MAX_FEEDBACK_TOKENS
 from necrocode.agent_runner.wiring import build_services
+from necrocode.agent_runner.work_places import workspace_for
 
 if TYPE_CHECKING:
     from necrocode.agent_runner.config import RunnerConfig

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from necrocode import __version__
 from necrocode.agent_runner import _durable
+from necrocode.agent_runner._journal_file import FORMAT, Fields, JournalFile, Reading, basis_of, read_journal
 from necrocode.agent_runner._strict import Value, Writable
 from necrocode.agent_runner._trees import remove_tree
 from necrocode.agent_runner.errors import JournalError, RunnerError
-from necrocode.agent_runner.journal import FORMAT, Fields, Journal, JournalFile, Reading, basis_of, read_journal
+from necrocode.agent_runner.journal import Journal
 from necrocode.agent_runner.models import TaskContext
 
 if TYPE_CHECKING:

@@ -381,8 +381,8 @@ class RunnerResult(Value):
 
     Of several candidates those after the accepted one are not tried; all are in the transcript.
     """
-    reported: bool = True
-    """Whether the registry has the final status."""
+    reported: Literal["yes", "pending", "no"] = "yes"
+    """Whether the registry has the final status. ``pending``: it is kept in the outbox, and sent later."""
     resumed: bool = False
     """Whether the run was interrupted before, and went on from its journal: ``run_id`` is that of the first time."""
     lease_epoch: int | None = None

@@ -1,7 +1,8 @@
 """The roles that the steps speak to. HTTP clients, embedded services and callers' own objects stand behind them.
 
 An implementation of the first three may be called from several threads at once, raises only
-:class:`~necrocode.agent_runner.errors.RunnerError`, and does its own retrying (callers never retry).
+:class:`~necrocode.agent_runner.errors.RunnerError`, and does its own retrying (callers never retry). The
+time that a run has left, and its cancellation, are ``_bounded.current_deadline()`` in the thread of a call.
 """
 
 from __future__ import annotations
@@ -232,7 +233,8 @@ class LanguageModel(Protocol):
 
         Raises a subclass of ``ImplementationError`` for an answer that is cut, refused, filtered or empty, and
         ``ServiceError`` or ``AuthenticationError`` for an endpoint that does not answer. Never blocks past
-        ``deadline`` (``RunnerTimeoutError``). Retries what is worth retrying.
+        ``deadline`` (``RunnerTimeoutError``), and not for long once its ``cancellation`` is requested
+        (``RunCancelledError``): a run that waits no longer leaves the call behind. Retries what is worth retrying.
         """
 
 
@@ -260,7 +262,8 @@ class Sandbox(Protocol):
         """Run shell commands over a throw-away copy of ``checkout``, which itself is never written to.
 
         All commands see one copy, so a later one finds what an earlier one wrote; it is dropped afterwards. A command
-        that fails or runs out of time is a result. ``TestExecutionError`` when the commands could not be started.
+        that fails or runs out of time is a result. ``TestExecutionError`` when the commands could not be started,
+        ``RunCancelledError`` once the deadline's ``cancellation`` is requested: no process of them is left then.
 
         Each command has ``NECROCODE_REPORTS`` in its environment, which names a fresh folder outside of the copy. The
         regular files in it come back in ``CommandResult.collected``, as ``reports/{path}``; so do files of the copy

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner._git import Git, GitError, Repository
+from necrocode.agent_runner._journal_file import MAX_BYTES, Entry, Fields, Reading, read_journal
 from necrocode.agent_runner._strict import Value, Writable
 from necrocode.agent_runner.attempts import Attempts
 from necrocode.agent_runner.config import RunnerConfig
@@ -23,7 +24,7 @@ from necrocode.agent_runner.errors import JournalError, RunnerError
 from necrocode.agent_runner.fencing import Fence
 from necrocode.agent_runner.generation.budget import ProcessBudget
 from necrocode.agent_runner.generation.budgeted_model import BudgetedModel
-from necrocode.agent_runner.journal import MAX_BYTES, Entry, Fields, Journal, Reading, read_journal
+from necrocode.agent_runner.journal import Journal
 from necrocode.agent_runner.models import TaskContext
 from necrocode.agent_runner.playbook import Playbook, with_playbook
 from necrocode.agent_runner.run_record import RunRecord
@@ -31,7 +32,6 @@ from necrocode.agent_runner.shown_task import masked, readable
 from necrocode.agent_runner.solver import Solver
 from necrocode.agent_runner.steps.generate import Asker
 from necrocode.agent_runner.steps.kept import KeptWork
-from necrocode.agent_runner.steps.report import Reporter
 from necrocode.agent_runner.wiring import Services
 from necrocode.agent_runner.workspace import StartPoint, Workspace
 
@@ -178,8 +178,8 @@ class _FrozenClock:
 class _NobodyAnswers:
     """In the place of all services: what comes here is not in the journal, or told for nothing."""
 
-    def add_event(self, *_told: object, **_options: object) -> None:
-        """The registry's."""
+    def event(self, *_told: object, **_options: object) -> None:
+        """The reporter's."""
 
     def prepare(self) -> None:
         """The set-up's: no test is run."""
@@ -201,6 +201,14 @@ def read(path: Path) -> Reading:
     if not reading.header:
         raise JournalError(f"{path} is no journal, or damaged from its beginning.")
     return reading
+
+
+def repositories_of(reading: Reading, pools: Path | None) -> list[Path]:
+    """Where the run's base commit may be: what its task names, and the mirrors of these pools."""
+    task = reading.header.get("task")
+    named = [task.get(name) for name in ("slot_path", "repo_url")] if isinstance(task, dict) else []
+    own = [Path(one) for one in named if isinstance(one, str) and one.startswith("/")]
+    return own + (sorted(pools.glob("*/mirror.git")) if pools is not None else [])
 
 
 def replay(reading: Reading, repositories: Sequence[Path], redactor: Redactor) -> ReplayResult:
@@ -308,7 +316,8 @@ def _objects_folder(git: Git, source: Path) -> Path | None:
 def _run(journal: _Compared, workspace: Workspace, redactor: Redactor, scratch: Path) -> None:
     """The middle of the run, as the orchestrator does it, but for what reaches others."""
     nobody: Any = _NobodyAnswers()
-    services = Services(nobody, nobody, nobody, nobody, nobody, workspace.repository.git, redactor, nobody)
+    parts: dict[str, Any] = {one.name: nobody for one in fields(Services)}
+    services = Services(**parts | {"git": workspace.repository.git, "redactor": redactor, "contexts": None, "own": ()})
     given, written = _task_of(journal.reading.header)
     task, playbook, _ = readable(with_playbook(given, written), written)
     task = masked(task, redactor)
@@ -327,7 +336,7 @@ def _run(journal: _Compared, workspace: Workspace, redactor: Redactor, scratch: 
         task=task,
         instructions=playbook.instructions,
         workspace=workspace,
-        reporter=Reporter(nobody, task, journal.run_id, record.runner_id),
+        reporter=nobody,
         deadline=deadline,
         asker=Asker(model, config.llm_config, task.max_tokens, deadline, redactor, journal),
         attempts=Attempts(config.max_repair_rounds, config.llm_config.candidates),

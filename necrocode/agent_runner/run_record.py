@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from necrocode.agent_runner._cancellation import Cancellation
 from necrocode.agent_runner._redact import Redactor
 from necrocode.agent_runner._text import shown
-from necrocode.agent_runner.errors import InternalError, RunnerError
+from necrocode.agent_runner.errors import InternalError, RunCancelledError, RunnerError
 from necrocode.agent_runner.models import ErrorDetails, RunnerResult, RunUsage
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Status = Literal["done", "failed", "cancelled"]
+Reported = Literal["yes", "pending", "no"]
 
 
 class RunInterrupted(KeyboardInterrupt):
@@ -64,6 +66,8 @@ class RunRecord:
     on_progress: Callable[[Progress], None]
     redact: Callable[[str], str] = Redactor().text
     run_id: str = ""
+    cancellation: Cancellation = field(default_factory=Cancellation)
+    """What ends the run early. An error that comes after it is taken for its doing."""
     timings: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     artifacts: tuple[Artifact, ...] = ()
@@ -73,7 +77,9 @@ class RunRecord:
     rounds: tuple[RoundResult, ...] = ()
     diff: bytes = b""
     """The patch of ``implementation``."""
-    reported: bool = False
+    reported: Reported = "no"
+    has_ended: bool = False
+    """Whether the end was written down, to be reported: how the run ended stays from then on."""
     resumed: bool = False
     """Whether it goes on from where an interrupted process has left it."""
     fence: Fence | None = None
@@ -108,7 +114,7 @@ class RunRecord:
         """The run had come to this, but for the telling of it."""
         self.status, self.error = result.status, result.error_details
         self.implementation, self.tests, self.push = result.impl_result, tests, result.push_result
-        self.rounds, self.artifacts = result.rounds, result.artifacts
+        self.rounds, self.has_ended = result.rounds, True
         self.timings |= result.timings
         self.warnings += [warning for warning in result.warnings if warning not in self.warnings]
 
@@ -178,6 +184,11 @@ class RunRecord:
         if error is self._failure:
             return
         self._failure = self._failure or error
+        if isinstance(error, RunnerError) and self.cancellation.is_requested:
+            error = self._stop_asked_for(error)
+            if isinstance(error, RunCancelledError):
+                self._cancel(error)
+                return
         if not isinstance(error, RunnerError):
             trace = "".join(traceback.format_exception(error))
             logger.error("unexpected error\n%s", self.redact(trace))
@@ -186,15 +197,13 @@ class RunRecord:
                 hint="This is a defect of necrocode, or of an object that was passed to it: please report it.",
                 step=self._failed_step,
             )
-        details = ErrorDetails(
-            type=type(error).__name__,
-            message=str(error),
-            step=error.step,
-            hint=error.hint,
-            retryable=error.retryable,
-            status_code=error.status_code,
-        )
-        self.fail_with(details)
+        self.fail_with(_details(error))
+
+    def _stop_asked_for(self, error: RunnerError) -> RunnerError:
+        """What the run was asked to end with, in the step that this error came out of."""
+        asked = self.cancellation.error()
+        asked.step = error.step
+        return asked
 
     def fail_with(self, details: ErrorDetails) -> None:
         """The run has failed. A second failure, or one after the delivery, is only noted: a run is judged by that."""
@@ -208,11 +217,17 @@ class RunRecord:
             self.warn(details.message)
 
     def cancel(self) -> None:
-        """The run was interrupted; a delivered one stays delivered."""
-        if self.status == "done":
+        """The run was interrupted; a delivered one, and one that had ended before, stays what it is."""
+        if self.status == "done" or self.has_ended:
             return
         self.status = "cancelled"
         self.error = self.error or ErrorDetails(type="RunInterrupted", message="The run was interrupted.")
+
+    def _cancel(self, error: RunCancelledError) -> None:
+        """The run was asked to stop, too late for one that is delivered."""
+        if self.status != "done" and not self.has_ended:
+            self.status = "cancelled"
+        self.fail_with(_details(error))
 
     def log_text(self) -> str:
         """The log so far, with the output of the tests."""
@@ -247,3 +262,14 @@ class RunRecord:
             usage=self.usage,
             warnings=tuple(self.warnings),
         )
+
+
+def _details(error: RunnerError) -> ErrorDetails:
+    return ErrorDetails(
+        type=type(error).__name__,
+        message=str(error),
+        step=error.step,
+        hint=error.hint,
+        retryable=error.retryable,
+        status_code=error.status_code,
+    )

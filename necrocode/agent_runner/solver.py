@@ -138,6 +138,8 @@ class Solver:
         except RunnerError as error:
             attempt.error, attempt.message = error, str(error)
             is_final = self.deadline.remaining_seconds() <= 0 or not self.attempts.has_others
+            if self.deadline.cancellation.is_requested:
+                raise
             if is_final and not isinstance(error, _OF_THE_ANSWER):
                 raise
             reply = self._told(refused_answer_reply(error, self._asked().form)) if is_mendable(error) else ""
@@ -192,6 +194,7 @@ class Solver:
             self.reporter.event(
                 "implementation_completed",
                 {"commit": commit, "files": list(record.implementation.files), "round": attempt.round},
+                work=attempt.diff,
             )
             self._check_syntax(attempt, base)
 

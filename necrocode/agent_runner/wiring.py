@@ -13,6 +13,10 @@ from necrocode.agent_runner._redact import Redactor
 from necrocode.agent_runner.config import checked_token
 from necrocode.agent_runner.errors import ConfigurationError
 from necrocode.agent_runner.journals import Journals
+from necrocode.agent_runner.outbox.background import BackgroundFlush
+from necrocode.agent_runner.outbox.delivery import Sender
+from necrocode.agent_runner.outbox.folder import Outbox
+from necrocode.agent_runner.recovery import newest_patch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
     from necrocode.agent_runner._clock import Clock
     from necrocode.agent_runner.config import LLMConfig, RunnerConfig
     from necrocode.agent_runner.generation.context_cache import ContextCache
+    from necrocode.agent_runner.outbox.book import RunBook
+    from necrocode.agent_runner.outbox.folder import FlushReport
     from necrocode.agent_runner.protocols import ArtifactStore, LanguageModel, RepoPool, Sandbox, TaskRegistry
     from necrocode.agent_runner.sandbox.request import Wall
 
@@ -38,6 +44,10 @@ class Services:
     git: Git
     redactor: Redactor
     journals: Journals
+    outbox: Outbox
+    """What could not be told."""
+    flusher: BackgroundFlush
+    """Tells it, beside the runs."""
     contexts: ContextCache | None = None
     """What was shown for a task before. None: it is chosen anew each time."""
     own: tuple[object, ...] = ()
@@ -45,6 +55,7 @@ class Services:
 
     def close(self) -> None:
         """Close connections and databases of the services that were made here."""
+        self.flusher.close()
         for service in self.own:
             close: Callable[[], None] | None = getattr(service, "close", None)
             if close is not None:
@@ -74,6 +85,7 @@ def build_services(
     git = Git(config.state_dir / "git", git_token, rules)
     secrets = (git_token, service_token, _password(config), *llm_config.secrets())
     redactor = Redactor(tuple(filter(None, secrets)))
+    outbox = outbox_of(config)
     own: list[object] = []
     if task_registry is None:
         own.append(task_registry := _task_registry(config, clock, service_token))
@@ -93,8 +105,41 @@ def build_services(
         journals=Journals(config.state_dir / "runs", clock),
         contexts=ContextCache(config.state_dir / "contexts", redactor.text),
         redactor=redactor,
+        outbox=outbox,
+        flusher=BackgroundFlush(
+            outbox, lambda is_over: flush(outbox, task_registry, artifact_store, git, is_over=is_over)
+        ),
         own=tuple(own),
     )
+
+
+def outbox_of(config: RunnerConfig) -> Outbox:
+    """What runs with these settings could not tell yet."""
+    return Outbox(config.state_dir / "outbox", config.outbox_max_bytes)
+
+
+def flush(
+    outbox: Outbox,
+    task_registry: TaskRegistry,
+    artifact_store: ArtifactStore,
+    git: Git,
+    *,
+    is_over: Callable[[], bool] = lambda: False,
+) -> FlushReport:
+    """Send what the outbox holds, the last patch of each run that died without a word included."""
+
+    def find_work(book: RunBook) -> bytes:
+        return b"" if book.place is None else newest_patch(git, Path(book.place.repository), book.run.run_id)
+
+    return outbox.flush(Sender(task_registry, artifact_store, is_over=is_over), find_work=find_work, is_over=is_over)
+
+
+def pool_folder(config: RunnerConfig) -> Path | None:
+    """Where the embedded pool is; None where a service is the pool."""
+    url = config.repo_pool_url
+    if url is not None and url.startswith("http"):
+        return None
+    return _folder("repo_pool_url", url, config.state_dir / "pool")
 
 
 def _password(config: RunnerConfig) -> str | None:

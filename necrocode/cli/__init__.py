@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from necrocode import __version__
 from necrocode.agent_runner.removed import untold_variables
-from necrocode.cli import explain, migrate, registry, replay, resume, run, serve
+from necrocode.cli import explain, migrate, outbox, recover, registry, replay, resume, run, serve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +20,7 @@ _EXIT_CODES = """exit codes:
   2    bad input: the task, the configuration or the command line
   3    a service, the model or a workspace slot was not available
   130  interrupted by Ctrl-C      143  ended by SIGTERM      129  the terminal was closed (SIGHUP)
+       (a second one of these ends the command at once)
 """
 
 
@@ -68,6 +69,8 @@ def command_parser() -> argparse.ArgumentParser:
     resume.add_parser(commands, epilog=_EXIT_CODES)
     replay.add_parser(commands)
     explain.add_parser(commands)
+    outbox.add_parser(commands)
+    recover.add_parser(commands)
     registry.add_parser(commands)
     serve.add_parser(commands)
     migrate.add_parser(commands)

@@ -10,6 +10,7 @@ from necrocode.agent_runner._text import shown
 from necrocode.cli import _parsers
 from necrocode.cli.run import (
     EXIT_DONE,
+    EXIT_HUNG_UP,
     EXIT_INTERRUPTED,
     EXIT_TERMINATED,
     carried_out,
@@ -76,7 +77,7 @@ def _all_resumed(arguments: argparse.Namespace, run_ids: list[str]) -> int:
     worst = EXIT_DONE
     for run_id in run_ids:
         code = _resumed(arguments, run_id)
-        if code in {EXIT_INTERRUPTED, EXIT_TERMINATED}:
+        if code in {EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_HUNG_UP}:
             return code
         worst = max(worst, code)
     if not run_ids and not arguments.json:
@@ -86,7 +87,7 @@ def _all_resumed(arguments: argparse.Namespace, run_ids: list[str]) -> int:
 
 def _resumed(arguments: argparse.Namespace, run_id: str) -> int:
     given = {"push": False} if arguments.no_push else {}
-    return carried_out(arguments, lambda runner: runner.resume(run_id), **given)
+    return carried_out(arguments, lambda runner, stop: runner.resume(run_id, cancellation=stop), **given)
 
 
 def _both_given() -> Exception:

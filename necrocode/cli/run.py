@@ -6,25 +6,29 @@ import contextlib
 import json
 import logging
 import os
-import signal
 import sys
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from necrocode.agent_runner._text import inert, inert_json, shown
 from necrocode.cli import _parsers
+from necrocode.cli._signals import cancelled_by_signals, code_of_signal
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator
-    from types import FrameType
 
-    from necrocode.agent_runner import Progress, RunnerConfig, RunnerError, RunnerOrchestrator, RunnerResult
+    from necrocode.agent_runner import (
+        Cancellation,
+        Progress,
+        RunnerConfig,
+        RunnerError,
+        RunnerOrchestrator,
+        RunnerResult,
+    )
     from necrocode.agent_runner.models import RoundResult, RunUsage
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_UNAVAILABLE = 0, 1, 2, 3
 EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_HUNG_UP = 130, 143, 129
-
 _BAD_INPUT = {
     "ConfigurationError",
     "TaskContextValidationError",
@@ -41,14 +45,6 @@ _UNAVAILABLE = {
     "WorkspacePreparationError",
     "ArtifactUploadError",
 }
-
-
-class _Signalled(KeyboardInterrupt):
-    """SIGTERM or SIGHUP, made to take the same way out as Ctrl-C."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.exit_code = EXIT_HUNG_UP if number == signal.SIGHUP else EXIT_TERMINATED
 
 
 def add_parser(commands: _parsers.Commands, *, epilog: str) -> None:
@@ -71,33 +67,37 @@ def run(arguments: argparse.Namespace) -> int:
     from necrocode.agent_runner import TaskContext  # noqa: PLC0415
 
     given = {"push": False} if arguments.no_push else {}
-    return carried_out(arguments, lambda runner: runner.run(TaskContext.from_yaml(arguments.task)), **given)
+
+    def work(runner: RunnerOrchestrator, cancellation: Cancellation) -> RunnerResult:
+        return runner.run(TaskContext.from_yaml(arguments.task), cancellation=cancellation)
+
+    return carried_out(arguments, work, **given)
 
 
 def carried_out(
     arguments: argparse.Namespace,
-    work: Callable[[RunnerOrchestrator], RunnerResult],
+    work: Callable[[RunnerOrchestrator, Cancellation], RunnerResult],
     **given: Any,  # noqa: ANN401  as the settings take them
 ) -> int:
-    """Have a runner do one run, with its progress shown; print the result, and get the exit code that stands for it."""
-    from necrocode.agent_runner import RunInterrupted, RunnerError, RunnerOrchestrator  # noqa: PLC0415
+    """Have a runner do one run, with its progress shown; print the result, and get the exit code that stands for it.
+
+    The first signal that asks the command to end requests the cancellation that ``work`` is given.
+    """
+    from necrocode.agent_runner import Cancellation, RunnerError, RunnerOrchestrator  # noqa: PLC0415
 
     if arguments.verbose:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     display = ProgressDisplay(sys.stderr, is_silent=arguments.quiet or arguments.verbose)
     try:
         orchestrator = RunnerOrchestrator(config_of(arguments, **given), on_progress=display.show)
-        with _signals_as_interrupt():
-            result = work(orchestrator)
+        with cancelled_by_signals(cancellation := Cancellation()) as caught:
+            result = work(orchestrator, cancellation)
     except RunnerError as error:
         return _refuse(error, as_json=arguments.json)
-    except RunInterrupted as stop:
-        _print_result(stop.result, as_json=arguments.json)
-        return stop.__cause__.exit_code if isinstance(stop.__cause__, _Signalled) else EXIT_INTERRUPTED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     _print_result(result, as_json=arguments.json)
-    return exit_code(result)
+    return code_of_signal(caught[0]) if caught and result.status == "cancelled" else exit_code(result)
 
 
 def exit_code(result: RunnerResult) -> int:
@@ -121,20 +121,6 @@ def config_of(arguments: argparse.Namespace, **given: Any) -> RunnerConfig:  # n
     if getattr(arguments, "model", None):
         given["llm"] = {"model": arguments.model}
     return RunnerConfig.from_yaml(arguments.config, **given) if arguments.config else RunnerConfig.from_env(**given)
-
-
-@contextmanager
-def _signals_as_interrupt() -> Iterator[None]:
-    def handle(number: int, _frame: FrameType | None) -> None:
-        raise _Signalled(number)
-
-    caught = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is not signal.SIG_IGN]  # nohup
-    before = {number: signal.signal(number, handle) for number in caught}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class ProgressDisplay:
@@ -204,6 +190,8 @@ def _summary(result: RunnerResult) -> Iterator[str]:
         yield f"model      {_usage(result.usage)}"
     for artifact in result.artifacts:
         yield f"{artifact.type:<10} {artifact.uri}"
+    if result.reported == "pending":
+        yield "report     kept; the next run sends it, or: necrocode outbox flush"
     for warning in result.warnings:
         yield f"warning    {warning}"
 

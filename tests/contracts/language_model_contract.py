@@ -17,6 +17,7 @@ from necrocode.agent_runner import (
     Message,
     ModelAnswer,
     ModelRefusalError,
+    RunCancelledError,
     RunnerError,
     RunnerTimeoutError,
     ServiceConnectionError,
@@ -110,6 +111,12 @@ class LanguageModelContract:
         deadline = Deadline(1, clock)
         clock.sleep(2)
         with pytest.raises(RunnerTimeoutError):
+            model_saying(["yes"]).complete(QUESTION, deadline=deadline)
+
+    def test_nothing_is_answered_once_the_run_is_asked_to_stop(self, model_saying: ModelSaying) -> None:
+        deadline = Deadline(60)
+        deadline.cancellation.request("Somebody asked.")
+        with pytest.raises(RunCancelledError, match="Somebody asked"):
             model_saying(["yes"]).complete(QUESTION, deadline=deadline)
 
     @pytest.mark.parametrize(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import select
 import stat
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from necrocode.agent_runner import Sandbox, TestExecutionError, TestResult
+from necrocode.agent_runner import RunCancelledError, Sandbox, TestExecutionError, TestResult
 from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner.sandbox.kept import made_fit
 from necrocode.agent_runner.sandbox.limits import Limits
@@ -204,6 +206,32 @@ class SandboxContract:
         result = run(sandbox, repository, "sleep 600", seconds=0)
         assert not result.success
         assert result.duration_seconds < 30
+
+    def test_a_cancelled_command_ends_soon_with_all_its_processes(
+        self, sandbox: Sandbox, repository: Path, tmp_path: Path
+    ) -> None:
+        marker = f"survivor-{tmp_path.name}-cancelled"
+        deadline, asked = Deadline(60), []
+
+        def cancel_once_it_runs() -> None:
+            pause = threading.Event()
+            while not processes_with(marker) and deadline.remaining_seconds() > 0:
+                pause.wait(0.02)
+            asked.append(time.monotonic())
+            deadline.cancellation.request("Somebody asked.")
+
+        canceller = threading.Thread(target=cancel_once_it_runs)
+        canceller.start()
+        options: dict[str, Any] = {"tree": "t", "environment": {}, "fail_fast": True}
+        with pytest.raises(RunCancelledError, match="Somebody asked"):
+            sandbox.run_tests(
+                [f"trap '' TERM INT; sh -c 'sleep 600; true' {marker} & sleep 600; true"],
+                repository, deadline=deadline, **options,
+            )  # fmt: skip
+        ended = time.monotonic()
+        canceller.join()
+        assert ended - asked[0] < 10
+        assert_gone(marker)
 
     @pytest.mark.parametrize("ending", ["true", "false", "sleep 600"])
     def test_no_process_is_left(self, sandbox: Sandbox, repository: Path, tmp_path: Path, ending: str) -> None:

@@ -114,7 +114,7 @@ def site(tmp_path: Path, repository: Path) -> Iterator[Site]:
 
 def test_a_task_becomes_a_tested_commit_and_every_service_knows(site: Site) -> None:
     result = site.orchestrator(GOOD_ANSWER).run(site.task())
-    assert (result.success, result.error, result.reported, result.warnings) == (True, None, True, ())
+    assert (result.success, result.error, result.reported, result.warnings) == (True, None, "yes", ())
     assert files_at(site.repository, BRANCH) == {"calc.py": FIXED_CALC.encode(), "test_calc.py": CALC_TEST.encode()}
     record = site.registry.get_task("1.1", spec_name="電卓")
     assert (record.status, record.attempt, record.title) == ("done", 1, "足し算を直す")
@@ -138,7 +138,7 @@ def test_nothing_is_kept_on_the_runners_side(site: Site) -> None:
 
 def test_failing_tests_are_on_record_and_nothing_is_delivered(site: Site) -> None:
     result = site.orchestrator(USELESS_ANSWER).run(site.task())
-    assert (result.success, result.status, result.reported) == (False, "failed", True)
+    assert (result.success, result.status, result.reported) == (False, "failed", "yes")
     assert git(site.repository, "branch", "--format=%(refname:short)") == "main"
     assert site.status() == "failed"
     assert site.events()[-2:] == ["tests_completed", "run_finished"]

@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from necrocode.agent_runner import Sandbox
+from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner.sandbox.confined import ConfinedSandbox, Confinement, Policy
 from necrocode.agent_runner.sandbox.docker import DockerSandbox
 from necrocode.agent_runner.sandbox.ladder import confinements, layers_root
 from necrocode.agent_runner.sandbox.limits import Limits
 from necrocode.agent_runner.sandbox.plain import PlainSandbox
-from tests.contracts.sandbox_contract import OpenSandbox, SandboxContract
+from tests.contracts.sandbox_contract import OpenSandbox, SandboxContract, run
 from tests.support.sandboxes import skip_unless_confined
 
 
@@ -49,6 +52,21 @@ class ConfinedContract(SandboxContract):
         yield lambda limits: ConfinedSandbox(root, self.confinement, replace(policy, limits=limits))
         if root.is_relative_to(tmp_path):
             assert list(root.glob("*")) == []
+
+    @pytest.mark.parametrize("has_network", [True, False])
+    def test_a_set_up_has_network_if_told_so_and_its_tests_have_none(
+        self, sandbox: Sandbox, repository: Path, tmp_path: Path, has_network: bool
+    ) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            call = (
+                f"python3 -c 'import socket; socket.create_connection((\"127.0.0.1\", {server.getsockname()[1]}), 5)'"
+            )
+            made = sandbox.run_setup(
+                [call], repository, tmp_path / "kept", tree="", environment={}, has_network=has_network,
+                deadline=Deadline(60),
+            )  # fmt: skip
+            assert made.success is has_network, made.commands[0].output
+            assert not run(sandbox, repository, call).success
 
 
 class TestSandlock(ConfinedContract):

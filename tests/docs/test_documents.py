@@ -154,8 +154,8 @@ def test_the_configuration_program_reads_the_example_file(services: Loopback, mo
 def test_every_python_block_of_the_documents_is_run_somewhere() -> None:
     """MIGRATION's are run with the guide's (test_guide_snippets.py), the others above."""
     with_python = {path.name for path in DOCUMENTS if Document(path).python()}
-    documents = {"README.md", "README.ja.md", "configuration.md", "artifact-store.md", "journal.md", "leases.md"}
-    assert with_python - documents <= {
+    ours = {"README.md", "README.ja.md", "configuration.md", "artifact-store.md", "leases.md", "cancellation.md"}
+    assert with_python - ours - {"journal.md"} <= {
         "MIGRATION.md",
         "MIGRATION.ja.md",
     }
@@ -166,6 +166,18 @@ def test_the_journals_program_runs() -> None:
     names: dict[str, object] = {}
     exec(compile(block.text, str(block), "exec"), names)  # noqa: S102  our own document
     assert names["results"] == ()
+
+
+def test_the_cancelled_program_says_so(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NECROCODE_STATE_DIR", str(tmp_path / "state"))
+    task = {"task_id": "1", "spec_name": "s", "title": "T", "description": "D", "repo_url": str(repository)}
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
+    (block,) = Document(ROOT / "docs" / "cancellation.md").python()
+    exec(compile(block.text, str(block), "exec"), {})  # noqa: S102  our own document
+    assert capsys.readouterr().out == block.text.rpartition("#")[2].strip() + "\n"
 
 
 def test_the_program_of_leases_runs_a_task_under_the_lease_of_its_claim(

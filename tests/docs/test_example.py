@@ -46,14 +46,14 @@ def demo_folder(folder: Path) -> Path:
 
 
 def assert_all_is_there(output: str, folder: Path) -> None:
-    """The branch, the four artifacts and the registry's record are where the example says."""
+    """The branch, the five artifacts and the registry's record are where the example says."""
     assert "The task is done." in output
     assert "task 2.1 of shop: done, attempt 1" in output
     repository = demo_folder(folder) / "shop"
     assert "feature/task-shop-2.1-give-a-bulk-discount" in git(repository, "branch", "--format=%(refname:short)")
     artifacts = [line.split("file://")[1] for line in output.splitlines() if " file://" in line]
     assert {Path(path).is_file() for path in artifacts} == {True}
-    assert len(artifacts) == 4
+    assert len(artifacts) == 5
     assert (demo_folder(folder) / "state" / "registry.db").is_file()
 
 

@@ -182,7 +182,7 @@ def test_the_task_snippet_is_a_whole_run_that_services_of_the_guide_can_follow(
     (block,) = [block for block in new_side(document, "python") if "orchestrator.run(" in block.text]
     names = services.run(block)
     result, task = names["result"], names["task_context"]
-    assert (result.status, result.error, result.reported) == ("done", None, True)
+    assert (result.status, result.error, result.reported) == ("done", None, "yes")
     assert (task.acceptance_criteria, result.branch) == ((), "feature/task-1.1-database-schema")
     assert files_at(services.checkout, result.branch)["user.py"] == b"class User:\n    pass\n"
     assert {sent.kind for sent in services.sent} <= GUIDE_REQUESTS

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from necrocode.agent_runner import ModelAnswer, RunnerError
 from necrocode.agent_runner._git import MODE_EXECUTABLE, MODE_FILE, Git, ObjectReader, Repository
 from necrocode.agent_runner._names import check_change_path, remote_of
-from necrocode.agent_runner._redact import Redactor, StreamRedactor
+from necrocode.agent_runner._redact import Redactor
 from necrocode.agent_runner.generation.edit_formats import read_answer
 from necrocode.agent_runner.steps.apply import Limits, plan_changes
 from tests.support.repositories import git, make_repository
@@ -144,16 +144,10 @@ FORMS = {
 
 
 @FUZZ
-@given(SECRETS, st.sampled_from(sorted(FORMS)), st.text(max_size=30), st.text(max_size=30), st.data())
-def test_a_secret_in_any_form_and_cut_anywhere_does_not_come_out(
-    secret: str, form: str, before: str, after: str, data: st.DataObject
-) -> None:
+@given(SECRETS, st.sampled_from(sorted(FORMS)), st.text(max_size=30), st.text(max_size=30))
+def test_a_secret_in_any_form_does_not_come_out(secret: str, form: str, before: str, after: str) -> None:
     leaked = FORMS[form](secret)
-    whole = f"{before} {leaked} {after}".encode(errors="replace")
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=5)))
-    stream = StreamRedactor(Redactor((secret,)))
-    parts = [stream.feed(whole[start:end]) for start, end in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
-    told = b"".join([*parts, stream.close()]).decode(errors="replace")
+    told = Redactor((secret,)).text(f"{before} {leaked} {after}")
     inside = leaked[4:-4] if form.startswith("base64") else leaked
     assert inside not in told.replace("***", "\0") or inside in f"{before} {after}"
 

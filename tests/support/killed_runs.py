@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from necrocode.agent_runner import LLMConfig, RunnerConfig, RunnerError, RunnerOrchestrator, TaskContext, journal
+from necrocode.agent_runner import LLMConfig, RunnerConfig, RunnerError, RunnerOrchestrator, TaskContext
+from necrocode.agent_runner._journal_file import Entry, JournalFile
 from tests.support.shared import ROOT
 
 
@@ -42,12 +43,12 @@ def in_processes(starts: list[Start], folder: Path) -> list[dict[str, Any]]:
 
 def _run(start: Start) -> None:
     kinds: list[str] = []
-    append = journal.JournalFile.append
+    append = JournalFile.append
 
     def tell(**outcome: Any) -> None:
         Path(start.out).write_text(json.dumps({"kinds": kinds, **outcome}))
 
-    def append_or_die(file: journal.JournalFile, entry: journal.Entry) -> None:
+    def append_or_die(file: JournalFile, entry: Entry) -> None:
         is_last = len(kinds) == start.kill_at
         if is_last and start.before:
             tell(killed=True, before=entry.kind)
@@ -58,7 +59,7 @@ def _run(start: Start) -> None:
             tell(killed=True)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    journal.JournalFile.append = append_or_die  # type: ignore[method-assign]
+    JournalFile.append = append_or_die  # type: ignore[method-assign]
     config = RunnerConfig(
         state_dir=Path(start.state_dir),
         sandbox="none",

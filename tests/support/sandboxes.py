@@ -16,7 +16,7 @@ from necrocode.agent_runner.sandbox.ladder import layers_root, why_not
 def reason_against(confinement: Confinement) -> str:
     """Why commands cannot be confined in this way here; empty: they can."""
     with tempfile.TemporaryDirectory() as folder:
-        return why_not(confinement, layers_root(Path(folder), confinement))
+        return why_not(confinement, layers_root(Path(folder, "layers"), confinement))
 
 
 def skip_unless_confined(confinement: Confinement) -> None:

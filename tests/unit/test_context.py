@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -299,10 +300,10 @@ def test_words_are_found_where_git_has_no_perl_expressions(
     repository = bench.has({"a.py": "def readLine(): pass\n", "b.py": "x"})
     grep = tree_search._grep
 
-    def without_pcre(repository: Repository, tree: str, pattern: tuple[str, str], seconds: float) -> tuple[bytes, bool]:
+    def without_pcre(repository: Repository, tree: str, pattern: tuple[str, str], *limits: Any) -> tuple[bytes, bool]:
         if pattern[0] == "-P":
             raise GitError("no", output="fatal: cannot use Perl-compatible regexes when not compiled with USE_LIBPCRE")
-        return grep(repository, tree, pattern, seconds)
+        return grep(repository, tree, pattern, *limits)
 
     monkeypatch.setattr(tree_search, "_grep", without_pcre)
     found = search(repository, "HEAD", ["line", "lines", "日本"], seconds=30)

@@ -211,7 +211,7 @@ def result() -> RunnerResult:
             success=False, sandbox="none", layer="copy", tree="d", duration_seconds=1.0,
             commands=(CommandResult(command="a", exit_code=None, duration_seconds=1.0, output="\0\x1b"),),
         ),
-        push_result=PushResult(branch="b", commit="c", repository="/r", pushed=True), reported=False, warnings=("w",),
+        push_result=PushResult(branch="b", commit="c", repository="/r", pushed=True), reported="no", warnings=("w",),
     )  # fmt: skip
 
 

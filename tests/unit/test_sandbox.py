@@ -60,7 +60,7 @@ def output(checkout: Path, root: Path, kind: LayerKind, command: str) -> str:
     with open_layer(checkout, root, kind=kind) as layer:
         done = subprocess.run(
             layer.argv(command),
-            cwd=layer.start_folder,
+            cwd=layer.top,
             env=command_environment(layer, {}),
             capture_output=True,
             check=True,
@@ -307,7 +307,7 @@ def test_an_ordinary_user_can_run_tests_and_leaves_nothing(place_of_nobody: Path
 def test_layers_of_dead_processes_are_removed_and_those_in_use_are_not(tmp_path: Path) -> None:
     root, checkout = tmp_path / "layers", tmp_path / "checkout"
     checkout.mkdir()
-    for name in ("layer-dead", "layer-young", "layer-held", "another"):
+    for name in ("layer-dead", "layer-new-young", "layer-held", "another"):
         (root / name / "top").mkdir(parents=True)
         (root / name / "top" / "file").write_text("x")
     (root / "layer-dead" / "top").chmod(0)
@@ -320,4 +320,4 @@ def test_layers_of_dead_processes_are_removed_and_those_in_use_are_not(tmp_path:
             left = {path.name for path in root.iterdir()} - {layer.folder.name}
     finally:
         os.close(handle)
-    assert left == {"layer-young", "layer-held", "another"}
+    assert left == {"layer-new-young", "layer-held", "another"}

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import stat
 import subprocess
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from necrocode.agent_runner._bounded import current_deadline
+from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner._git.failures import GitError, last_words
 from necrocode.agent_runner._git.remotes import RemoteRules
 from necrocode.agent_runner._git.settings import (
@@ -21,7 +26,7 @@ from necrocode.agent_runner._git.settings import (
     SSH_COMMAND,
     variables,
 )
-from necrocode.agent_runner._process import kill_group
+from necrocode.agent_runner._process import end_group, kill_group, living, signal_group
 from necrocode.agent_runner._redact import Redactor
 from necrocode.agent_runner.errors import RunnerTimeoutError, WorkspacePreparationError
 
@@ -29,10 +34,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from necrocode.agent_runner._clock import Deadline
+    from necrocode.agent_runner._cancellation import Cancellation
     from necrocode.agent_runner._names import Remote
 
 DEFAULT_TIMEOUT_SECONDS = 600.0
+LOOK_SECONDS = 0.1
+"""How often it is looked whether a running git is to stop."""
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
@@ -125,18 +132,23 @@ class Git:
         """Standard output of a git command; :class:`GitError` when it fails.
 
         ``address``: the URL or path that a network command talks to; :class:`RemoteRefusedError` if it may not.
+        ``deadline`` None: the one that this thread works under, or ten minutes.
         ``pass_fds``: locks that shall last until git has ended, should this process die before.
         """
         verb = next((word for word in argv if not word.startswith(("-", "/"))), "git")
         remote = None if address is None else self.remotes.check(address)
+        deadline = deadline or current_deadline() or Deadline(DEFAULT_TIMEOUT_SECONDS)
         addresses = () if remote is None else self.remotes.resolved(remote, deadline)
-        timeout = DEFAULT_TIMEOUT_SECONDS if deadline is None else deadline.check(f"run git {verb}")
+        timeout = deadline.check(f"run git {verb}")
         process = self.start(argv, self.environment(remote, addresses, config), pass_fds=pass_fds)
         try:
-            output, errors = process.communicate(stdin, timeout=timeout)
+            with living(partial(signal_group, process, signal.SIGKILL)):
+                output, errors = _communicate(process, stdin, timeout, deadline.cancellation)
         except subprocess.TimeoutExpired as error:
             raise RunnerTimeoutError(f"git {verb} was stopped after {timeout:g} seconds.") from error
         finally:
+            if process.returncode is None:
+                end_group(process)
             end_process(process)
         if process.returncode != 0:
             text = Redactor((self.token or "",)).text((errors + output).decode(errors="replace")).strip()
@@ -152,6 +164,22 @@ class Git:
         if is_refused and self.token and remote.protocol == "https" and not self.remotes.takes_token(remote):
             return f"The git token is not sent to {remote.host}: name it in git_token_hosts if it is meant for that."
         return None
+
+
+def _communicate(
+    process: subprocess.Popen[bytes], stdin: bytes, seconds: float, cancellation: Cancellation
+) -> tuple[bytes, bytes]:
+    """Standard output and error of the process, once it has ended; ``TimeoutExpired`` and ``RunCancelledError``."""
+    end, given = time.monotonic() + seconds, stdin or None
+    while True:
+        left = end - time.monotonic()
+        try:
+            return process.communicate(given, timeout=max(0.0, min(left, LOOK_SECONDS)))
+        except subprocess.TimeoutExpired:
+            cancellation.check()
+            if left <= LOOK_SECONDS:
+                raise
+        given = None  # what is not written yet still is
 
 
 def _listed(addresses: Sequence[str]) -> str:

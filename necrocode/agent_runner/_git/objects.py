@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from functools import partial
+from typing import IO, TYPE_CHECKING, Self
 
+from necrocode.agent_runner._bounded import current_deadline
 from necrocode.agent_runner._git.door import end_process
 from necrocode.agent_runner._git.failures import GitError, ObjectTooLargeError, last_words
+from necrocode.agent_runner._process import signal_group
 
 if TYPE_CHECKING:
     import subprocess
@@ -88,6 +92,20 @@ class ObjectReader:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None  # noqa: S101  start() asks for pipes
         assert stdout is not None  # noqa: S101
+        deadline = current_deadline()
+        if deadline is None:
+            return self._answer(self._process, name, stdin, stdout)
+        with deadline.cancellation.calling(partial(signal_group, self._process, signal.SIGKILL)):
+            try:
+                return self._answer(self._process, name, stdin, stdout)
+            finally:
+                if deadline.cancellation.is_requested:
+                    self.close()
+                    deadline.cancellation.check()
+
+    def _answer(
+        self, process: subprocess.Popen[bytes], name: str, stdin: IO[bytes], stdout: IO[bytes]
+    ) -> tuple[str, str, bytes] | None:
         try:
             stdin.write(name.encode(errors="surrogateescape") + b"\n")
             stdin.flush()
@@ -95,7 +113,7 @@ class ObjectReader:
         except BrokenPipeError:
             header = b""
         if not header:
-            stderr = self._process.stderr
+            stderr = process.stderr
             words = stderr.read().decode(errors="replace") if stderr is not None else ""
             raise GitError(f"git cat-file failed: {last_words(words)}", output=words)
         if header.endswith((b" missing\n", b" ambiguous\n")):

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from necrocode.agent_runner._git.door import DEFAULT_TIMEOUT_SECONDS, Git, end_process
+from necrocode.agent_runner._git.door import DEFAULT_TIMEOUT_SECONDS, LOOK_SECONDS, Git, end_process
 from necrocode.agent_runner._git.failures import GitError, last_words
 from necrocode.agent_runner._git.objects import ObjectReader, TreeEntry, commit_stream
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from necrocode.agent_runner._cancellation import Cancellation
     from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner._git.objects import Author, FileChange
 
@@ -92,7 +93,9 @@ class Repository:
             for key, value in (("clean", ""), ("smudge", ""), ("process", ""), ("required", "false"))
         }
 
-    def first_output(self, *argv: str, limit_bytes: int, seconds: float) -> tuple[bytes, bool]:
+    def first_output(
+        self, *argv: str, limit_bytes: int, seconds: float, cancellation: Cancellation | None = None
+    ) -> tuple[bytes, bool]:
         """What a command prints at first, and whether it was stopped there: at the limit, or when its time was over.
 
         Exit code 1 without a word is no error: so ``grep`` says that there is nothing.
@@ -100,7 +103,7 @@ class Repository:
         process = self.git.start([*self._where, *argv])
         output, is_cut = bytearray(), False
         try:
-            is_cut = not _read_until(process, output, limit_bytes, time.monotonic() + seconds)
+            is_cut = not _read_until(process, output, limit_bytes, time.monotonic() + seconds, cancellation)
             if not is_cut:
                 errors = process.stderr.read() if process.stderr is not None else b""
                 if process.wait() > 1 or errors:
@@ -178,14 +181,26 @@ class Repository:
         self.run("clean", "-ffdxq", deadline=deadline)
 
 
-def _read_until(process: subprocess.Popen[bytes], output: bytearray, limit_bytes: int, end: float) -> bool:
+def _read_until(
+    process: subprocess.Popen[bytes],
+    output: bytearray,
+    limit_bytes: int,
+    end: float,
+    cancellation: Cancellation | None,
+) -> bool:
     """Whether all that the process prints was read before the limit and the end, on the monotonic clock, came."""
     assert process.stdout is not None  # noqa: S101  start() asks for pipes
     descriptor = process.stdout.fileno()
     with selectors.DefaultSelector() as selector:
         selector.register(descriptor, selectors.EVENT_READ)
         while len(output) < limit_bytes:
-            if not selector.select(max(0.0, end - time.monotonic())):
+            left = max(0.0, end - time.monotonic())
+            ready = selector.select(min(left, LOOK_SECONDS))
+            if cancellation is not None:
+                cancellation.check()
+            if not ready:
+                if left > LOOK_SECONDS:
+                    continue
                 return False
             piece = os.read(descriptor, min(1 << 20, limit_bytes - len(output)))
             if not piece:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from contextvars import Token
     from types import TracebackType
 
+    from necrocode.agent_runner._cancellation import Cancellation
+
 _PIECE_BYTES = 1 << 16
 _EITHER_HEADER = zlib.MAX_WBITS + 32  # zlib's manual: inflateInit2 finds out by itself whether it is gzip or zlib
 _NO_HEADER = -zlib.MAX_WBITS
@@ -39,12 +41,17 @@ class Exchange:
     """A time limit on everything that this thread does with the sockets it holds: when it is over, they are hung up on.
 
     Sockets know real time only, hence no passed-in clock here. The limit counts from :meth:`start`. Those who call
-    :meth:`beat` may pause for no longer than ``idle_seconds`` from then on; None: as long as they like.
+    :meth:`beat` may pause for no longer than ``idle_seconds`` from then on; None: as long as they like. It is over as
+    soon as ``cancellation`` is requested, too.
     """
 
-    def __init__(self, limit_seconds: float, *, idle_seconds: float | None = None) -> None:
+    def __init__(
+        self, limit_seconds: float, *, idle_seconds: float | None = None, cancellation: Cancellation | None = None
+    ) -> None:
         self._limit_seconds = limit_seconds
         self._idle_seconds = idle_seconds
+        self._calling = contextlib.ExitStack()
+        self._cancellation = cancellation
         self._ends_at = 0.0
         self._lock = threading.Lock()
         self._held: list[int] = []
@@ -56,6 +63,8 @@ class Exchange:
 
     def __enter__(self) -> Self:
         self._token = _current.set(self)
+        if self._cancellation is not None:
+            self._calling.enter_context(self._cancellation.calling(self._hang_up))
         return self
 
     def __exit__(
@@ -63,6 +72,7 @@ class Exchange:
     ) -> None:
         if self._token is not None:
             _current.reset(self._token)
+        self._calling.close()
         _watch.leave(self)
         with self._lock:
             self._is_left = True
@@ -93,9 +103,12 @@ class Exchange:
 
     def end(self) -> None:
         """The time is over, which means nothing any more to an exchange that has been left."""
+        self._hang_up()
+        self.was_idle = self.is_over and time.monotonic() < self._ends_at
+
+    def _hang_up(self) -> None:
         with self._lock:
             self.is_over = not self._is_left
-            self.was_idle = self.is_over and time.monotonic() < self._ends_at
             for handle in self._held:
                 _hang_up(handle)
 

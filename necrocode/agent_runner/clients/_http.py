@@ -2,8 +2,8 @@
 
 Retries live here and nowhere above. A call is tried again after a connection error or one of 408, 425, 429, 500, 502,
 503 and 504, with jittered exponential backoff (AWS Architecture Blog, "Exponential Backoff And Jitter": full jitter) or
-the wait that ``Retry-After`` asks for; never after any other 4xx. Every write carries one ``Idempotency-Key`` over all
-its tries, so that a write whose answer was lost is not done twice.
+the wait that ``Retry-After`` asks for; never after any other 4xx, and not where the run's time is over before that.
+Every write carries one ``Idempotency-Key`` over all its tries, so that a write whose answer was lost is not done twice.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, Self
 import requests
 import tenacity
 
-from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock
+from necrocode.agent_runner._bounded import current_deadline, in_time
+from necrocode.agent_runner._cancellation import Cancellation
+from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock, pause
 from necrocode.agent_runner._redact import Redactor
 from necrocode.agent_runner._text import shown
 from necrocode.agent_runner.clients._exchange import AnswerTooLargeError, Exchange
@@ -119,9 +121,9 @@ class ServiceHttp:
         self._redactor = Redactor((token,) if token else ())
         self._session = ServiceSession(self.base_url, token)
         self._retrying = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(network_retry_count + 1),
+            stop=lambda state: state.attempt_number > network_retry_count or _is_too_late(state),
             wait=self._wait,
-            sleep=clock.sleep,
+            sleep=self._pause,
             retry=tenacity.retry_if_exception_type(_RetryLaterError),
             reraise=True,
         )
@@ -221,13 +223,21 @@ class ServiceHttp:
         # urllib3 sends under the connect timeout too, and a service may let a large body wait for its disk.
         connect_seconds = wait_seconds if isinstance(options.get("data"), UploadBody) else CONNECT_TIMEOUT_SECONDS
         timeout = (connect_seconds, wait_seconds)
-        try:
-            answer: requests.Response = self._retrying(
-                self._try, method, path, timeout=timeout, target=target, is_streamed=is_streamed, options=options
-            )
-        except _RetryLaterError as later:
-            raise later.error from later.__cause__
-        return answer
+
+        def ask() -> requests.Response:
+            try:
+                answer: requests.Response = self._retrying(
+                    self._try, method, path, timeout=timeout, target=target, is_streamed=is_streamed, options=options
+                )
+            except _RetryLaterError as later:
+                raise later.error from later.__cause__
+            return answer
+
+        return in_time(ask, doing=f"ask the {self._service}")
+
+    def _pause(self, seconds: float) -> None:
+        deadline = current_deadline()
+        pause(self._clock, seconds, Cancellation() if deadline is None else deadline.cancellation)
 
     @staticmethod
     def _wait(state: tenacity.RetryCallState) -> float:
@@ -248,7 +258,13 @@ class ServiceHttp:
         is_streamed: bool,
         options: dict[str, Any],
     ) -> requests.Response:
-        exchange = Exchange(timeout[1])
+        limit_seconds, cancellation = timeout[1], None
+        if (deadline := current_deadline()) is not None:
+            limit_seconds, cancellation = (
+                min(deadline.check(f"ask the {self._service}"), timeout[1]),
+                deadline.cancellation,
+            )
+        exchange = Exchange(limit_seconds, cancellation=cancellation)
         try:
             with exchange:
                 answer = self._session.ask(method, path, timeout=timeout, **options)
@@ -260,9 +276,9 @@ class ServiceHttp:
         except AnswerTooLargeError as error:
             raise ServiceError(f"{self._named()} sent too large an answer to {method} {path}: {error}.") from error
         except requests.RequestException as error:  # a refused connection, a cut answer, or no HTTP at all
-            raise _RetryLaterError(self._broken(error, method, path, timeout[1], exchange)) from error
+            raise _RetryLaterError(self._broken(error, method, path, limit_seconds, exchange)) from error
         if exchange.is_over:  # a body without a length looks whole when it is cut
-            raise _RetryLaterError(self._late(method, path, timeout[1]))
+            raise _RetryLaterError(self._late(method, path, limit_seconds))
         if answer.status_code < requests.codes.multiple_choices:
             return answer
         raise self._refusal(answer, method, path)
@@ -339,6 +355,12 @@ class ServiceHttp:
                 f" {beginning(answer, 80)!r}. Is this the right URL?",
                 status_code=answer.status_code,
             ) from error
+
+
+def _is_too_late(state: tenacity.RetryCallState) -> bool:
+    """Whether the run's time is over before the next try would begin."""
+    deadline = current_deadline()
+    return deadline is not None and state.upcoming_sleep >= deadline.remaining_seconds()
 
 
 class ServiceClient:

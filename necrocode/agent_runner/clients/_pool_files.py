@@ -62,6 +62,8 @@ def locked_within(
 ) -> Iterator[IO[str] | None]:
     """Hold a lock that others may hold for long; ``WorkspacePreparationError`` when it is not to be had in time.
 
+    ``RunCancelledError`` once the deadline's run is asked to stop.
+
     None as soon as ``is_done`` says that the lock is no longer needed.
     """
     pause = threading.Event()
@@ -77,6 +79,7 @@ def locked_within(
                 hint="Try again, or with a larger timeout.",
                 retryable=True,
             )
+        deadline.cancellation.check()
         pause.wait(_LOOK_SECONDS)
     yield None
 

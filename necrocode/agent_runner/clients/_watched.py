@@ -11,27 +11,44 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from necrocode.agent_runner.clients._exchange import current_exchange
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from urllib3 import HTTPResponse, PoolManager
 
 
-def _begin(connection: HTTPConnection) -> None:
-    """The request is sent: from here on the answer's time runs. A large upload may take longer than that."""
+class _Watched(HTTPConnection):
+    """A connection that is hung up on as soon as its exchange is over, while it is being made and used."""
+
+    def _new_conn(self) -> socket:
+        made = super()._new_conn()
+        _hold(made)
+        return made
+
+    def request(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  passed on
+        if self.sock is not None:  # one that was used before
+            _hold(self.sock)
+        super().request(*arguments, **options)
+
+    def getresponse(self) -> HTTPResponse:  # type: ignore[override]
+        """The request is sent: from here on the answer's time runs. A large upload may take longer than that."""
+        exchange = current_exchange()
+        if exchange is not None:
+            exchange.start()
+        return super().getresponse()
+
+
+class _Connection(_Watched):
+    pass
+
+
+class _SecureConnection(_Watched, HTTPSConnection):
+    pass
+
+
+def _hold(connection: socket) -> None:
     exchange = current_exchange()
-    if exchange is not None and connection.sock is not None:
-        exchange.start()
-        exchange.hold(connection.sock)
-
-
-class _Connection(HTTPConnection):
-    def getresponse(self) -> HTTPResponse:  # type: ignore[override]
-        _begin(self)
-        return super().getresponse()
-
-
-class _SecureConnection(HTTPSConnection):
-    def getresponse(self) -> HTTPResponse:  # type: ignore[override]
-        _begin(self)
-        return super().getresponse()
+    if exchange is not None:
+        exchange.hold(connection)
 
 
 class _Pool(HTTPConnectionPool):

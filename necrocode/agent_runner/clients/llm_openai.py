@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import tenacity
 
-from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock, Deadline
+from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock, Deadline, pause
 from necrocode.agent_runner._redact import Redactor
 from necrocode.agent_runner.clients._exchange import AnswerTooLargeError, Exchange
 from necrocode.agent_runner.clients._openai_answers import read_answer as read_model_answer
@@ -80,6 +80,8 @@ class _Trial:
 
     def lateness(self, exchange: Exchange) -> Exception:
         """What to raise for an answer that was hung up on, or not waited for any longer."""
+        if self.deadline.cancellation.is_requested:
+            return self.deadline.cancellation.error()
         if exchange.was_idle:
             return idle_answer(self.asked, self.idle_seconds)
         if self.deadline.remaining_seconds() <= 0:
@@ -198,7 +200,7 @@ class LLMClient:
             stop=is_over,
             wait=_wait_seconds,
             before_sleep=ask_in_one_piece,
-            sleep=self._clock.sleep,
+            sleep=lambda seconds: pause(self._clock, seconds, question.deadline.cancellation),
             retry=tenacity.retry_if_exception(is_worth_another_try),
             reraise=True,
         )
@@ -218,7 +220,10 @@ class LLMClient:
         client = self._client()
         question.attempts += 1
         started = self._clock.monotonic()
-        with Exchange(trial.timeout_seconds, idle_seconds=trial.idle_seconds or None) as exchange:
+        cancellation = question.deadline.cancellation
+        with Exchange(
+            trial.timeout_seconds, idle_seconds=trial.idle_seconds or None, cancellation=cancellation
+        ) as exchange:
             exchange.start()
             try:
                 answer = self._exchanged(client, request, trial, exchange)

@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from necrocode.agent_runner._bounded import current_deadline, is_over
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock, Deadline
 from necrocode.agent_runner._git import DEFAULT_TIMEOUT_SECONDS, Git, GitError, RemoteRefusedError
 from necrocode.agent_runner._names import check_branch_name, check_repository_url, expand_home
@@ -131,10 +132,10 @@ class LocalRepoPool:
         ref = _checked_ref(base_ref)
         seconds = max(timeout_seconds, _LEAST_WORK_SECONDS) if timeout_seconds else DEFAULT_TIMEOUT_SECONDS
         lease = lease_seconds or DEFAULT_LEASE_SECONDS
-        waiting = Deadline(timeout_seconds or 0.0, self._clock)
+        waiting = self._deadline(timeout_seconds or 0.0)
 
         def allocate() -> SlotAllocation:
-            base, fetches = place.mirror().fetch(ref, Deadline(seconds, self._clock))
+            base, fetches = place.mirror().fetch(ref, self._deadline(seconds))
             request = _Request(place, required_by, base, fetches, started, lease)
             return self._allocated(request, waiting, is_wanted)
 
@@ -144,6 +145,13 @@ class LocalRepoPool:
             self.release_slot(allocation.slot_id, lease_token=allocation.lease_token)
             raise SlotAllocationError("No available slots are needed: the caller has gone.", retryable=False)
         return allocation
+
+    def _deadline(self, seconds: float) -> Deadline:
+        """A deadline on this pool's clock that ends with the one that the caller works under."""
+        caller = current_deadline()
+        if caller is None:
+            return Deadline(seconds, self._clock)
+        return Deadline(min(seconds, caller.remaining_seconds()), self._clock, caller.cancellation)
 
     def _allocated(self, request: _Request, waiting: Deadline, is_wanted: Callable[[], bool]) -> SlotAllocation:
         while True:
@@ -166,7 +174,7 @@ class LocalRepoPool:
                     f"No available slots for {place.url}: all {size} in use for {waiting.total_seconds:g} seconds.",
                     hint="Wait for a run to end, or raise pool_size.",
                 )
-            self._clock.sleep(min(_POLL_SECONDS, waiting.remaining_seconds()))
+            waiting.pause(min(_POLL_SECONDS, waiting.remaining_seconds()))
         raise SlotAllocationError("No available slots are needed: the caller has gone.", retryable=False)
 
     def _handed_out(self, request: _Request, taken: Taken) -> SlotAllocation | None:
@@ -178,6 +186,9 @@ class LocalRepoPool:
             now, expiry = self._clock.now(), place.expiry(request.lease_seconds)
             slot = book.confirm(taken.slot, now, expiry, seconds=seconds, fetches=request.fetches)
         except (GitError, OSError) as error:
+            if is_over():  # the slot is not to blame
+                book.give_up(taken.slot)
+                raise
             self._quarantine(request, taken, error)
             return None
         except StaleLeaseError as error:  # an operator has released it meanwhile
@@ -219,6 +230,18 @@ class LocalRepoPool:
         place.book.release(slot_id, lease_token, self._clock.now(), by=released_by)
         place.drop_surplus()
         self._trash.empty_later()
+
+    def release_abandoned(self, slot_id: str, epoch: int) -> bool:
+        """Give back the slot of a holder that has died, if it is still held as of this ``epoch``; whether it was."""
+        book = self._place_with(slot_id).book
+        slot = book.read().slots.get(slot_id)
+        if slot is None or slot.state != "allocated" or slot.epoch != epoch:
+            return False
+        try:
+            book.release(slot_id, slot.lease_token, self._clock.now(), by="")
+        except StaleLeaseError:  # another has it by now
+            return False
+        return True
 
     def get_slot(self, slot_id: str) -> SlotRecord:
         """State, holder and lease of a slot; ``SlotNotFoundError``."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
+from necrocode.agent_runner._bounded import outrun
 from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner.errors import (
     AuthenticationError,
@@ -85,14 +87,16 @@ class BudgetedModel:
         except BudgetExhaustedError as error:
             on_outcome(error, NOTHING)
             raise
+        ask = partial(
+            self._model.complete,
+            messages,
+            answer_format=answer_format,
+            max_tokens=reservation.max_tokens if self._budget.is_limited else max_tokens,
+            deadline=(shortened := self._shortened(deadline, reservation)),
+            temperature=temperature,
+        )
         try:
-            answer = self._model.complete(
-                messages,
-                answer_format=answer_format,
-                max_tokens=reservation.max_tokens if self._budget.is_limited else max_tokens,
-                deadline=self._shortened(deadline, reservation),
-                temperature=temperature,
-            )
+            answer = ask() if shortened is None else outrun(shortened, ask, doing="ask the model")
         except BaseException as error:
             exhausted = _as_exhausted(error, reservation, deadline)
             spent = self._cost_of_none(reservation, error)
@@ -113,7 +117,7 @@ class BudgetedModel:
         left = None if reservation.timed is None else reservation.timed.seconds_left
         if left is None or (deadline is not None and deadline.remaining_seconds() <= left):
             return deadline
-        return Deadline(left, self._budget.clock)
+        return Deadline(left, self._budget.clock) if deadline is None else deadline.sooner(left)
 
     def _cost_of_none(self, reservation: Reservation, error: BaseException) -> Spending:
         """What a question that brought no answer counts as, by what it may have cost."""

@@ -56,7 +56,7 @@ def select_context(
     those. Never more than ``budget_tokens`` by :func:`estimate_tokens`. The same input gives the same context, unless
     ``seconds`` are over before the choice is made: then it is made with what is known, and ``notes`` says so.
     """
-    soft = Deadline(seconds, clock)
+    soft = Deadline(seconds, clock) if deadline is None else Deadline(seconds, clock, deadline.cancellation)
     clues = Clues.of(task)
     files, found = look_into(
         repository, objects, tree, [*clues.words, *clues.names], seconds=seconds, deadline=deadline
@@ -161,6 +161,7 @@ class _Choice:
 
     def _text(self, path: str) -> str | None:
         if path not in self._texts:
+            self._soft.cancellation.check()
             self._texts[path] = self._files.text(path)
         return self._texts[path]
 

@@ -9,6 +9,8 @@ import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from necrocode.agent_runner._cancellation import Cancellation
+from necrocode.agent_runner._clock import pause
 from necrocode.agent_runner.errors import BudgetExhaustedError, RunnerError, ServiceError
 from necrocode.agent_runner.spending import MICRO, NOTHING, LimitName, ModelPrice, Spending, SpendingLimits
 
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 LEAST_COMPLETION_TOKENS = 512
 """A question is not asked for the sake of a shorter answer than this, unless it wants no longer one."""
 POLL_SECONDS = 1.0
-"""How often it is looked whether others have given something back."""
+"""How often it is looked whether others have given something back in the registry."""
+_LOOK_SECONDS = 0.2
 _LONGEST_QUESTION_SECONDS = 8 * 86_400.0
 _USUAL_QUESTION_SECONDS = 3600.0
 _GRACE_SECONDS = 60.0
@@ -223,7 +226,7 @@ class Ledger:
                     amount = need.spending(length)
                     self._reserved = self._reserved.plus(amount)
                     return Held(self._scope, amount, book.seconds_left, limit)
-                self._changed.wait(POLL_SECONDS)  # a look now and then, for the time may be over meanwhile
+                self._changed.wait(_LOOK_SECONDS)  # for the time may be over meanwhile, or the run asked to stop
 
     def shrink(self, held: Held, amount: Spending) -> Held:
         """The reservation with less in it; the rest is given back."""
@@ -292,7 +295,7 @@ class SpecLedger:
                 return Held(self._scope, amount, book.seconds_left, limit, reservation_id)
             granted = book.granted(need, deadline)
             if granted is None:
-                self._clock.sleep(POLL_SECONDS)
+                pause(self._clock, POLL_SECONDS, Cancellation() if deadline is None else deadline.cancellation)
             elif granted[0] >= length:
                 raise ServiceError(f"The task registry refused what the budget of {self._scope.name} has room for.")
             length, limit = granted or (need.completion_tokens, None)

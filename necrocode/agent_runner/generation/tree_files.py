@@ -62,7 +62,8 @@ def look_into(
 ) -> tuple[TreeFiles, Found]:
     """A tree's files, and where the words are in them; the two are found out at the same time."""
     with ThreadPoolExecutor(1, thread_name_prefix="necrocode-search") as beside:
-        searching = beside.submit(search, repository, tree, tuple(words), seconds=seconds)
+        cancellation = None if deadline is None else deadline.cancellation
+        searching = beside.submit(search, repository, tree, tuple(words), seconds=seconds, cancellation=cancellation)
         listed = repository.files(tree, deadline=deadline)
         ordinary = {
             path: (entry.oid, size) for path, (entry, size) in listed.items() if entry.is_file and _is_text(path)

@@ -13,6 +13,7 @@ from necrocode.agent_runner._git import GitError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from necrocode.agent_runner._cancellation import Cancellation
     from necrocode.agent_runner._git import Repository
 
 MAX_SEARCH_BYTES = 64_000_000
@@ -59,27 +60,39 @@ def key_of(word: str) -> bytes:
     return word.lower().encode().translate(None, _NOT_IN_KEYS)
 
 
-def search(repository: Repository, tree: str, words: Iterable[str], *, seconds: float) -> Found:
+def search(
+    repository: Repository,
+    tree: str,
+    words: Iterable[str],
+    *,
+    seconds: float,
+    cancellation: Cancellation | None = None,
+) -> Found:
     """Every place where one of the words begins in the text files of a tree, whatever its case.
 
-    ``seconds``: when they are over, what has been found so far is returned.
+    ``seconds``: when they are over, what has been found so far is returned. ``RunCancelledError`` once ``cancellation``
+    is requested.
     """
     wanted = sorted({word.lower() for word in words if word})
     if not wanted:
         return Found({})
     try:
-        output, is_cut = _grep(repository, tree, ("-P", _perl_pattern(wanted)), seconds)
+        output, is_cut = _grep(repository, tree, ("-P", _perl_pattern(wanted)), seconds, cancellation)
     except GitError as error:
         if _NO_PCRE not in error.output:
             raise
-        output, is_cut = _grep(repository, tree, ("-E", _trie(wanted, "(")), seconds)
+        output, is_cut = _grep(repository, tree, ("-E", _trie(wanted, "(")), seconds, cancellation)
     return Found(_by_path(output, tree, is_cut=is_cut), is_cut)
 
 
-def _grep(repository: Repository, tree: str, pattern: tuple[str, str], seconds: float) -> tuple[bytes, bool]:
+def _grep(
+    repository: Repository, tree: str, pattern: tuple[str, str], seconds: float, cancellation: Cancellation | None
+) -> tuple[bytes, bool]:
     kind, text = pattern
     options = ("-I", "-i", "-o", "-n", "--heading", "--full-name", "--no-color", "--no-textconv", kind, "-e", text)
-    return repository.first_output("grep", *options, tree, "--", limit_bytes=MAX_SEARCH_BYTES, seconds=seconds)
+    return repository.first_output(
+        "grep", *options, tree, "--", limit_bytes=MAX_SEARCH_BYTES, seconds=seconds, cancellation=cancellation
+    )
 
 
 def _by_path(output: bytes, tree: str, *, is_cut: bool) -> dict[str, bytes]:

@@ -25,6 +25,7 @@ from necrocode.agent_runner.sandbox.request import Overlay, Request
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner.sandbox.request import Wall
 
 _RUSTUP = "rustup"
@@ -79,13 +80,21 @@ class ConfinedSandbox(LayeredSandbox):
         return f"{self.name} {self._confinement!r} {self._root} {self._policy!r}"
 
     @contextmanager
-    def _open(self, checkout: Path, below: Path | None, *, has_network: bool | None) -> Iterator[Layer]:
+    def _open(
+        self, checkout: Path, below: Path | None, *, has_network: bool | None, deadline: Deadline
+    ) -> Iterator[Layer]:
         has_network = self._policy.has_network if has_network is None else has_network
         how = self._confinement
         kind = how.layer if can_be_named(checkout, self._root, below) else "copy"
         shows = how.has_own_root or how.wall == "bwrap"
         with open_layer(
-            checkout, self._root, kind=kind, below=below, shows_copies=shows, has_network=has_network
+            checkout,
+            self._root,
+            kind=kind,
+            below=below,
+            shows_copies=shows,
+            has_network=has_network,
+            deadline=deadline,
         ) as layer:
             visible.make_rustup_home(layer.folder / _RUSTUP)
             if os.getuid() == 0:
@@ -93,18 +102,19 @@ class ConfinedSandbox(LayeredSandbox):
             yield layer
 
     def _execute(
-        self, command: str, layer: Layer, reports: Path, environment: Mapping[str, str], seconds: float
+        self, command: str, layer: Layer, reports: Path, environment: Mapping[str, str], deadline: Deadline
     ) -> ProcessResult:
-        limits, started = self._policy.limits, time.monotonic()
+        limits, started, seconds = self._policy.limits, time.monotonic(), deadline.remaining_seconds()
         owner = hand_over(reports, layer)
         request = self._request(command, layer, reports, environment, owner)
         with LAUNCHER.start(request) as running:
-            running.wait_for_start()
+            running.wait_for_start(deadline.cancellation)
             done = supervise(
                 running,
                 started=started,
                 timeout_seconds=seconds,
                 max_output_bytes=limits.kept_output_bytes,
+                cancellation=deadline.cancellation,
                 watch=LimitWatch(limits, layer.written_folders),
             )
         if done.stopped_by is None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner.sandbox.confined import Policy
 
 _ENGINE_SECONDS = 60
@@ -80,20 +81,28 @@ class DockerSandbox(LayeredSandbox):
         return f"{self.name} {self._engine.images.get(self._image).id} {self._root} {self._policy!r}"
 
     @contextmanager
-    def _open(self, checkout: Path, below: Path | None, *, has_network: bool | None) -> Iterator[Layer]:
+    def _open(
+        self, checkout: Path, below: Path | None, *, has_network: bool | None, deadline: Deadline
+    ) -> Iterator[Layer]:
         has_network = self._policy.has_network if has_network is None else has_network
         self.ensure_available()
         with open_layer(
-            checkout, self._root, kind="copy", below=below, shows_copies=True, has_network=has_network
+            checkout,
+            self._root,
+            kind="copy",
+            below=below,
+            shows_copies=True,
+            has_network=has_network,
+            deadline=deadline,
         ) as layer:
             if os.getuid() == 0:
                 give_away(layer, checkout)
             yield layer
 
     def _execute(
-        self, command: str, layer: Layer, reports: Path, environment: Mapping[str, str], seconds: float
+        self, command: str, layer: Layer, reports: Path, environment: Mapping[str, str], deadline: Deadline
     ) -> ProcessResult:
-        started, limits = time.monotonic(), self._policy.limits
+        limits, started, seconds = self._policy.limits, time.monotonic(), deadline.remaining_seconds()
         hand_over(reports, layer)
         with self._start(command, layer, reports, environment) as running:
             done = supervise(
@@ -101,6 +110,7 @@ class DockerSandbox(LayeredSandbox):
                 started=started,
                 timeout_seconds=seconds,
                 max_output_bytes=limits.kept_output_bytes,
+                cancellation=deadline.cancellation,
                 watch=LimitWatch(limits, layer.written_folders),
             )
             if running.is_out_of_memory and done.exit_code:
@@ -188,10 +198,13 @@ class _Container:
         return bool(self._container.attrs["State"]["Status"] in {"exited", "dead"})
 
     def stop(self) -> None:
-        with suppress(Exception):  # it has ended: what is left is removed by force
-            self._container.kill()
+        self.kill()
         self._container.wait(timeout=_ENGINE_SECONDS)
         self._container.reload()
+
+    def kill(self) -> None:
+        with suppress(Exception):  # it has ended: what is left is removed by force
+            self._container.kill()
 
     @property
     def exit_code(self) -> int | None:

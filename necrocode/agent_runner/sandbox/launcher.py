@@ -81,7 +81,7 @@ def _first_process(request: Request, told: socket.socket) -> None:
     if request.has_own_root:
         enter_room(request)
     else:
-        os.chdir(request.folder)
+        os.chdir(request.layer)
     if request.user is not None:
         kernel.become(*request.user)
         kernel.die_with_parent()

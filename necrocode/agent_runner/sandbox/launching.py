@@ -21,10 +21,12 @@ from necrocode.agent_runner.errors import TestExecutionError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from necrocode.agent_runner._cancellation import Cancellation
     from necrocode.agent_runner.sandbox.request import Request
 
 _START_SECONDS = 20.0  # of a machine under load; it takes milliseconds
 _END_SECONDS = 30.0
+_LOOK_SECONDS = 0.1
 _MAIN = """\
 import sys
 sys.path += sys.argv[2:]
@@ -56,14 +58,15 @@ class Started:
         """Once it has ended: the command's; None when it was stopped before it had one."""
         return self._news.get("exit")
 
-    def wait_for_start(self) -> None:
-        """Wait until it has a process; ``TestExecutionError`` if there is none."""
+    def wait_for_start(self, cancellation: Cancellation) -> None:
+        """Wait until it has a process; ``TestExecutionError`` if there is none, ``RunCancelledError``."""
         until = time.monotonic() + _START_SECONDS
         while "pid" not in self._news:
             left = until - time.monotonic()
             if left <= 0 or self._is_over:
                 raise TestExecutionError(self._trouble("it does not start"))
-            self._listen(left)
+            self._listen(min(left, _LOOK_SECONDS))
+            cancellation.check()
         self.pid = self._news["pid"]
 
     def has_ended(self) -> bool:
@@ -73,14 +76,18 @@ class Started:
 
     def stop(self) -> None:
         """End it and all that belongs to it; harmless when it has ended. ``TestExecutionError`` when it goes on."""
-        with suppress(OSError):
-            self._told.shutdown(socket.SHUT_WR)
+        self.kill()
         until = time.monotonic() + _END_SECONDS
         while not self._is_over:
             left = until - time.monotonic()
             if left <= 0:
                 raise TestExecutionError("A confined test command cannot be stopped: its processes go on.")
             self._listen(left)
+
+    def kill(self) -> None:
+        """Have it end, from any thread: the launcher sees to it."""
+        with suppress(OSError):
+            self._told.shutdown(socket.SHUT_WR)
 
     def check_confined(self) -> None:
         """``TestExecutionError`` unless the command ended as one that had been confined and started."""

@@ -24,19 +24,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from necrocode.agent_runner._trees import remove_tree
+from necrocode.agent_runner.sandbox.orphans import end_processes_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from necrocode.agent_runner._clock import Deadline
 
 LayerKind = Literal["overlay", "copy"]
 
 _PROBE_SECONDS = 10
 _PREFIX = "layer-"
+_DRAFT_MARK = "new-"
 _YOUNG_SECONDS = 60.0  # between its making and its lock a folder looks like a dead one
 # Arguments: lower folders, layer folder, uid, gid, command, where it is seen, what lies below home (may be empty). The
 # mapping makes us root inside, which mounting needs; a second one gives the command its own ids back. "cd" comes after
 # the mount: before it, "." would be the empty folder.
 _ENTER = """\
+mkdir -p "$6/top" "$6/home" || exit 125
 mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work,userxattr" "$6/top" || exit 125
 if [ -n "$7" ]; then
     lower="lowerdir=$7,upperdir=$2/home-upper,workdir=$2/home-work,userxattr"
@@ -142,32 +147,27 @@ def open_layer(
     below: Path | None = None,
     shows_copies: bool = False,
     has_network: bool = False,
+    deadline: Deadline | None = None,
 ) -> Iterator[Layer]:
     """Lay a layer over ``checkout``, in a new folder under ``root``; raises :class:`OSError`.
 
-    ``kind`` None: ``overlay`` where it works under ``root``, tried out once a process, else ``copy``.
+    ``kind`` None: ``overlay`` where it works under ``root``, tried out once a process, else ``copy``. That is broken
+    off when ``deadline`` is over, for commands will find no time either; ``RunCancelledError`` once the run is to stop.
     ``shows_copies``: the sandbox can show a copy at another path than where it is.
     """
     root.mkdir(parents=True, exist_ok=True)
     chosen: LayerKind = kind or ("overlay" if can_be_named(checkout, root, below) and overlay_works(root) else "copy")
-    mounted = _mount_point(root) if chosen == "overlay" or shows_copies else None
+    # One path for all layers, which each command has its own mount at.
+    mounted = root.with_name(_MOUNTED) if chosen == "overlay" or shows_copies else None
     with _folder(root) as folder:
         layer = Layer(chosen, folder, checkout, below, mounted, has_network)
         if chosen == "copy":
-            ignore = _not_copied(checkout, root)
+            ignore = _not_copied(checkout, root, deadline)
             shutil.copytree(checkout, layer.top, symlinks=True, dirs_exist_ok=True, ignore=ignore)
             if below is not None:
                 add_tree(below / "files", layer.top)
                 add_tree(below / "home", layer.home)
         yield layer
-
-
-def _mount_point(root: Path) -> Path:
-    """Folders to mount layers at: one path for all, for each command has a mount namespace of its own."""
-    place = root.with_name(_MOUNTED)
-    for name in ("top", "home"):
-        (place / name).mkdir(parents=True, exist_ok=True)
-    return place
 
 
 def add_tree(source: Path, target: Path) -> None:
@@ -218,11 +218,12 @@ def _folder(root: Path) -> Iterator[Path]:
 @contextmanager
 def held_folder(root: Path, prefix: str) -> Iterator[Path]:
     """A new folder below ``root``, removed with all that is in it at the end, or by others should this process die."""
-    _sweep(root, prefix)
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
-    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    _sweep_once(root, prefix)
+    folder = draft = Path(tempfile.mkdtemp(prefix=prefix + _DRAFT_MARK, dir=root))
+    held = os.open(draft, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(held, fcntl.LOCK_EX)  # the system gives it back when this process dies: see _sweep
+        fcntl.flock(held, fcntl.LOCK_EX)  # the system gives it back when this process dies: see sweep_folders
+        folder = draft.rename(root / draft.name.replace(_DRAFT_MARK, "", 1))
         yield folder
     finally:
         os.close(held)
@@ -230,24 +231,45 @@ def held_folder(root: Path, prefix: str) -> Iterator[Path]:
 
 
 @cache
-def _sweep(root: Path, prefix: str) -> None:
-    """Remove the folders of processes that died, once a process: those that nobody holds and that are not just made."""
-    for folder in root.glob(f"{prefix}*"):
+def _sweep_once(root: Path, prefix: str) -> None:
+    sweep_folders(root, prefix)
+
+
+def sweep_layers(root: Path) -> list[str]:
+    """End what processes that died have left running in their layers, and remove these; what was done, a line each."""
+    return sweep_folders(root, _PREFIX)
+
+
+def sweep_folders(root: Path, prefix: str) -> list[str]:
+    """Remove the folders of processes that died, and end what still runs in them; what was done, a line each.
+
+    One that nobody holds is a dead one's. Before it has its name, it is told by its age.
+    """
+    done = []
+    for folder in list(root.glob(f"{prefix}*")):
         with contextlib.suppress(OSError):
-            if time.time() - folder.stat().st_mtime < _YOUNG_SECONDS:
+            is_draft = folder.name.startswith(prefix + _DRAFT_MARK)
+            if is_draft and time.time() - folder.stat().st_mtime < _YOUNG_SECONDS:
                 continue
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                ended = end_processes_in(folder)
                 remove_tree(folder)
             finally:
                 os.close(handle)
+            done.append(f"{folder.name}: removed" + (f", {ended} processes ended" if ended else ""))
+    return done
 
 
-def _not_copied(checkout: Path, root: Path) -> Callable[[str, list[str]], set[str]]:
-    """Git's own folder, and the layers themselves where they lie inside the checkout."""
+def _not_copied(checkout: Path, root: Path, deadline: Deadline | None) -> Callable[[str, list[str]], set[str]]:
+    """Git's own folder, and the layers themselves where they lie inside the checkout; all, once the time is over."""
 
     def ignore(folder: str, names: list[str]) -> set[str]:
+        if deadline is not None:
+            deadline.cancellation.check()
+            if deadline.remaining_seconds() <= 0:
+                return set(names)
         return {name for name in names if Path(folder, name) in {checkout / ".git", root}}
 
     return ignore

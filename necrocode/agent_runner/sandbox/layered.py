@@ -37,7 +37,9 @@ class LayeredSandbox(ABC):
         """What of it a result depends on."""
 
     @abstractmethod
-    def _open(self, checkout: Path, below: Path | None, *, has_network: bool | None) -> AbstractContextManager[Layer]:
+    def _open(
+        self, checkout: Path, below: Path | None, *, has_network: bool | None, deadline: Deadline
+    ) -> AbstractContextManager[Layer]:
         """A new layer over the checkout, and over what set-up commands made; raises :class:`OSError`.
 
         ``has_network`` None: as the policy says.
@@ -45,9 +47,12 @@ class LayeredSandbox(ABC):
 
     @abstractmethod
     def _execute(
-        self, command: str, layer: Layer, reports: Path, environment: Mapping[str, str], seconds: float
+        self, command: str, layer: Layer, reports: Path, environment: Mapping[str, str], deadline: Deadline
     ) -> ProcessResult:
-        """Run one command at the layer's top, with ``reports`` writable; ``OSError`` or ``TestExecutionError``."""
+        """Run one command at the layer's top, with ``reports`` writable; ``OSError`` or ``TestExecutionError``.
+
+        ``RunCancelledError``, with nothing of the command left, once the run is asked to stop.
+        """
 
     def run_tests(
         self,
@@ -64,7 +69,7 @@ class LayeredSandbox(ABC):
         """Run the commands in order, over one layer."""
         started = time.monotonic()
         try:
-            with self._open(checkout, below, has_network=None) as layer:
+            with self._open(checkout, below, has_network=None, deadline=deadline) as layer:
                 results = self._run_all(commands, layer, environment, deadline, collect, fail_fast=fail_fast)
                 kind = layer.kind
         except OSError as error:
@@ -85,7 +90,7 @@ class LayeredSandbox(ABC):
         """Run the commands in order, over one layer, up to the first that fails; move what they wrote to ``kept``."""
         started = time.monotonic()
         try:
-            with self._open(checkout, None, has_network=has_network) as layer:
+            with self._open(checkout, None, has_network=has_network, deadline=deadline) as layer:
                 results = self._run_all(commands, layer, environment, deadline, (), fail_fast=True)
                 kind = layer.kind
                 if all(result.exit_code == 0 for result in results):
@@ -135,7 +140,8 @@ class LayeredSandbox(ABC):
         reports = layer.new_reports_folder()
         begun_ns = reports.stat().st_mtime_ns  # by the file system's own clock, which files are compared with
         given = dict(environment) | {"NECROCODE_REPORTS": str(reports)}
-        done = self._execute(command, layer, reports, given, deadline.remaining_seconds())
+        deadline.cancellation.check()
+        done = self._execute(command, layer, reports, given, deadline)
         return CommandResult(
             command=command,
             exit_code=done.exit_code,

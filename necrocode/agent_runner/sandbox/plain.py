@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from contextlib import AbstractContextManager
 
+    from necrocode.agent_runner._clock import Deadline
+
 _LAYER_FAILED = 125  # what the layer's own script exits with, before any test command has run
 _ALLOWED_VARIABLES = ("PATH", "LANG", "LANGUAGE", "TZ", "TERM")
 
@@ -41,12 +43,14 @@ class PlainSandbox(LayeredSandbox):
         """What of it a result depends on."""
         return f"{self.name} {self._root}"
 
-    def _open(self, checkout: Path, below: Path | None, *, has_network: bool | None) -> AbstractContextManager[Layer]:
+    def _open(
+        self, checkout: Path, below: Path | None, *, has_network: bool | None, deadline: Deadline
+    ) -> AbstractContextManager[Layer]:
         del has_network  # nothing is held here
-        return open_layer(checkout, self._root, below=below, has_network=True)
+        return open_layer(checkout, self._root, below=below, has_network=True, deadline=deadline)
 
     def _execute(
-        self, command: str, layer: Layer, reports: Path, environment: Mapping[str, str], seconds: float
+        self, command: str, layer: Layer, reports: Path, environment: Mapping[str, str], deadline: Deadline
     ) -> ProcessResult:
         del reports  # may be written to, as anything may
         layer.entered.unlink(missing_ok=True)
@@ -54,8 +58,9 @@ class PlainSandbox(LayeredSandbox):
             layer.argv(command),
             cwd=layer.top,
             environment=command_environment(layer, environment),
-            timeout_seconds=seconds,
+            timeout_seconds=deadline.remaining_seconds(),
             max_output_bytes=self._limits.kept_output_bytes,
+            cancellation=deadline.cancellation,
             watch=LimitWatch(self._limits, layer.written_folders),
         )
         if done.exit_code == _LAYER_FAILED and layer.kind == "overlay" and not layer.entered.exists():

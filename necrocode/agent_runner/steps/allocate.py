@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
+from necrocode.agent_runner._bounded import closing, outrun
 from necrocode.agent_runner._git import GitError, RemoteRefusedError, Repository, open_checkout
 from necrocode.agent_runner.errors import (
     RepositoryNotFoundError,
@@ -47,12 +49,18 @@ def leased_workspace(
     """
     if task.repo_url is None:  # pragma: no cover - TaskContext has seen to it
         raise RepositoryNotFoundError("The task names no repo_url.")
-    allocation = pool.allocate_slot(
-        task.repo_url,
-        holder,
-        base_ref=task.base_ref if start is None else start.base_commit,
-        timeout_seconds=min(slot_timeout_seconds, deadline.check("get a slot")),
-        lease_seconds=lease_seconds,
+    allocation = outrun(
+        deadline,
+        partial(
+            pool.allocate_slot,
+            task.repo_url,
+            holder,
+            base_ref=task.base_ref if start is None else start.base_commit,
+            timeout_seconds=min(slot_timeout_seconds, deadline.check("get a slot")),
+            lease_seconds=lease_seconds,
+        ),
+        doing="get a slot",
+        undo=lambda late: pool.release_slot(late.slot_id, lease_token=late.lease_token),
     )
     try:
         with _held(pool, allocation, lease_seconds, deadline, on_trouble) as hold:
@@ -63,8 +71,10 @@ def leased_workspace(
                 base = allocation.base_commit or _head(objects, allocation.slot_path)
                 yield Workspace(repository, objects, allocation.slot_id, base, remote, allocation.epoch, hold=hold)
     finally:
+        release = partial(pool.release_slot, allocation.slot_id, lease_token=allocation.lease_token)
         try:
-            pool.release_slot(allocation.slot_id, lease_token=allocation.lease_token)
+            with closing(deadline) as end:
+                outrun(end, release, doing="give the slot back")
         except RunnerError as error:
             on_trouble(f"The slot {allocation.slot_id} was not released: {error}")
 
@@ -119,7 +129,8 @@ def brought_workspace(
         try:
             yield Workspace(repository, objects, slot_id, base, remote, is_brought=True, head=place)
         finally:
-            _return_head(repository, place, task.branch, on_trouble)
+            with closing(deadline):
+                _return_head(repository, place, task.branch, on_trouble)
 
 
 def _refuse_forbidden_remote(repository: Repository, remote: str, deadline: Deadline) -> None:

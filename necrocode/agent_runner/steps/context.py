@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from necrocode.agent_runner.errors import RunnerError
 from necrocode.agent_runner.generation.context import select_context
 from necrocode.agent_runner.generation.context_cache import ContextCache, context_key
 
@@ -32,6 +33,23 @@ def choose_context(
     It takes at most 10 seconds or a tenth of the time that the run has left: then what was found so far is used, and
     the context's notes say so.
     """
+    try:
+        return _choose(task, repository, objects, base, budget_tokens=budget_tokens, deadline=deadline, cache=cache)
+    except RunnerError as error:
+        error.step = error.step or "generate"  # it is done for that step, before its time is taken
+        raise
+
+
+def _choose(
+    task: TaskContext,
+    repository: Repository,
+    objects: ObjectReader,
+    base: str,
+    *,
+    budget_tokens: int,
+    deadline: Deadline,
+    cache: ContextCache | None,
+) -> Context:
     tree = objects.tree_of(base)
     key = context_key(task, tree, budget_tokens)
     known = cache.get(key) if cache is not None else None

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from necrocode.agent_runner._bounded import closing
 from necrocode.agent_runner._git import RECEIVE_PACK, REMOTE_HEAD, UPLOAD_PACK, GitError
-from necrocode.agent_runner.errors import PushError, StaleLeaseError
+from necrocode.agent_runner.errors import PushError, RunnerError, StaleLeaseError
 from necrocode.agent_runner.fencing import LOG_FORMAT, fence_in
 from necrocode.agent_runner.models import PushResult
 
@@ -34,6 +35,7 @@ _OTHER_TIP = re.compile(
     re.MULTILINE,
 )
 _MOST_PUSHES = 4
+_MOST_LOOK_SECONDS = 2.0
 
 
 def deliver(
@@ -65,7 +67,9 @@ def deliver(
         tip = delivery.local_tip() if stays_here else None
         if workspace.is_brought:
             delivery.refuse_branch_of_another_worktree()
-            repository.check_out(commit, deadline=deadline)
+            deadline.check("move the checkout")
+            with closing(deadline) as end:  # cut in the middle, it would leave the caller's files half changed
+                repository.check_out(commit, deadline=end)
         check()
         if remote is not None:  # first of all: what was not pushed must not look delivered here
             delivery.push(remote)
@@ -80,6 +84,33 @@ def deliver(
         ) from error
     place = str(workspace.path) if remote is None else _address(repository, remote)
     return PushResult(branch=branch, commit=commit, repository=place, pushed=remote is not None)
+
+
+def has_arrived(
+    workspace: Workspace, implementation: ImplementationResult, branch: str, *, push: bool, deadline: Deadline
+) -> bool:
+    """Whether the branch is at the commit over there, although the push was cut off; False where nobody can tell.
+
+    It takes two seconds at most.
+    """
+    remote = workspace.remote if push else None
+    if remote is None:
+        return False
+    ref = f"refs/heads/{branch}"
+    try:
+        seen = workspace.repository.run(
+            "ls-remote",
+            "--quiet",
+            UPLOAD_PACK,
+            "--",
+            remote,
+            ref,
+            network=True,
+            deadline=deadline.sooner(_MOST_LOOK_SECONDS),
+        )
+    except RunnerError:
+        return False
+    return seen.decode(errors="replace").split() == [implementation.commit, ref]
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from concurrent.futures import Future, wait
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from necrocode.agent_runner._error_data import error_data, error_from
 from necrocode.agent_runner._invisible import visible
+from necrocode.agent_runner._journal_file import basis_of
 from necrocode.agent_runner.generation.answer_forms import (
     ShownFile,
     answer_format_of,
@@ -21,7 +23,6 @@ from necrocode.agent_runner.generation.edit_formats import read_answer
 from necrocode.agent_runner.generation.pieces import estimate_tokens
 from necrocode.agent_runner.generation.prompt import task_messages
 from necrocode.agent_runner.generation.stand_ins import StandIns
-from necrocode.agent_runner.journal import basis_of
 from necrocode.agent_runner.models import ModelAnswer
 from necrocode.agent_runner.spending import NOTHING, Spending
 
@@ -165,7 +166,7 @@ class Asker:
 
         for number in range(count):  # threads that an interrupted run need not wait for
             name = f"necrocode-candidate-{number + 1}"
-            threading.Thread(target=answer, args=(number,), name=name, daemon=True).start()
+            threading.Thread(target=copy_context().run, args=(answer, number), name=name, daemon=True).start()
         wait(answers)
         return answers
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._git import Author
-from necrocode.agent_runner.journal import basis_of
+from necrocode.agent_runner._journal_file import basis_of
 from necrocode.agent_runner.models import PushResult
 from necrocode.agent_runner.steps.apply import commit_changes, commit_message
 from necrocode.agent_runner.steps.run_tests import TestPlan
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
     from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner._git import FileChange
+    from necrocode.agent_runner._journal_file import Fields
     from necrocode.agent_runner._redact import Redactor
     from necrocode.agent_runner.config import RunnerConfig
     from necrocode.agent_runner.fencing import Fence
-    from necrocode.agent_runner.journal import Fields, Journal
+    from necrocode.agent_runner.journal import Journal
     from necrocode.agent_runner.models import ImplementationResult, LLMResponse, TaskContext
     from necrocode.agent_runner.workspace import Workspace
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from necrocode.agent_runner.errors import ConfigurationError, RunnerError, StaleLeaseError, TaskLeasedError
 from necrocode.agent_runner.fencing import Fence, HandedLease
@@ -13,7 +13,7 @@ from necrocode.agent_runner.heartbeat import Hold, kept
 from necrocode.agent_runner.protocols import TaskLeases
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner.models import TaskContext
@@ -30,8 +30,16 @@ class HeldTask:
 
     fence: Fence
     hold: Hold
-    registry: TaskRegistry
-    """Where the run writes under it: every write carries the epoch, and none is made once the hold is lost."""
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Where the run writes under it; ``StaleLeaseError`` once the hold is lost, which such an answer tells too."""
+        self.hold.check()
+        try:
+            yield
+        except StaleLeaseError:
+            self.hold.lose()
+            raise
 
 
 @contextmanager
@@ -64,7 +72,7 @@ def held_task(
         hold = keeper.hold()
         try:
             with kept(hold, keeper.renew, on_trouble):
-                yield HeldTask(lease.fence, hold, FencedRegistry(registry, lease.epoch, hold))
+                yield HeldTask(lease.fence, hold)
         finally:
             if not is_begun() and not hold.is_lost:
                 keeper.give_back(on_trouble)
@@ -137,73 +145,3 @@ class _Keeper:
     @property
     def _token(self) -> str:
         return self.lease.token.get_secret_value()
-
-
-def still_fenced(registry: TaskRegistry, epoch: int | None, deadline: Deadline) -> TaskRegistry:
-    """The registry as a run that is over may write to it: under the claim that it had, while that is the last one."""
-    if epoch is None or not isinstance(registry, TaskLeases):
-        return registry
-    clock = deadline.clock
-    hold = Hold("the run's task", clock, float("inf"), clock.monotonic(), deadline.cancellation)
-    return FencedRegistry(registry, epoch, hold)
-
-
-class FencedRegistry:
-    """A task registry as a run writes to it under a lease. ``StaleLeaseError`` once that is lost."""
-
-    def __init__(self, registry: TaskLeases, epoch: int, hold: Hold) -> None:
-        self._registry = registry
-        self._epoch = epoch
-        self._hold = hold
-
-    def register_task(self, task: TaskContext) -> None:
-        """Nothing: a task that is held is known."""
-
-    def update_task_status(
-        self,
-        task_id: str,
-        status: str,
-        metadata: Mapping[str, Any] | None = None,
-        *,
-        spec_name: str | None = None,
-    ) -> None:
-        """Move the task to a state."""
-        with self._writing():
-            self._registry.update_task_status(task_id, status, metadata, spec_name=spec_name, lease_epoch=self._epoch)
-
-    def add_event(
-        self,
-        task_id: str,
-        event_type: str,
-        data: Mapping[str, Any] | None = None,
-        *,
-        spec_name: str | None = None,
-    ) -> None:
-        """Append an event."""
-        with self._writing():
-            self._registry.add_event(task_id, event_type, data, spec_name=spec_name, lease_epoch=self._epoch)
-
-    def add_artifact(
-        self,
-        task_id: str,
-        artifact_type: str,
-        uri: str,
-        size_bytes: int | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        *,
-        spec_name: str | None = None,
-    ) -> None:
-        """Record an artifact."""
-        with self._writing():
-            self._registry.add_artifact(
-                task_id, artifact_type, uri, size_bytes, metadata, spec_name=spec_name, lease_epoch=self._epoch
-            )
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        self._hold.check()
-        try:
-            yield
-        except StaleLeaseError:
-            self._hold.lose()
-            raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from necrocode.agent_runner._bounded import closing
 from necrocode.agent_runner._git import Author, GitError
 from necrocode.agent_runner.errors import TamperedTestsError, TestExecutionError
 from necrocode.agent_runner.verdict.base_runs import BaseRuns
@@ -240,7 +241,9 @@ def _place(workspace: Workspace, commit: str, hint: str, deadline: Deadline) -> 
     """Let git write the commit's files into the checkout."""
     try:
         if workspace.is_brought:
-            workspace.repository.check_out(commit, deadline=deadline)
+            deadline.check("write the changed files")
+            with closing(deadline) as end:  # cut in the middle, it would leave the caller's files half changed
+                workspace.repository.check_out(commit, deadline=end)
         else:
             workspace.check_hold()
             workspace.repository.reset_hard(commit, deadline=deadline)

@@ -1,49 +1,29 @@
-"""Upload: store what came of the run, whether it went well or not."""
+"""Upload: what there is to store of the run, whether it went well or not."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from typing import TYPE_CHECKING, Any
-
-from necrocode.agent_runner.errors import RunnerError
-from necrocode.agent_runner.models import Artifact
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-
-    from necrocode.agent_runner.protocols import ArtifactStore
-
-MANIFEST_SCHEMA_VERSION = 1
+    from necrocode.agent_runner._redact import Redactor
+    from necrocode.agent_runner.run_record import RunRecord
+    from necrocode.agent_runner.steps.generate import Transcript
 
 
-def upload(
-    store: ArtifactStore,
-    outputs: Iterable[tuple[str, bytes]],
-    metadata: dict[str, Any],
-    *,
-    on_trouble: Callable[[str], None],
-) -> tuple[Artifact, ...]:
-    """Store each (type, content); one that cannot be stored is told to ``on_trouble``, and the others still are."""
-    stored: list[Artifact] = []
-    for artifact_type, content in outputs:
-        try:
-            uri = store.upload(artifact_type, content, metadata)
-        except RunnerError as error:
-            on_trouble(f"The {artifact_type} artifact was not stored: {error}")
-            continue
-        digest = hashlib.sha256(content).hexdigest()
-        stored.append(Artifact(type=artifact_type, uri=uri, size_bytes=len(content), sha256=digest))
-    return tuple(stored)
+def outputs_of(record: RunRecord, transcript: Transcript, redactor: Redactor) -> list[tuple[str, bytes]]:
+    """The (type, content) of each artifact: patch, test results, what was said to the model and by it, log."""
+    outputs: list[tuple[str, bytes]] = []
+    if record.diff:
+        outputs.append(("diff", record.diff))
+    if record.tests is not None:
+        outputs.append(("test", _encoded(record.tests.model_dump_json(indent=1))))
+    if transcript.calls:
+        said = redactor.data(transcript.to_data())
+        outputs.append(("transcript", _encoded(json.dumps(said, ensure_ascii=False, indent=1))))
+    return [*outputs, ("log", _encoded(record.log_text()))]
 
 
-def manifest(metadata: Mapping[str, Any], outputs: Sequence[tuple[str, bytes]], stored: Sequence[Artifact]) -> bytes:
-    """What a run has uploaded, as JSON: stored last of all, so that whoever finds it knows that the rest is there."""
-    types = {artifact.type for artifact in stored}
-    listing = {
-        "schema_version": MANIFEST_SCHEMA_VERSION,
-        **metadata,
-        "artifacts": [artifact.model_dump() for artifact in stored],
-        "missing": [artifact_type for artifact_type, _ in outputs if artifact_type not in types],
-    }
-    return json.dumps(listing, ensure_ascii=False, indent=1).encode(errors="backslashreplace")
+def _encoded(text: str) -> bytes:
+    """UTF-8, whatever a file name or a model has put into the text."""
+    return text.encode(errors="backslashreplace")

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner._git import GitError
-from necrocode.agent_runner.errors import TestExecutionError
+from necrocode.agent_runner.errors import RunnerTimeoutError, TestExecutionError
 from necrocode.agent_runner.test_results import TestResult
 from necrocode.agent_runner.verdict.test_run import masked
 
@@ -68,7 +68,7 @@ class BaseRuns:
         run, ``on_note`` is told so. A brought checkout is tested each time, for what git does not track counts there.
         """
         seconds = runner.deadline.remaining_seconds() * BASE_SHARE
-        deadline = Deadline(seconds, self.clock)
+        deadline = Deadline(seconds, self.clock, runner.deadline.cancellation)
         tree = workspace.objects.tree_of(workspace.base_commit)
         run = partial(_run, workspace, commands, runner, tree=tree, deadline=deadline, on_note=on_note)
         if workspace.is_brought:
@@ -165,7 +165,7 @@ def _run(
 ) -> TestResult | None:
     try:
         result = runner.run(commands, workspace.path, tree, fail_fast=False, deadline=deadline)
-    except (TestExecutionError, GitError) as error:
+    except (TestExecutionError, GitError, RunnerTimeoutError) as error:
         on_note(f"the tests on the base cannot be run: {error}")
         return None
     workspace.check_hold()  # another holder may have written to the slot meanwhile: then it was not this tree
@@ -185,6 +185,7 @@ def _is_locked(handle: int, deadline: Deadline) -> bool:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            deadline.cancellation.check()
             if deadline.remaining_seconds() <= 0:
                 return False
             pause.wait(_LOOK_SECONDS)
