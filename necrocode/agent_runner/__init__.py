@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         IllegalTransitionError,
         ImplementationError,
         InternalError,
+        JournalError,
         MalformedAnswerError,
         ModelRefusalError,
         NothingChangedError,
@@ -92,6 +93,9 @@ if TYPE_CHECKING:
     )
     from necrocode.agent_runner.fencing import (
         HandedLease,
+    )
+    from necrocode.agent_runner.journals import (
+        InterruptedRun,
     )
     from necrocode.agent_runner.models import (
         Artifact,
@@ -146,6 +150,10 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.removed import (
         RemovedSettingWarning,
     )
+    from necrocode.agent_runner.replay import (
+        Divergence,
+        ReplayResult,
+    )
     from necrocode.agent_runner.run_record import (
         Progress,
         RunInterrupted,
@@ -194,6 +202,7 @@ _HOME_OF = {
     "ContentFilterError": "errors",
     "ContextOverflowError": "errors",
     "DeletedArtifacts": "records",
+    "Divergence": "replay",
     "EditRejectedError": "errors",
     "EmptyAnswerError": "errors",
     "ErrorDetails": "models",
@@ -205,6 +214,8 @@ _HOME_OF = {
     "ImplementationError": "errors",
     "ImplementationResult": "models",
     "InternalError": "errors",
+    "InterruptedRun": "journals",
+    "JournalError": "errors",
     "LLMClient": "clients.llm_openai",
     "LLMConfig": "config",
     "LLMResponse": "models",
@@ -230,6 +241,7 @@ _HOME_OF = {
     "PushResult": "models",
     "RateLimitError": "errors",
     "RemovedSettingWarning": "removed",
+    "ReplayResult": "replay",
     "RepoPool": "protocols",
     "RepoPoolClient": "clients.repo_pool_http",
     "RepositoryNotFoundError": "errors",
@@ -309,6 +321,7 @@ __all__ = [
     "ContentFilterError",
     "ContextOverflowError",
     "DeletedArtifacts",
+    "Divergence",
     "EditRejectedError",
     "EmptyAnswerError",
     "ErrorDetails",
@@ -320,6 +333,8 @@ __all__ = [
     "ImplementationError",
     "ImplementationResult",
     "InternalError",
+    "InterruptedRun",
+    "JournalError",
     "LLMClient",
     "LLMConfig",
     "LLMResponse",
@@ -345,6 +360,7 @@ __all__ = [
     "PushResult",
     "RateLimitError",
     "RemovedSettingWarning",
+    "ReplayResult",
     "RepoPool",
     "RepoPoolClient",
     "RepositoryNotFoundError",

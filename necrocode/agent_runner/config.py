@@ -180,6 +180,8 @@ class RunnerConfig(StrictModel):
     """How long one service call may wait for an answer."""
     state_dir: Path = Field(default_factory=_default_state_dir)
     """Where embedded services and run-time files live."""
+    journal_keep_days: float = Field(default=30.0, gt=0, le=36_500, allow_inf_nan=False)
+    """How long the journals of runs are kept below ``state_dir``, from their last entry on."""
     runner_id: str | None = Field(default=None, min_length=1, max_length=200)
     """This runner's name in registry and pool. None: host name, process id and a random part."""
     pool_size: int = Field(default=5, ge=1, le=1000)

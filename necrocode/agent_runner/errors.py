@@ -27,6 +27,7 @@
     ├── ArtifactUploadError                    an artifact was not stored
     │   └── StorageFullError (ServiceError)    the disk is full, or the store's quota is used up
     ├── RunnerTimeoutError (TimeoutError)      the task's time is used up
+    ├── JournalError                           a run cannot go on from its journal, or be replayed from it
     ├── AuthenticationError                    a key or token was refused
     ├── ServiceError                           a service or the model's endpoint answered with an error
     │   ├── ServiceConnectionError (ConnectionError)  ... or could not be reached at all
@@ -221,6 +222,10 @@ class RunnerTimeoutError(RunnerError, TimeoutError):
 
 class RunCancelledError(RunnerError):
     """The run was asked to stop: by its caller, a signal or the registry. The message says by whom."""
+
+
+class JournalError(RunnerError):
+    """There is no such run to go on with or to replay: its journal is missing, damaged, in use, or has ended."""
 
 
 class AuthenticationError(RunnerError):

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock, Deadline
 from necrocode.agent_runner.generation.pieces import estimate_tokens
 from necrocode.agent_runner.playbook import load_playbook, with_playbook
+from necrocode.agent_runner.shown_task import masked, readable
 from necrocode.agent_runner.spending import price_of
 from necrocode.agent_runner.steps.context import choose_context
 from necrocode.agent_runner.steps.generate import compose
-from necrocode.agent_runner.task_run import masked, readable, workspace_for
 from necrocode.agent_runner.verdict.feedback import MAX_FEEDBACK_TOKENS
 from necrocode.agent_runner.wiring import build_services
+from necrocode.agent_runner.work_places import workspace_for
 
 if TYPE_CHECKING:
     from necrocode.agent_runner.config import RunnerConfig

@@ -383,6 +383,8 @@ class RunnerResult(Value):
     """
     reported: Literal["yes", "pending", "no"] = "yes"
     """Whether the registry has the final status. ``pending``: it is kept in the outbox, and sent later."""
+    resumed: bool = False
+    """Whether the run was interrupted before, and went on from its journal: ``run_id`` is that of the first time."""
     lease_epoch: int | None = None
     """The number of this run's claim on the task; later claims have higher ones. None: a registry without leases."""
     usage: RunUsage = Field(default_factory=RunUsage)

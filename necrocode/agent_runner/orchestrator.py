@@ -6,14 +6,18 @@ import os
 import secrets
 import socket
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock
 from necrocode.agent_runner.config import RunnerConfig
+from necrocode.agent_runner.errors import JournalError
 from necrocode.agent_runner.generation.budget import ProcessBudget
+from necrocode.agent_runner.journals import task_of
 from necrocode.agent_runner.reconcile import reconcile
+from necrocode.agent_runner.replay import ReplayResult, read, replay, repositories_of
 from necrocode.agent_runner.run_record import Progress, RunInterrupted, RunRecord
 from necrocode.agent_runner.task_run import TaskRun
 from necrocode.agent_runner.wiring import Services, build_services, flush
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from necrocode.agent_runner._cancellation import Cancellation
+    from necrocode.agent_runner.journal import Journal
+    from necrocode.agent_runner.journals import InterruptedRun
     from necrocode.agent_runner.models import RunnerResult, TaskContext
     from necrocode.agent_runner.outbox.folder import FlushReport
     from necrocode.agent_runner.protocols import ArtifactStore, LanguageModel, RepoPool, Sandbox, TaskRegistry
@@ -87,10 +93,49 @@ class RunnerOrchestrator:
         interruption (Ctrl-C) is raised, as :class:`RunInterrupted`, after the same clean-up. ``cancellation`` ends the
         run as :meth:`cancel` does, and may be requested before it begins.
         """
-        record = RunRecord(task_context, self.runner_id, self._clock, self._on_progress)
-        record.cancellation = cancellation or record.cancellation
-        with self._running.including(record):
-            return self._run(record)
+        return self._begin(task_context, cancellation)
+
+    def resume(self, run_id: str, *, cancellation: Cancellation | None = None) -> RunnerResult:
+        """Go on with a run that was interrupted, without paying again for what it has in its journal.
+
+        The result has the same ``run_id``, and ``resumed`` is true. A run that has failed or was cancelled may be gone
+        on with too: then only what went wrong is done again. ``JournalError`` where there is nothing to go on with.
+        """
+        journal = self._started().journals.opened(run_id)
+        try:
+            return self._begin(task_of(journal), cancellation, journal)
+        finally:
+            journal.close()
+
+    def resume_all(self) -> tuple[RunnerResult, ...]:
+        """Go on with every run of this state folder that was interrupted, one after the other, the oldest first.
+
+        One that another process has taken meanwhile, or whose task holds a secret, is passed over.
+        """
+        results = []
+        for run in self.interrupted_runs():
+            with suppress(JournalError):
+                results.append(self.resume(run.run_id))
+        return tuple(results)
+
+    def interrupted_runs(self) -> tuple[InterruptedRun, ...]:
+        """The runs of this state folder that have begun and not ended, those under way among them."""
+        return self._started().journals.unfinished()
+
+    def replay(self, run: str | Path, *, repository: Path | None = None) -> ReplayResult:
+        """Do a run again from its journal, offline, and say what came out otherwise than it did then, if anything.
+
+        ``run`` is a run's id, or the path of a journal that somebody has sent; ``repository`` one that has the
+        run's base commit, None: this runner's own are looked through. Nothing is written that lasts. ``JournalError``
+        where it cannot be replayed.
+        """
+        services = self._wire()
+        try:
+            reading = read(run if isinstance(run, Path) else services.journals.path(run))
+            own = repositories_of(reading, getattr(services.repo_pool, "root", None))
+            return replay(reading, own if repository is None else [repository], services.redactor)
+        finally:
+            services.close()
 
     def cancel(
         self,
@@ -111,9 +156,17 @@ class RunnerOrchestrator:
             record.cancellation.request(reason)
         return tuple(record.run_id for record in asked)
 
-    def _run(self, record: RunRecord) -> RunnerResult:
+    def _begin(
+        self, task: TaskContext, cancellation: Cancellation | None, journal: Journal | None = None
+    ) -> RunnerResult:
+        record = RunRecord(task, self.runner_id, self._clock, self._on_progress)
+        record.cancellation = cancellation or record.cancellation
+        with self._running.including(record):
+            return self._run(record, journal)
+
+    def _run(self, record: RunRecord, journal: Journal | None) -> RunnerResult:
         try:
-            run = TaskRun(record, self.config, self._started(), self._budget)
+            run = TaskRun(record, self.config, self._started(), self._budget, journal)
             with run.limits():
                 self._run_steps(run)
         except KeyboardInterrupt as stop:
@@ -138,6 +191,7 @@ class RunnerOrchestrator:
             if self._services is None:
                 services = self._wire()
                 reconcile(services.outbox, services.repo_pool, self.config.state_dir / "layers")
+                services.journals.sweep(self.config.journal_keep_days, is_needed=services.outbox.has_book)
                 self._services = services
             return self._services
 
@@ -145,6 +199,8 @@ class RunnerOrchestrator:
     def _run_steps(run: TaskRun) -> None:
         """The steps, in order, and the one way out: whatever happens, outputs are stored and the end is reported."""
         try:
+            if run.is_concluded():
+                return
             run.prepare()
             with run.allocate() as workspace:
                 solver = run.solver(workspace)
@@ -168,18 +224,18 @@ class _Running:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._records: dict[str, RunRecord] = {}
+        self._records: dict[int, RunRecord] = {}
 
     @contextmanager
     def including(self, record: RunRecord) -> Iterator[None]:
         with self._lock:
-            self._records[record.run_id] = record
+            self._records[id(record)] = record
         try:
             with record.cancellation.calling(lambda: record.log(f"asked to stop: {record.cancellation.reason}")):
                 yield
         finally:
             with self._lock:
-                self._records.pop(record.run_id, None)
+                self._records.pop(id(record), None)
 
     def records(self) -> list[RunRecord]:
         with self._lock:

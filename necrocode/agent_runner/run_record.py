@@ -80,6 +80,8 @@ class RunRecord:
     reported: Reported = "no"
     has_ended: bool = False
     """Whether the end was written down, to be reported: how the run ended stays from then on."""
+    resumed: bool = False
+    """Whether it goes on from where an interrupted process has left it."""
     fence: Fence | None = None
     """What the run's writes carry; None: it holds no lease on its task."""
     usage: RunUsage = field(default_factory=RunUsage)
@@ -99,6 +101,22 @@ class RunRecord:
         self._started = self.clock.monotonic()
         self.run_id = self.run_id or f"{self.started_at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
         self.log(f"run {self.run_id} of task {self.task.task_id} of spec {self.task.spec_name} by {self.runner_id}")
+
+    def resume(self, run_id: str, runner_id: str, answers: int) -> None:
+        """It is that run, which was interrupted, that goes on.
+
+        Under the name of the runner whose process has died, so that the lease which that one left behind can be had.
+        """
+        self.run_id, self.runner_id, self.resumed = run_id, runner_id or self.runner_id, True
+        self.log(f"this is run {run_id}, which was interrupted: {answers} answers of the model are known from there")
+
+    def restore(self, result: RunnerResult, tests: TestResult | None) -> None:
+        """The run had come to this, but for the telling of it."""
+        self.status, self.error = result.status, result.error_details
+        self.implementation, self.tests, self.push = result.impl_result, tests, result.push_result
+        self.rounds, self.has_ended = result.rounds, True
+        self.timings |= result.timings
+        self.warnings += [warning for warning in result.warnings if warning not in self.warnings]
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -239,6 +257,7 @@ class RunRecord:
             push_result=self.push,
             rounds=self.rounds,
             reported=self.reported,
+            resumed=self.resumed,
             lease_epoch=None if self.fence is None else self.fence.epoch,
             usage=self.usage,
             warnings=tuple(self.warnings),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner.errors import (
@@ -26,9 +27,6 @@ from necrocode.agent_runner.generation.syntax import newly_broken
 from necrocode.agent_runner.models import ErrorDetails
 from necrocode.agent_runner.steps.apply import (
     Limits,
-    commit_author,
-    commit_changes,
-    commit_message,
     plan_changes,
     refuse_protected,
     refuse_secrets,
@@ -42,6 +40,7 @@ from necrocode.agent_runner.steps.run_tests import (
     plan_tests,
     refuse_tampering,
     run_tests,
+    set_up_base,
     test_warnings,
     untested,
 )
@@ -58,6 +57,7 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.generation.conversation import Conversation
     from necrocode.agent_runner.models import ImplementationResult, ModelAnswer, TaskContext
     from necrocode.agent_runner.run_record import RunRecord
+    from necrocode.agent_runner.steps.kept import KeptWork
     from necrocode.agent_runner.steps.report import Reporter
     from necrocode.agent_runner.steps.setup import Setups
     from necrocode.agent_runner.wiring import Services
@@ -82,6 +82,8 @@ class Solver:
     deadline: Deadline
     asker: Asker
     attempts: Attempts
+    kept: KeptWork
+    """What an interrupted run has done of this already."""
     setups: Setups
     plan: TestPlan = field(default_factory=lambda: TestPlan(()))
     """Which tests judge the change; :meth:`examine` makes it."""
@@ -104,7 +106,10 @@ class Solver:
             self.plan = TestPlan(tuple(self.task.test_commands), config.pass_rule)
             return
         with record.step("examine"):
-            self.plan = plan_tests(
+            if self.task.setup_commands:  # a plan from the journal must not leave it to a change to set up the base
+                set_up_base(self.workspace, self.setups, self.deadline)
+            plan = partial(
+                plan_tests,
                 self.task,
                 self.workspace,
                 self.services.sandbox,
@@ -112,9 +117,9 @@ class Solver:
                 redactor=self.services.redactor,
                 deadline=self.deadline,
                 on_note=record.log,
-                on_trouble=record.warn,
                 setups=self.setups,
             )
+            self.plan = self.kept.plan(lambda tell: plan(on_trouble=tell), on_trouble=record.warn)
             record.detail = _told_of(self.plan)
         if self.plan.detected:
             record.log(f"the task names no tests: {', '.join(self.plan.commands)} was found, for {self.plan.detected}")
@@ -172,15 +177,13 @@ class Solver:
             )
             refuse_protected(attempt.changes, self.config)
             attempt.keeps_secrets = refuse_secrets(attempt.changes, base, self.services.redactor.secrets_in)
-            attempt.implementation = record.implementation = commit_changes(
+            attempt.implementation = record.implementation = self.kept.commit(
                 workspace,
                 attempt.changes,
-                ref=f"refs/necrocode/runs/{record.run_id}/{attempt.number}",
-                message=commit_message(self.config, self.task, record.run_id, record.fence),
-                author=commit_author(self.config, record.clock.now()),
-                response=attempt.response,
+                attempt.response,
+                number=attempt.number,
+                run_id=record.run_id,
                 deadline=self.deadline,
-                protected=self.config.protected_paths,
             )
             commit = record.implementation.commit
             attempt.diff = record.diff = workspace.repository.diff(
@@ -203,10 +206,12 @@ class Solver:
             attempt.outcome = "accepted"
             return
         with record.step("test"):
-            tests = run_tests(
+            made = _made(attempt)
+            run = partial(
+                run_tests,
                 self.task,
                 self.workspace,
-                _made(attempt),
+                made,
                 self.services.sandbox,
                 environment=self.config.test_environment,
                 redactor=self.services.redactor,
@@ -214,6 +219,7 @@ class Solver:
                 plan=self.plan,
                 setups=self.setups,
             )
+            tests = self.kept.tests(self.plan, made.tree, run)
             if not self.plan.counts(tests):
                 record.warn(f"Nothing was tested: no test of {_listed(self.plan.commands)} could be run.")
                 record.detail = "no test could be run"
@@ -306,8 +312,6 @@ class Solver:
             self.record.warn(f"The change touches the protected file {path}: look at it before merging.")
         for warning in () if attempt.tests is None else test_warnings(attempt.tests):
             self.record.warn(warning)
-
-    # --- asking
 
     def _asked(self) -> Question:
         """The question of this run, made when it is first needed."""

@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._bounded import closing, outrun, within
 from necrocode.agent_runner._clock import Deadline
-from necrocode.agent_runner._invisible import invisible_in, told, visible
 from necrocode.agent_runner.attempts import Attempts
-from necrocode.agent_runner.errors import RunCancelledError, RunnerTimeoutError, StaleLeaseError
+from necrocode.agent_runner.errors import (
+    RunCancelledError,
+    RunnerTimeoutError,
+    StaleLeaseError,
+)
 from necrocode.agent_runner.generation.budgeted_model import BudgetedModel
+from necrocode.agent_runner.journal import Journal
+from necrocode.agent_runner.journals import header_of
+from necrocode.agent_runner.models import RunnerResult
 from necrocode.agent_runner.outbox.book import RunIdentity, RunPlace
 from necrocode.agent_runner.playbook import load_playbook, with_playbook
+from necrocode.agent_runner.shown_task import masked, readable
 from necrocode.agent_runner.solver import Solver
-from necrocode.agent_runner.steps.allocate import brought_workspace, leased_workspace
 from necrocode.agent_runner.steps.deliver import deliver, has_arrived
-from necrocode.agent_runner.steps.generate import Asker, Transcript
+from necrocode.agent_runner.steps.generate import Asker, Transcript, spent_before
+from necrocode.agent_runner.steps.kept import KeptWork, delivered_before
 from necrocode.agent_runner.steps.lease import held_task
 from necrocode.agent_runner.steps.report import Reporter
 from necrocode.agent_runner.steps.setup import Setups
 from necrocode.agent_runner.steps.upload import outputs_of
+from necrocode.agent_runner.test_results import TestResult
+from necrocode.agent_runner.work_places import first_or_same_workspace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
 
-    from necrocode.agent_runner._redact import Redactor
     from necrocode.agent_runner.config import RunnerConfig
     from necrocode.agent_runner.generation.budget import ProcessBudget
-    from necrocode.agent_runner.models import ImplementationResult, PushResult, TaskContext
+    from necrocode.agent_runner.models import ImplementationResult, PushResult
     from necrocode.agent_runner.playbook import Playbook
     from necrocode.agent_runner.run_record import RunRecord
     from necrocode.agent_runner.steps.lease import HeldTask
@@ -42,14 +48,37 @@ _NOT_TOLD = {"pending": "kept in the outbox", "no": "not recorded"}
 
 
 class TaskRun:
-    """The steps of one run. Each puts what it made on ``record`` and raises ``RunnerError`` when it cannot."""
+    """The steps of one run. Each puts what it made on ``record`` and raises ``RunnerError`` when it cannot.
 
-    def __init__(self, record: RunRecord, config: RunnerConfig, services: Services, budget: ProcessBudget) -> None:
+    ``journal`` None: the run goes on from that of an interrupted run of the same task, where there is one.
+    """
+
+    def __init__(
+        self,
+        record: RunRecord,
+        config: RunnerConfig,
+        services: Services,
+        budget: ProcessBudget,
+        journal: Journal | None = None,
+    ) -> None:
         record.redact = services.redactor.text
         self.record = record
         self._config = config
         self._services = services
         playbook = load_playbook(record.task)
+        self._header = header_of(record.task, playbook, config, services.redactor)
+        self._journal = journal or services.journals.found(self._header, on_note=record.log) or Journal(record.run_id)
+        try:
+            self._set_up(playbook, budget)
+        except BaseException:
+            self._journal.close()
+            raise
+
+    def _set_up(self, playbook: Playbook, budget: ProcessBudget) -> None:
+        record, services, config = self.record, self._services, self._config
+        if self._journal.is_resumed:
+            record.resume(self._journal.run_id, self._journal.runner_id, self._journal.count_of_answers)
+        self._journal.tell(record.warn)
         task, self._playbook, hidden = readable(with_playbook(record.task, playbook), playbook)
         self._task = masked(task, services.redactor)
         record.task = self._task
@@ -64,26 +93,44 @@ class TaskRun:
             llm=config.llm_config,
             on_trouble=record.warn,
         )
+        self._budget.credit(spent_before(self._journal))
         self._model = BudgetedModel(services.llm, self._budget, max_tokens=config.llm_config.max_tokens)
-        self._reporter = Reporter(
+        self._reporter = self._new_reporter()
+        self._held: HeldTask | None = None
+        self._to_the_end = ExitStack()
+
+    def _new_reporter(self) -> Reporter:
+        record, services, task = self.record, self._services, self._task
+        started = record.started_at.isoformat()
+        return Reporter(
             services.task_registry,
             services.artifact_store,
             services.outbox,
-            self._task,
-            RunIdentity(
-                record.run_id,
-                record.runner_id,
-                self._task.spec_name,
-                self._task.task_id,
-                record.started_at.isoformat(),
-            ),
+            task,
+            RunIdentity(record.run_id, record.runner_id, task.spec_name, task.task_id, started),
             clock=record.clock,
             redact=services.redactor.data,
             on_trouble=record.warn,
             on_defect=record.fail,
         )
-        self._held: HeldTask | None = None
-        self._to_the_end = ExitStack()
+
+    def is_concluded(self) -> bool:
+        """Whether the interrupted run had come to its end, which is only still to be told."""
+        data, tests = self._journal.result, None
+        if data is None:
+            return False
+        try:
+            result = RunnerResult.model_validate(data)
+            if result.impl_result is not None and (tests := self._journal.reading.tests(result.impl_result.tree)):
+                tests = TestResult.model_validate(tests)
+        except ValueError:
+            return False
+        if not self._reporter.takes_up(self._journal.fence) and not self._journal.is_told:
+            self._reporter.close()
+            self._reporter = self._new_reporter()
+            return False
+        self.record.restore(result, tests if isinstance(tests, TestResult) else None)
+        return True
 
     @contextmanager
     def limits(self) -> Iterator[None]:
@@ -105,11 +152,24 @@ class TaskRun:
             check: Callable[[], None] | None = getattr(self._services.llm, "check", None)
             if check is not None:
                 check()
-            self._reporter.tell_of_earlier_runs()
+            if not self._journal.is_resumed:
+                self._reporter.tell_of_earlier_runs()
             self._take_task()
+            self._begin_journal()
             self._reporter.started()
             self._services.flusher.start(own_run=self.record.run_id)
-            self._budget.check_room()
+            if not self._journal.is_resumed:  # what a resumed run has paid for already may be all that it needs
+                self._budget.check_room()
+
+    def _begin_journal(self) -> None:
+        """From here on the run can go on after its process has died."""
+        fence = None if self.record.fence is None else self.record.fence.model_dump()
+        if self._journal.is_resumed:
+            self._journal.record("claim", str(len(self._journal.reading.entries)), fence=fence)
+            return
+        header = {**self._header, "runner_id": self.record.runner_id, "fence": fence}
+        self._journal = self._services.journals.begin(self.record.run_id, header)
+        self._journal.tell(self.record.warn)
 
     def _take_task(self) -> None:
         record = self.record
@@ -133,17 +193,17 @@ class TaskRun:
     @contextmanager
     def allocate(self) -> Iterator[Workspace]:
         """The workspace, given back at the end on every path."""
-        context = workspace_for(
-            self._task,
-            self._services,
-            self._config,
-            holder=self.record.runner_id,
-            deadline=self._deadline,
-            on_trouble=self.record.warn,
-        )
         with ExitStack() as stack:
             with self.record.step("allocate"):
-                workspace = stack.enter_context(context)
+                workspace = first_or_same_workspace(
+                    self._journal,
+                    self._task,
+                    self._services,
+                    self._config,
+                    record=self.record,
+                    deadline=self._deadline,
+                    stack=stack,
+                )
                 self.record.detail = f"{workspace.slot_id} at {workspace.base_commit[:12]}"
             self._reporter.works_at(RunPlace(str(workspace.path), workspace.slot_id, workspace.epoch))
             self._setups = stack.enter_context(self._setups_for(workspace))
@@ -174,8 +234,24 @@ class TaskRun:
             workspace=workspace,
             reporter=self._reporter,
             deadline=self._deadline,
-            asker=Asker(self._model, llm, self._task.max_tokens, self._deadline, self._transcript),
+            asker=Asker(
+                self._model,
+                llm,
+                self._task.max_tokens,
+                self._deadline,
+                self._services.redactor,
+                self._journal,
+                self._transcript,
+            ),
             attempts=Attempts(self._config.max_repair_rounds, llm.candidates),
+            kept=KeptWork(
+                self._journal,
+                self._config,
+                self._task,
+                workspace.base_commit,
+                self._services.redactor,
+                self.record.fence,
+            ),
             setups=self._setups,
         )
 
@@ -186,11 +262,14 @@ class TaskRun:
             record.push = self._delivered(workspace)
             record.detail = f"{record.push.branch} in {record.redact(record.push.repository)}"
         record.push = record.push.model_copy(update={"repository": record.redact(record.push.repository)})
+        self._journal.record("delivered", **record.push.model_dump(mode="json"))
         record.status = "done"
         self._reporter.event("branch_delivered", {"branch": record.push.branch, "commit": record.push.commit})
 
     def _delivered(self, workspace: Workspace) -> PushResult:
         made, branch, push = self._implementation(), self.record.task.branch, self._config.push
+        if (before := delivered_before(self._journal, made, branch, push=push)) is not None:
+            return before
         put = partial(
             deliver,
             workspace,
@@ -226,7 +305,13 @@ class TaskRun:
         try:
             if self._reporter.has_started:
                 self._tell_unless_overtaken()
+            elif self._journal.is_told:  # and another process has passed it on meanwhile
+                self.record.reported = "yes"
+                self._journal.end(self.record.status)
+            elif not self._journal.is_resumed:
+                self._services.journals.drop(self._journal)
         finally:
+            self._journal.close()
             with closing(self._deadline):
                 self._to_the_end.close()
         if self._reporter.has_started and not self._deadline.cancellation.is_requested:
@@ -268,6 +353,8 @@ class TaskRun:
             record.reported = self._reporter.report()
             is_told = record.reported == "yes"
             record.detail = record.status if is_told else f"{record.status}, {_NOT_TOLD[record.reported]}"
+        if self._reporter.is_kept:
+            self._journal.end(record.status)
 
     def _write_down(self) -> None:
         """From here on nothing is lost, whatever becomes of this process or of the services."""
@@ -285,81 +372,13 @@ class TaskRun:
         except Exception as error:  # noqa: BLE001  the end must be told, whatever is wrong with what is told of it
             record.fail(error)
             outputs = []
+        self._journal.record("result", **record.result().model_dump(mode="json", exclude={"test_result", "artifacts"}))
         self._reporter.ends(record.status, summary, outputs)
         record.has_ended = True
+        if self._reporter.is_kept:
+            self._journal.record("told")
 
     def _implementation(self) -> ImplementationResult:
         if self.record.implementation is None:  # pragma: no cover - the orchestrator's order rules it out
             raise AssertionError("apply comes first")
         return self.record.implementation
-
-
-def workspace_for(
-    task: TaskContext,
-    services: Services,
-    config: RunnerConfig,
-    *,
-    holder: str,
-    deadline: Deadline,
-    on_trouble: Callable[[str], None],
-    only_reads: bool = False,
-) -> AbstractContextManager[Workspace]:
-    """The checkout that the task brings, or else a slot of the pool, for as long as the context lasts.
-
-    ``only_reads``: nothing will be done in it, so that a checkout with uncommitted changes does too.
-    """
-    if task.slot_path is not None:
-        return brought_workspace(
-            task,
-            services.git,
-            deadline=deadline,
-            on_trouble=on_trouble,
-            only_reads=only_reads,
-            pushes=config.push and not only_reads,
-        )
-    return leased_workspace(
-        task,
-        services.repo_pool,
-        services.git,
-        holder=holder,
-        lease_seconds=config.lease_seconds,
-        slot_timeout_seconds=config.slot_timeout_seconds,
-        deadline=deadline,
-        on_trouble=on_trouble,
-    )
-
-
-def readable(task: TaskContext, playbook: Playbook) -> tuple[TaskContext, Playbook, tuple[str, ...]]:
-    """Both as people see them, who wrote or approved them; and a warning for each text that held more than that."""
-    criteria = tuple(task.acceptance_criteria)
-    texts = {
-        "The task's title": [task.title],
-        "The task's description": [task.description],
-        "The task's acceptance criteria": criteria,
-        "The playbook's instructions": [playbook.instructions],
-    }
-    found = {what: invisible_in(text) for what, text in texts.items()}
-    seen = {
-        "title": visible(task.title).strip(),
-        "description": visible(task.description),
-        "acceptance_criteria": tuple(map(visible, criteria)),
-    }
-    warnings = tuple(
-        f"{what} held characters that nobody sees; the model is not shown them: {told(hidden)}."
-        for what, hidden in found.items()
-        if hidden
-    )
-    playbook = playbook.model_copy(update={"instructions": visible(playbook.instructions)})
-    return task.model_copy(update=seen), playbook, warnings
-
-
-def masked(task: TaskContext, redactor: Redactor) -> TaskContext:
-    """The task with secrets masked in all that is shown, stored or committed; the test commands run as they are."""
-    return task.model_copy(
-        update={
-            "title": redactor.text(task.title),
-            "description": redactor.text(task.description),
-            "acceptance_criteria": tuple(map(redactor.text, task.acceptance_criteria)),
-            "metadata": redactor.data(json.loads(json.dumps(task.metadata, default=str))),
-        }
-    )

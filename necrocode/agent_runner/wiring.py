@@ -12,6 +12,7 @@ from necrocode.agent_runner._git import Git, RemoteRules
 from necrocode.agent_runner._redact import Redactor
 from necrocode.agent_runner.config import checked_token
 from necrocode.agent_runner.errors import ConfigurationError
+from necrocode.agent_runner.journals import Journals
 from necrocode.agent_runner.outbox.background import BackgroundFlush
 from necrocode.agent_runner.outbox.delivery import Sender
 from necrocode.agent_runner.outbox.folder import Outbox
@@ -42,6 +43,7 @@ class Services:
     sandbox: Sandbox
     git: Git
     redactor: Redactor
+    journals: Journals
     outbox: Outbox
     """What could not be told."""
     flusher: BackgroundFlush
@@ -100,6 +102,7 @@ def build_services(
         llm=llm or _llm(llm_config, clock),
         sandbox=sandbox,
         git=git,
+        journals=Journals(config.state_dir / "runs", clock),
         contexts=ContextCache(config.state_dir / "contexts", redactor.text),
         redactor=redactor,
         outbox=outbox,

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from necrocode.agent_runner._git import ObjectReader, Repository
     from necrocode.agent_runner.heartbeat import Hold
+
+_COMMIT_ID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class StartPoint:
+    """Where an interrupted run started from, so that it goes on from there however its branch has moved since."""
+
+    base_commit: str
+    head: str | None
+    """Of a brought checkout: where its HEAD was."""
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any] | None) -> StartPoint | None:
+        """The one in a journal's entry; None where there is none."""
+        values = {} if data is None else data
+        base, head = values.get("base_commit"), values.get("head")
+        is_commit = isinstance(base, str) and _COMMIT_ID.fullmatch(base) is not None
+        return cls(str(base), head if isinstance(head, str) else None) if is_commit else None
 
 
 @dataclass(frozen=True)
@@ -26,6 +47,8 @@ class Workspace:
     epoch: int | None = None
     is_brought: bool = False
     """Whether the caller brought it: then its files and its HEAD are the caller's."""
+    head: str | None = None
+    """Of a brought checkout: the branch or commit that its HEAD was at, to be put back there."""
     hold: Hold | None = field(default=None, compare=False)
     """On the checkout. None: nobody else is given it, or the pool knows no leases."""
 

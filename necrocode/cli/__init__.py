@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from necrocode import __version__
 from necrocode.agent_runner.removed import untold_variables
-from necrocode.cli import explain, migrate, outbox, recover, registry, run, serve
+from necrocode.cli import explain, migrate, outbox, recover, registry, replay, resume, run, serve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,6 +66,8 @@ def command_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"necrocode {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     run.add_parser(commands, epilog=_EXIT_CODES)
+    resume.add_parser(commands, epilog=_EXIT_CODES)
+    replay.add_parser(commands)
     explain.add_parser(commands)
     outbox.add_parser(commands)
     recover.add_parser(commands)

@@ -35,3 +35,10 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", metavar="FILE", help="settings (see config.example.yaml); the environment overrides"
     )
+
+
+def add_display(parser: argparse.ArgumentParser) -> None:
+    """How a run and its result are shown."""
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    parser.add_argument("--verbose", action="store_true", help="show the run's log on standard error")

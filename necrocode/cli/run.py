@@ -15,9 +15,16 @@ from necrocode.cli._signals import cancelled_by_signals, code_of_signal
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from necrocode.agent_runner import Progress, RunnerConfig, RunnerError, RunnerResult
+    from necrocode.agent_runner import (
+        Cancellation,
+        Progress,
+        RunnerConfig,
+        RunnerError,
+        RunnerOrchestrator,
+        RunnerResult,
+    )
     from necrocode.agent_runner.models import RoundResult, RunUsage
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_UNAVAILABLE = 0, 1, 2, 3
@@ -51,25 +58,40 @@ def add_parser(commands: _parsers.Commands, *, epilog: str) -> None:
     )
     _parsers.add_task_and_settings(parser, model_told="the model to ask, instead of the configured one")
     parser.add_argument("--no-push", action="store_true", help="keep the branch in the slot's repository")
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
-    parser.add_argument("--verbose", action="store_true", help="show the run's log on standard error")
+    _parsers.add_display(parser)
     parser.set_defaults(handler=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The subcommand."""
-    from necrocode.agent_runner import Cancellation, RunnerError, RunnerOrchestrator, TaskContext  # noqa: PLC0415
+    from necrocode.agent_runner import TaskContext  # noqa: PLC0415
+
+    given = {"push": False} if arguments.no_push else {}
+
+    def work(runner: RunnerOrchestrator, cancellation: Cancellation) -> RunnerResult:
+        return runner.run(TaskContext.from_yaml(arguments.task), cancellation=cancellation)
+
+    return carried_out(arguments, work, **given)
+
+
+def carried_out(
+    arguments: argparse.Namespace,
+    work: Callable[[RunnerOrchestrator, Cancellation], RunnerResult],
+    **given: Any,  # noqa: ANN401  as the settings take them
+) -> int:
+    """Have a runner do one run, with its progress shown; print the result, and get the exit code that stands for it.
+
+    The first signal that asks the command to end requests the cancellation that ``work`` is given.
+    """
+    from necrocode.agent_runner import Cancellation, RunnerError, RunnerOrchestrator  # noqa: PLC0415
 
     if arguments.verbose:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     display = ProgressDisplay(sys.stderr, is_silent=arguments.quiet or arguments.verbose)
     try:
-        task = TaskContext.from_yaml(arguments.task)
-        config = config_of(arguments, push=False) if arguments.no_push else config_of(arguments)
-        orchestrator = RunnerOrchestrator(config, on_progress=display.show)
+        orchestrator = RunnerOrchestrator(config_of(arguments, **given), on_progress=display.show)
         with cancelled_by_signals(cancellation := Cancellation()) as caught:
-            result = orchestrator.run(task, cancellation=cancellation)
+            result = work(orchestrator, cancellation)
     except RunnerError as error:
         return _refuse(error, as_json=arguments.json)
     except KeyboardInterrupt:
@@ -96,7 +118,7 @@ def config_of(arguments: argparse.Namespace, **given: Any) -> RunnerConfig:  # n
     """The configuration that ``--config`` and ``--model`` choose, with the settings that are ``given`` on top."""
     from necrocode.agent_runner import RunnerConfig  # noqa: PLC0415
 
-    if arguments.model:
+    if getattr(arguments, "model", None):
         given["llm"] = {"model": arguments.model}
     return RunnerConfig.from_yaml(arguments.config, **given) if arguments.config else RunnerConfig.from_env(**given)
 
@@ -154,6 +176,8 @@ def _print_result(result: RunnerResult, *, as_json: bool) -> None:
 
 def _summary(result: RunnerResult) -> Iterator[str]:
     yield f"{result.status}: task {result.task_id} of {result.spec_name} in {result.duration_seconds:.1f} s"
+    if result.resumed:
+        yield f"resumed    run {result.run_id}, which was interrupted"
     if result.push_result is not None:
         yield f"branch     {result.push_result.branch} in {result.push_result.repository}"
     if result.impl_result is not None:

@@ -41,7 +41,7 @@ from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner.generation.budget import ProcessBudget, RunBudget
 from necrocode.agent_runner.generation.budgeted_model import BudgetedModel, estimate_prompt_tokens
 from necrocode.agent_runner.generation.ledgers import LEAST_COMPLETION_TOKENS, POLL_SECONDS
-from necrocode.agent_runner.spending import MOST_SPENT
+from necrocode.agent_runner.spending import MOST_SPENT, NOTHING
 from tests.contracts.threads import at_once
 from tests.support.clocks import FakeClock
 from tests.support.http_server import Answer, serving
@@ -441,8 +441,8 @@ def test_a_reservation_ends_once(clock: FakeClock) -> None:
     budget = Desk(clock).budget()
     reservation = budget.reserve(10, 10)
     reservation.settle(answer())
-    reservation.forfeit()
-    reservation.release()
+    reservation.end(reservation.amount)
+    reservation.end(NOTHING)
     assert budget.usage.calls == 1
 
 

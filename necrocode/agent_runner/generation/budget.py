@@ -41,7 +41,7 @@ _PROCESS = Scope("this process", "budget.process")
 
 
 class Reservation:
-    """What is set aside for one question. It is to be ended once, in one of three ways; a second end does nothing."""
+    """What is set aside for one question. It is to be ended once; a second end does nothing."""
 
     def __init__(self, budget: RunBudget, held: Sequence[Held]) -> None:
         self.held = tuple(held)
@@ -70,43 +70,40 @@ class Reservation:
         limited = [held for held in self.held if held.seconds_left is not None]
         return min(limited, key=lambda held: held.seconds_left or 0, default=None)
 
-    def settle(self, answer: ModelAnswer) -> Spending:
-        """An answer came: it counts as the endpoint says; where it does not say, as estimated. What it counts as."""
+    def worth(self, answer: ModelAnswer) -> Spending:
+        """What an answer counts as: as the endpoint says; where it does not say, as estimated."""
         prompt, completion = answer.prompt_tokens, answer.completion_tokens
         is_told = prompt > 0 and completion > 0
         if answer.usage_is_estimated:  # by the client, which estimates closer; this counts on the safe side
             prompt = max(prompt, self.amount.prompt_tokens)
-        spent = self._budget.priced(
+        return self._budget.priced(
             min(prompt if prompt > 0 else self.amount.prompt_tokens, MOST_SPENT),
             min(completion if completion > 0 else estimate_tokens(answer.text), MOST_SPENT),
             min(answer.cached_prompt_tokens, prompt),
             is_estimated=answer.usage_is_estimated or not is_told,
         )
-        self._end(spent)
-        return spent
 
-    def settle_told(self, error: ImplementationError) -> None:
-        """An answer came that will not do: it counts as the endpoint says, as far as it does, else as reserved."""
+    def worth_told(self, error: ImplementationError) -> Spending:
+        """What an answer that will not do counts as: as the endpoint says, as far as it does, else as reserved."""
         prompt, completion = error.prompt_tokens, error.completion_tokens
         prompt = self.amount.prompt_tokens if prompt is None else prompt
-        self._end(
-            self._budget.priced(
-                min(prompt, MOST_SPENT),
-                min(self.amount.completion_tokens if completion is None else completion, MOST_SPENT),
-                min(error.cached_prompt_tokens, prompt),
-                is_estimated=error.prompt_tokens is None or completion is None,
-            )
+        return self._budget.priced(
+            min(prompt, MOST_SPENT),
+            min(self.amount.completion_tokens if completion is None else completion, MOST_SPENT),
+            min(error.cached_prompt_tokens, prompt),
+            is_estimated=error.prompt_tokens is None or completion is None,
         )
 
-    def release(self) -> None:
-        """Nothing was asked, or nothing is charged for it."""
-        self._end(NOTHING)
+    def settle(self, answer: ModelAnswer) -> None:
+        """An answer came."""
+        self.end(self.worth(answer))
 
-    def forfeit(self) -> None:
-        """It may have been paid for, and nobody can tell: it counts as much as was reserved."""
-        self._end(self.amount)
+    def end(self, spent: Spending) -> None:
+        """Put what the question came to in the place of what was reserved.
 
-    def _end(self, spent: Spending) -> None:
+        ``NOTHING``: it was not asked, or nothing is charged for it; ``amount``: it may have been paid for, and nobody
+        can tell.
+        """
         if self._is_open:
             self._is_open = False
             self._budget.end(self.held, spent)
@@ -213,6 +210,10 @@ class RunBudget:
         """Put what was spent in the place of a reservation, in the books in which it is."""
         for book, one in zip(self._books, held, strict=False):
             book.settle(one, spent)
+
+    def credit(self, spent: Spending) -> None:
+        """Count what this run has spent before it was interrupted; process and spec had it counted then."""
+        self._ledgers[0].settle(Held(_RUN, NOTHING, None), spent)
 
     def close(self) -> None:
         """Tell the registry what it was not told yet; what it cannot be told counts there as it was reserved."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,12 +20,14 @@ from necrocode.agent_runner.errors import (
     TruncatedAnswerError,
 )
 from necrocode.agent_runner.generation.pieces import estimate_tokens
+from necrocode.agent_runner.models import ModelAnswer
+from necrocode.agent_runner.spending import NOTHING, Spending
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from necrocode.agent_runner.generation.budget import Reservation, RunBudget
-    from necrocode.agent_runner.models import Message, ModelAnswer
+    from necrocode.agent_runner.models import Message
     from necrocode.agent_runner.protocols import AnswerFormat, LanguageModel
 
 _PROMPT_MARGIN = 1.25
@@ -32,6 +35,13 @@ _TOKENS_PER_MESSAGE = 8
 # What the HTTP libraries and Python raise before a request is on its way.
 _NEVER_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "ConnectionRefusedError", "gaierror"}
 _REFUSALS = range(300, 500)  # a redirect is not followed
+
+OnOutcome = Callable[[ModelAnswer | BaseException, Spending], None]
+"""Told what a question brought, and what it counts as."""
+
+
+def _tell_nobody(_outcome: ModelAnswer | BaseException, _spent: Spending) -> None:
+    pass
 
 
 def estimate_prompt_tokens(messages: Sequence[Message]) -> int:
@@ -59,18 +69,24 @@ class BudgetedModel:
         max_tokens: int | None = None,
         deadline: Deadline | None = None,
         temperature: float | None = None,
+        on_outcome: OnOutcome = _tell_nobody,
     ) -> ModelAnswer:
         """The model's answer, which may be shorter than asked for where the budget has no room for more.
 
         Where the endpoint does not tell its tokens, the answer has them as the budget counts them, on the safe side.
+        ``on_outcome`` is told of the answer, or of the error that is raised, and what it counts as, first of all.
 
         ``BudgetExhaustedError`` before anything is asked, or where the answer was cut by the budget.
         """
         if deadline is not None:
             deadline.check("ask the model")
-        reservation = self._budget.reserve(
-            estimate_prompt_tokens(messages), max_tokens or self._max_tokens, deadline=deadline
-        )
+        try:
+            reservation = self._budget.reserve(
+                estimate_prompt_tokens(messages), max_tokens or self._max_tokens, deadline=deadline
+            )
+        except BudgetExhaustedError as error:
+            on_outcome(error, NOTHING)
+            raise
         ask = partial(
             self._model.complete,
             messages,
@@ -82,14 +98,19 @@ class BudgetedModel:
         try:
             answer = ask() if shortened is None else outrun(shortened, ask, doing="ask the model")
         except BaseException as error:
-            self._end(reservation, error)
-            _raise_as_exhausted(error, reservation, deadline)
+            exhausted = _as_exhausted(error, reservation, deadline)
+            spent = self._cost_of_none(reservation, error)
+            on_outcome(exhausted or error, spent)
+            reservation.end(spent)
+            if exhausted is not None:
+                raise exhausted from error
             raise
-        spent = reservation.settle(answer)
-        if not spent.estimated_calls:
-            return answer
+        spent = reservation.worth(answer)
         counted = {"prompt_tokens": spent.prompt_tokens, "completion_tokens": spent.completion_tokens}
-        return answer.model_copy(update=counted | {"usage_is_estimated": True})
+        told = answer.model_copy(update=counted | {"usage_is_estimated": True}) if spent.estimated_calls else answer
+        on_outcome(told, spent)
+        reservation.settle(answer)
+        return told
 
     def _shortened(self, deadline: Deadline | None, reservation: Reservation) -> Deadline | None:
         """The earlier of the deadline and the end of the budget's wall time."""
@@ -98,20 +119,18 @@ class BudgetedModel:
             return deadline
         return Deadline(left, self._budget.clock) if deadline is None else deadline.sooner(left)
 
-    def _end(self, reservation: Reservation, error: BaseException) -> None:
-        """Count a question that brought no answer by what it may have cost."""
+    def _cost_of_none(self, reservation: Reservation, error: BaseException) -> Spending:
+        """What a question that brought no answer counts as, by what it may have cost."""
         if _is_free(error):
-            reservation.release()
-            return
+            return NOTHING
         if isinstance(error, ImplementationError) and error.prompt_tokens is not None:
-            reservation.settle_told(error)
-            return
-        reservation.forfeit()
+            return reservation.worth_told(error)
         if not isinstance(error, ImplementationError):  # with such a one the endpoint did answer
             self._budget.on_trouble(
                 f"A question to the model broke off ({type(error).__name__}) and may have been charged for: it counts"
                 f" as {reservation.amount.tokens} tokens."
             )
+        return reservation.amount
 
 
 def _is_free(error: BaseException) -> bool:
@@ -137,14 +156,17 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__
 
 
-def _raise_as_exhausted(error: BaseException, reservation: Reservation, deadline: Deadline | None) -> None:
-    """Say so where it was the budget that cut the answer."""
+def _as_exhausted(
+    error: BaseException, reservation: Reservation, deadline: Deadline | None
+) -> BudgetExhaustedError | None:
+    """The error that says so where it was the budget that cut the answer."""
     lowered, timed = reservation.lowered, reservation.timed
     if isinstance(error, TruncatedAnswerError) and lowered is not None and lowered.lowered_by is not None:
-        raise lowered.scope.exhausted(
+        return lowered.scope.exhausted(
             f"the answer was cut at {reservation.max_tokens} tokens, for there was no room for a longer one",
             limit=lowered.lowered_by,
-        ) from error
+        )
     is_late = isinstance(error, RunnerTimeoutError) and (deadline is None or deadline.remaining_seconds() > 0)
     if is_late and timed is not None:
-        raise timed.scope.exhausted("its time was over before the model had answered", limit="max_seconds") from error
+        return timed.scope.exhausted("its time was over before the model had answered", limit="max_seconds")
+    return None

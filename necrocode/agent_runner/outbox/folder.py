@@ -147,6 +147,10 @@ class Outbox:
                 used += file.stat().st_size
         return self.max_bytes - used
 
+    def has_book(self, run_id: str) -> bool:
+        """Whether the run has a book here: something to tell, or a process that is at it."""
+        return self._file(run_id).exists()
+
     # --- all runs
 
     def has_waiting(self, *, but: str) -> bool:

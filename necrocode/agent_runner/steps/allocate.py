@@ -15,7 +15,7 @@ from necrocode.agent_runner.errors import (
     WorkspacePreparationError,
 )
 from necrocode.agent_runner.heartbeat import Hold, kept
-from necrocode.agent_runner.workspace import Workspace
+from necrocode.agent_runner.workspace import StartPoint, Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,8 +39,11 @@ def leased_workspace(
     slot_timeout_seconds: float,
     deadline: Deadline,
     on_trouble: Callable[[str], None],
+    start: StartPoint | None = None,
 ) -> Iterator[Workspace]:
     """A slot of the pool for as long as the context lasts; a heartbeat keeps the lease.
+
+    ``start``: where the work starts from, where an interrupted run has said so.
 
     Trouble with the heartbeat or the release is told to ``on_trouble`` and hides no other error.
     """
@@ -52,7 +55,7 @@ def leased_workspace(
             pool.allocate_slot,
             task.repo_url,
             holder,
-            base_ref=task.base_ref,
+            base_ref=task.base_ref if start is None else start.base_commit,
             timeout_seconds=min(slot_timeout_seconds, deadline.check("get a slot")),
             lease_seconds=lease_seconds,
         ),
@@ -84,9 +87,12 @@ def brought_workspace(
     deadline: Deadline,
     on_trouble: Callable[[str], None],
     only_reads: bool = False,
+    start: StartPoint | None = None,
     pushes: bool = False,
 ) -> Iterator[Workspace]:
     """The checkout that the caller brings. Its HEAD is put back where it was, unless the branch was delivered there.
+
+    ``start``: where the work starts from, and where HEAD was, before the run was interrupted.
 
     ``UnusableCheckoutError`` when it is no checkout, or has uncommitted changes; where one ``only_reads``, these are
     told to ``on_trouble``. ``RepositoryNotFoundError`` where one ``pushes`` and its remote is not allowed.
@@ -108,19 +114,23 @@ def brought_workspace(
         on_trouble(f"{told}. They are not in what is shown, and a run refuses the checkout.")
     with repository.objects() as objects:
         head = base = _head(objects, checkout.root)
-        if task.base_ref is not None:
+        if start is not None:
+            base = objects.resolve(start.base_commit) or ""
+        elif task.base_ref is not None:
             base = objects.resolve(task.base_ref) or objects.resolve(f"refs/remotes/origin/{task.base_ref}") or ""
         if not base:
-            raise RepositoryNotFoundError(f"{checkout.root} has no branch, tag or commit {task.base_ref!r}.")
+            missing = task.base_ref if start is None else start.base_commit
+            raise RepositoryNotFoundError(f"{checkout.root} has no branch, tag or commit {missing!r}.")
         remote = task.repo_url or ("origin" if checkout.origin_url else None)
         if pushes and remote is not None:
             _refuse_forbidden_remote(repository, remote, deadline)
-        start = checkout.head_branch or head
+        place = (start and start.head) or checkout.head_branch or head
+        slot_id = task.slot_id or str(checkout.root)
         try:
-            yield Workspace(repository, objects, task.slot_id or str(checkout.root), base, remote, is_brought=True)
+            yield Workspace(repository, objects, slot_id, base, remote, is_brought=True, head=place)
         finally:
             with closing(deadline):
-                _return_head(repository, start, task.branch, on_trouble)
+                _return_head(repository, place, task.branch, on_trouble)
 
 
 def _refuse_forbidden_remote(repository: Repository, remote: str, deadline: Deadline) -> None:

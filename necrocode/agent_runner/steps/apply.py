@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from necrocode.agent_runner._git import MODE_EXECUTABLE, MODE_FILE, MODE_TREE, Author, FileChange
+from necrocode.agent_runner._git import MODE_EXECUTABLE, MODE_FILE, MODE_TREE, Author, FileChange, GitError
 from necrocode.agent_runner._names import check_change_path, check_path_inside, fold_name
 from necrocode.agent_runner.errors import ChangeRejectedError, EditRejectedError, NothingChangedError
 from necrocode.agent_runner.fencing import signed
@@ -20,7 +20,6 @@ from necrocode.agent_runner.verdict.tamper import protected_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from datetime import datetime
 
     from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner._git import ObjectReader
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.verdict.tamper import TreeFiles
     from necrocode.agent_runner.workspace import Workspace
 
+_MOST_NAMES = 100
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -139,11 +139,6 @@ def commit_message(config: RunnerConfig, task: TaskContext, run_id: str, fence: 
     return signed(message, run_id, fence)
 
 
-def commit_author(config: RunnerConfig, now: datetime) -> Author:
-    """Whom the commit is by, and when."""
-    return Author(config.commit_author_name, config.commit_author_email, int(now.timestamp()))
-
-
 def commit_changes(
     workspace: Workspace,
     changes: Sequence[FileChange],
@@ -157,15 +152,27 @@ def commit_changes(
 ) -> ImplementationResult:
     """Write the planned changes as one commit on top of the workspace's base, kept under ``ref``.
 
-    ``protected`` are the configured patterns; the result names the files that they, or our own, fit.
+    Where that is another commit already, which stays, it is kept under ``ref`` with ``-2`` at its end, and so on; so
+    the same changes, message and author may be written any number of times. ``protected`` are the configured patterns;
+    the result names the files that they, or our own, fit.
     """
-    commit = workspace.repository.write_commit(
-        workspace.base_commit, changes, ref=ref, message=message, author=author, deadline=deadline
-    )
+    name = ref
+    for number in range(2, _MOST_NAMES):
+        try:
+            commit = workspace.repository.write_commit(
+                workspace.base_commit, changes, ref=name, message=message, author=author, deadline=deadline
+            )
+            break
+        except GitError as error:
+            if "Not updating" not in error.output:
+                raise
+            name = f"{ref}-{number}"
+    else:
+        raise ChangeRejectedError(f"There are {_MOST_NAMES} commits already that are kept under {ref}.")
     return ImplementationResult(
         base_commit=workspace.base_commit,
         commit=commit,
-        ref=ref,
+        ref=name,
         tree=workspace.objects.tree_of(commit),
         files=(files := tuple(sorted(change.path for change in changes))),
         protected_files=protected_files(files, protected),

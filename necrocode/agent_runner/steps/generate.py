@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from necrocode.agent_runner._error_data import error_data, error_from
 from necrocode.agent_runner._invisible import visible
+from necrocode.agent_runner._journal_file import basis_of
 from necrocode.agent_runner.generation.answer_forms import (
     ShownFile,
     answer_format_of,
@@ -20,6 +23,8 @@ from necrocode.agent_runner.generation.edit_formats import read_answer
 from necrocode.agent_runner.generation.pieces import estimate_tokens
 from necrocode.agent_runner.generation.prompt import task_messages
 from necrocode.agent_runner.generation.stand_ins import StandIns
+from necrocode.agent_runner.models import ModelAnswer
+from necrocode.agent_runner.spending import NOTHING, Spending
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,9 +32,10 @@ if TYPE_CHECKING:
     from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner._redact import Redactor
     from necrocode.agent_runner.config import LLMConfig
+    from necrocode.agent_runner.generation.budgeted_model import BudgetedModel
     from necrocode.agent_runner.generation.pieces import Context
-    from necrocode.agent_runner.models import LLMResponse, Message, ModelAnswer, TaskContext
-    from necrocode.agent_runner.protocols import LanguageModel
+    from necrocode.agent_runner.journal import Journal
+    from necrocode.agent_runner.models import LLMResponse, Message, TaskContext
 
 _VARIED_TEMPERATURE = 0.8
 """For answers that are wanted to differ, where the configuration asks for less."""
@@ -125,29 +131,36 @@ def compose(
 
 @dataclass
 class Asker:
-    """Asks one run's model, and keeps what was said."""
+    """Asks one run's model, and keeps what was said. What the journal has is not asked again."""
 
-    model: LanguageModel
+    model: BudgetedModel
     llm: LLMConfig
     max_tokens: int | None
     deadline: Deadline
+    redactor: Redactor
+    journal: Journal
     transcript: Transcript = field(default_factory=Transcript)
+    _asked: int = 0
 
     def ask(
         self, conversation: Conversation, answer_format: Literal["json", "text"], *, is_varied: bool = False
     ) -> ModelAnswer:
         """One answer, ``is_varied`` warm enough to be another one. Raises ``ImplementationError`` and their kin."""
-        return self._call(conversation, answer_format, self._warm if is_varied else None)
+        self._asked += 1
+        return self._call(str(self._asked), conversation, answer_format, self._warm if is_varied else None)
 
     def ask_for_several(
         self, conversation: Conversation, answer_format: Literal["json", "text"], count: int
     ) -> list[Future[ModelAnswer]]:
         """That many answers, asked for at once; the first as configured, the others warm enough to differ."""
         answers: list[Future[ModelAnswer]] = [Future() for _ in range(count)]
+        self._asked += 1
+        question = self._asked
 
         def answer(number: int) -> None:
+            key, temperature = f"{question}.{number + 1}", self._warm if number else None
             try:
-                answers[number].set_result(self._call(conversation, answer_format, self._warm if number else None))
+                answers[number].set_result(self._call(key, conversation, answer_format, temperature))
             except BaseException as error:  # noqa: BLE001  raised again where the answer is looked at
                 answers[number].set_exception(error)
 
@@ -164,19 +177,84 @@ class Asker:
         return None if configured is None else max(configured, _VARIED_TEMPERATURE)
 
     def _call(
-        self, conversation: Conversation, answer_format: Literal["json", "text"], temperature: float | None = None
+        self,
+        key: str,
+        conversation: Conversation,
+        answer_format: Literal["json", "text"],
+        temperature: float | None = None,
     ) -> ModelAnswer:
         call = Call(conversation.messages)
         self.transcript.calls.append(call)
+        kept = KeptAnswers(self.journal, self.redactor, key, self._basis(call.messages, answer_format, temperature))
         try:
-            call.answer = self.model.complete(
+            call.answer = kept.answer() or self.model.complete(
                 call.messages,
                 answer_format=answer_format,
                 max_tokens=self.max_tokens,
                 deadline=self.deadline,
                 temperature=temperature,
+                on_outcome=kept.keep,
             )
         except BaseException as error:
             call.error = f"{type(error).__name__}: {error}"
             raise
         return call.answer
+
+    def _basis(
+        self, messages: Sequence[Message], answer_format: Literal["json", "text"], temperature: float | None
+    ) -> tuple[str, ...]:
+        """All that an answer depends on: a digest of the settings, and one of each message."""
+        llm = self.llm
+        settings = (llm.model, self.max_tokens or llm.max_tokens, llm.temperature, temperature, answer_format)
+        return (basis_of(*settings), *(basis_of(message.role, message.content) for message in messages))
+
+
+@dataclass(frozen=True)
+class KeptAnswers:
+    """The answer to one question, in the journal."""
+
+    journal: Journal
+    redactor: Redactor
+    key: str
+    parts: tuple[str, ...]
+    """Digests of what the question consists of."""
+
+    def answer(self) -> ModelAnswer | None:
+        """The answer that was journalled; one that was an error is raised. None: the model is to be asked."""
+        data = self.journal.recorded("answer", self.key, basis_of(*self.parts), parts=self.parts)
+        if data is None:
+            return None
+        if (error := error_from(data.get("error"))) is not None:
+            raise error
+        try:
+            return ModelAnswer.model_validate(data.get("answer"))
+        except ValueError:
+            self.journal.forget(f"the journalled answer {self.key} cannot be read: the model is asked anew from there")
+            return None
+
+    def keep(self, outcome: ModelAnswer | BaseException, spent: Spending) -> None:
+        """Journal what the question brought.
+
+        An answer that holds one of the runner's own secrets is kept masked, as a record; it is asked for again.
+        """
+        data: dict[str, Any] = {"parts": list(self.parts), "spent": spent.model_dump()}
+        if isinstance(outcome, ModelAnswer):
+            shown = self.redactor.data(outcome.model_dump(mode="json"))
+            is_masked = bool(self.redactor.secrets_in(outcome.text))
+            data |= {"answer": shown if is_masked else shown | {"text": outcome.text}, "masked": is_masked}
+        else:
+            error = error_data(outcome, self.redactor.text)
+            if error is None and spent == NOTHING:
+                return
+            data["error"] = error or {"type": type(outcome).__name__, "message": self.redactor.text(str(outcome))}
+        self.journal.record("answer", self.key, basis_of(*self.parts), **data)
+
+
+def spent_before(journal: Journal) -> Spending:
+    """What the run has spent on the model before it was interrupted."""
+    spent = NOTHING
+    for entry in journal.reading.entries:
+        if entry.kind == "answer":
+            with suppress(ValueError):
+                spent = spent.plus(Spending.model_validate(entry.data.get("spent")))
+    return spent

@@ -118,6 +118,20 @@ class Reporter:
         except OSError as error:
             self._told_unkept(error)
 
+    def takes_up(self, fence: Fence | None) -> bool:
+        """Go on with the telling of a run that has ended; whether its end is in the outbox, or was told from there."""
+        if fence is not None:
+            self._fence = fence
+        if self._outbox.has_book(self._book.run.run_id):
+            self.goes_on()
+        return self._book.is_sealed
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the end of the run outlives this process, or was told."""
+        ends = [entry for entry in self._book.entries.values() if entry.kind == "status"]
+        return all(entry.record is not None or entry.state != "waiting" for entry in ends)
+
     def works_at(self, place: RunPlace) -> None:
         """Where the run works, for whoever cleans up after it should it die. Never raises."""
         try:

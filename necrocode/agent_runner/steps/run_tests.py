@@ -89,10 +89,7 @@ def plan_tests(
     if not commands:
         on_trouble(untested(config))
         return TestPlan((), config.pass_rule)
-    if workspace.is_brought and workspace.objects.resolve("HEAD") != workspace.base_commit:
-        _place(workspace, workspace.base_commit, "it was to be tested before the change", deadline)
-    if setups is not None:
-        setups.prepare()
+    set_up_base(workspace, setups, deadline)
     if not config.test_base:
         return TestPlan(tuple(commands), config.pass_rule)
     rule: PassRule = "no-new-failures" if detected else config.pass_rule
@@ -109,6 +106,14 @@ def plan_tests(
         )
         return TestPlan(())
     return TestPlan(tuple(commands), rule, base, detected, is_proven(base))
+
+
+def set_up_base(workspace: Workspace, setups: Setups | None, deadline: Deadline) -> None:
+    """Have what the base's tests need, made from the base's own files; errors as in :func:`plan_tests`."""
+    if workspace.is_brought and workspace.objects.resolve("HEAD") != workspace.base_commit:
+        _place(workspace, workspace.base_commit, "it was to be tested before the change", deadline)
+    if setups is not None:
+        setups.prepare()
 
 
 def untested(config: RunnerConfig) -> str:
