@@ -255,16 +255,14 @@ def test_what_a_living_runner_holds_is_left_alone(bench: Bench, tmp_path: Path) 
     assert tmp_path.exists()
 
 
-def test_a_slot_that_another_has_by_now_is_not_given_back(bench: Bench) -> None:
+def test_the_slots_of_a_dead_holder_are_given_back_and_no_others(bench: Bench) -> None:
     pool = LocalRepoPool(pool_of(bench), own_git(bench))
-    old = pool.allocate_slot(str(bench.repository), "dead")
-    pool.release_slot(old.slot_id, lease_token=old.lease_token)
-    new = pool.allocate_slot(str(bench.repository), "living")
-    assert (old.slot_id, old.epoch is not None) == (new.slot_id, True)
-    assert pool.release_abandoned(old.slot_id, old.epoch or 0) is False
-    assert pool.get_slot(new.slot_id).holder == "living"
-    assert pool.release_abandoned(new.slot_id, new.epoch or 0) is True
-    assert pool.get_slot(new.slot_id).state == "available"
+    dead = [pool.allocate_slot(str(bench.repository), "dead") for _ in range(2)]
+    living = pool.allocate_slot(str(bench.repository), "living")
+    assert sorted(pool.release_abandoned("dead")) == sorted(slot.slot_id for slot in dead)
+    assert pool.release_abandoned("dead") == []
+    assert pool.get_slot(living.slot_id).holder == "living"
+    assert {pool.get_slot(slot.slot_id).state for slot in dead} == {"available"}
 
 
 def test_leftovers_in_pool_and_layers_are_removed_by_the_command(

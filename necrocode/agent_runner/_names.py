@@ -274,3 +274,8 @@ def task_branch(spec_name: str, task_id: str, title: str) -> str:
 def fold_name(name: str) -> str:
     """The form under which two names are one file on a case-insensitive or normalising file system."""
     return unicodedata.normalize("NFC", name).casefold()
+
+
+def slot_holder(runner_id: str, run_id: str) -> str:
+    """Who holds the slot of a run: a runner has many runs, and only one of them may have died."""
+    return f"{runner_id}/{run_id}"

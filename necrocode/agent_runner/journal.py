@@ -66,7 +66,7 @@ class Journal:
     @property
     def fence(self) -> Fence | None:
         """What the run's writes carried last."""
-        claims = [entry for entry in self.reading.entries if entry.kind in {"run", "claim"}]
+        claims = [entry for entry in self.reading.entries if entry.kind == "claim"]
         with suppress(ValueError):
             return Fence.model_validate(claims[-1].data.get("fence")) if claims else None
         return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from necrocode.agent_runner._names import slot_holder
 from necrocode.agent_runner.errors import RunnerError
 from necrocode.agent_runner.sandbox.layer import sweep_layers
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from necrocode.agent_runner.outbox.book import RunPlace
+    from necrocode.agent_runner.outbox.book import RunIdentity
     from necrocode.agent_runner.outbox.folder import Outbox
     from necrocode.agent_runner.protocols import RepoPool
 
@@ -31,7 +32,7 @@ def reconcile(outbox: Outbox, pool: RepoPool, layers: Path, *, is_thorough: bool
     have died.
     """
     done: list[str] = []
-    dead = outbox.dead_runs(lambda place: done.extend(_released(pool, place)))
+    dead = outbox.dead_runs(lambda run: done.extend(_released(pool, run)))
     done += [f"run {run_id}: died, cleaned up after" for run_id in dead]
     try:
         done += sweep_layers(layers)
@@ -45,13 +46,13 @@ def reconcile(outbox: Outbox, pool: RepoPool, layers: Path, *, is_thorough: bool
     return done
 
 
-def _released(pool: RepoPool, place: RunPlace) -> list[str]:
-    """Give back the slot that a dead run held, where the pool can tell that it is still that hold."""
-    release: Callable[[str, int], bool] | None = getattr(pool, "release_abandoned", None)
-    if release is None or place.epoch is None:  # a service's lease ends by itself
+def _released(pool: RepoPool, run: RunIdentity) -> list[str]:
+    """Give back the slots that a dead run held, where the pool can tell; a service's leases end by themselves."""
+    release: Callable[[str], list[str]] | None = getattr(pool, "release_abandoned", None)
+    if release is None:
         return []
     try:
-        return [f"{place.slot_id}: given back"] if release(place.slot_id, place.epoch) else []
+        return [f"{slot_id}: given back" for slot_id in release(slot_holder(run.runner_id, run.run_id))]
     except (RunnerError, OSError) as error:
-        logger.warning("The slot %s of a dead run was not given back: %s", place.slot_id, error)
+        logger.warning("The slots of the dead run %s were not given back: %s", run.run_id, error)
         return []

@@ -340,7 +340,7 @@ def _run(journal: _Compared, workspace: Workspace, redactor: Redactor, scratch: 
         deadline=deadline,
         asker=Asker(model, config.llm_config, task.max_tokens, deadline, redactor, journal),
         attempts=Attempts(config.max_repair_rounds, config.llm_config.candidates),
-        kept=KeptWork(journal, config, task, workspace.base_commit, redactor, _fence_of(journal.reading.header)),
+        kept=KeptWork(journal, config, task, workspace.base_commit, redactor, _first_fence(journal.reading)),
         setups=nobody,
     )
     with suppress(RunnerError):  # which is what the run had ended with, if the rounds are the same
@@ -362,10 +362,13 @@ def _task_of(header: Fields) -> tuple[TaskContext, Playbook]:
         raise JournalError(f"The journal holds no task: {error}") from error
 
 
-def _fence_of(header: Fields) -> Fence | None:
-    with suppress(ValueError):
-        return Fence.model_validate(header.get("fence"))
-    return None
+def _first_fence(reading: Reading) -> Fence | None:
+    """What the run's commits carried when it began."""
+    claim = next((entry.data for entry in reading.entries if entry.kind == "claim"), {})
+    try:
+        return Fence.model_validate(claim.get("fence"))
+    except ValueError:
+        return None
 
 
 def _config_of(header: Fields, scratch: Path) -> RunnerConfig:

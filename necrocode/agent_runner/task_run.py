@@ -154,22 +154,19 @@ class TaskRun:
                 check()
             if not self._journal.is_resumed:
                 self._reporter.tell_of_earlier_runs()
-            self._take_task()
             self._begin_journal()
+            self._take_task()
             self._reporter.started()
             self._services.flusher.start(own_run=self.record.run_id)
             if not self._journal.is_resumed:  # what a resumed run has paid for already may be all that it needs
                 self._budget.check_room()
 
     def _begin_journal(self) -> None:
-        """From here on the run can go on after its process has died."""
-        fence = None if self.record.fence is None else self.record.fence.model_dump()
-        if self._journal.is_resumed:
-            self._journal.record("claim", str(len(self._journal.reading.entries)), fence=fence)
-            return
-        header = {**self._header, "runner_id": self.record.runner_id, "fence": fence}
-        self._journal = self._services.journals.begin(self.record.run_id, header)
-        self._journal.tell(self.record.warn)
+        """From here on the run can go on after its process has died: even the lease that it is about to take."""
+        if not self._journal.is_resumed:
+            header = {**self._header, "runner_id": self.record.runner_id}
+            self._journal = self._services.journals.begin(self.record.run_id, header)
+            self._journal.tell(self.record.warn)
 
     def _take_task(self) -> None:
         record = self.record
@@ -187,6 +184,7 @@ class TaskRun:
         )
         if self._held is not None:
             record.fence = self._held.fence
+            self._journal.record("claim", str(len(self._journal.reading.entries)), fence=self._held.fence.model_dump())
             self._reporter.writes_under(self._held.fence, self._held.writing)
             self._deadline.cancellation.check()  # the registry may not want it to begin at all
 

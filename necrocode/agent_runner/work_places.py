@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from necrocode.agent_runner._names import slot_holder
 from necrocode.agent_runner.errors import RepositoryNotFoundError
 from necrocode.agent_runner.steps.allocate import brought_workspace, leased_workspace
 from necrocode.agent_runner.workspace import StartPoint
@@ -42,7 +43,7 @@ def first_or_same_workspace(
         task,
         services,
         config,
-        holder=record.runner_id,
+        holder=slot_holder(record.runner_id, record.run_id),
         deadline=deadline,
         on_trouble=record.warn,
     )

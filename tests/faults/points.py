@@ -18,7 +18,7 @@ from necrocode.agent_runner import _durable, protocols
 from necrocode.agent_runner._git import Git
 
 ROLES: dict[str, tuple[type, ...]] = {
-    "task_registry": (protocols.TaskRegistry, protocols.SpecBudgets),
+    "task_registry": (protocols.TaskRegistry, protocols.TaskLeases, protocols.SpecBudgets),
     "repo_pool": (protocols.RepoPool,),
     "artifact_store": (protocols.ArtifactStore,),
     "llm": (protocols.LanguageModel,),

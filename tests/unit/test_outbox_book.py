@@ -99,12 +99,12 @@ def test_a_place_is_remembered_and_a_run_told_dead_once(tmp_path: Path) -> None:
     book = outbox.open_book(RUN)
     book.keep([event(book, "run_started")])
     book.keep_place(RunPlace("/pool/slots/a", "a", 7))
-    found: list[RunPlace] = []
+    found: list[RunIdentity] = []
     assert outbox.dead_runs(found.append) == []
     closed(book)
     assert outbox.dead_runs(found.append) == [RUN.run_id]
     assert outbox.dead_runs(found.append) == []
-    assert found == [RunPlace("/pool/slots/a", "a", 7)]
+    assert found == [RUN]
 
 
 @pytest.mark.parametrize(

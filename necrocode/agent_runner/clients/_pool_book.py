@@ -287,6 +287,14 @@ class PoolBook:
                 self._held(page, slot_id, lease_token)
             self._end(page, slot, "released" if lease_token is not None else "forced", now, by=by)
 
+    def release_all(self, holder: str, now: datetime) -> list[str]:
+        """Free the slots of a holder that has died; their ids."""
+        with self.open() as page:
+            its = [slot for slot in page.slots.values() if slot.holder == holder and slot.state == "allocated"]
+            for slot in its:
+                self._end(page, slot, "released", now)
+            return [slot.slot_id for slot in its]
+
     def reclaim_expired(self, now: datetime) -> list[str]:
         """Free the slots whose leases are over; their ids."""
         with self.open() as page:

@@ -224,17 +224,10 @@ class LocalRepoPool:
         place.drop_surplus()
         self._trash.empty_later()
 
-    def release_abandoned(self, slot_id: str, epoch: int) -> bool:
-        """Give back the slot of a holder that has died, if it is still held as of this ``epoch``; whether it was."""
-        book = self._place_with(slot_id).book
-        slot = book.read().slots.get(slot_id)
-        if slot is None or slot.state != "allocated" or slot.epoch != epoch:
-            return False
-        try:
-            book.release(slot_id, slot.lease_token, self._clock.now(), by="")
-        except StaleLeaseError:  # another has it by now
-            return False
-        return True
+    def release_abandoned(self, holder: str) -> list[str]:
+        """Give back all slots of a holder that has died; their ids."""
+        now = self._clock.now()
+        return [slot_id for place in self._places() for slot_id in place.book.release_all(holder, now)]
 
     def get_slot(self, slot_id: str) -> SlotRecord:
         """State, holder and lease of a slot; ``SlotNotFoundError``."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from necrocode.agent_runner._strict import Value
 from necrocode.agent_runner.errors import ConfigurationError, RunnerError
-from necrocode.agent_runner.outbox.book import RunBook, RunIdentity, RunPlace
+from necrocode.agent_runner.outbox.book import RunBook, RunIdentity
 from necrocode.agent_runner.outbox.spool import Spool
 
 if TYPE_CHECKING:
@@ -201,17 +201,14 @@ class Outbox:
             counts["rejected"] += rejected
         return None if trouble is None else str(trouble)
 
-    def dead_runs(self, clean_up: Callable[[RunPlace], None]) -> list[str]:
-        """The runs whose processes died before they had come to an end, each told once; ``clean_up`` is called for each
-        that had a place.
-        """  # noqa: D205  one sentence
+    def dead_runs(self, clean_up: Callable[[RunIdentity], None]) -> list[str]:
+        """The runs whose processes died before they had come to an end, each told once, and cleaned up after."""
         dead = []
         for file in self._spools():
             with self._opened(file) as book:
                 if book is None or book.is_sealed or book.is_reconciled:
                     continue
-                if book.place is not None:
-                    clean_up(book.place)
+                clean_up(book.run)
                 book.reconciled()
                 dead.append(book.run.run_id)
         return dead
