@@ -105,7 +105,7 @@ def test_a_signal_during_the_tests_ends_them_and_keeps_the_work(bench: Bench, tm
         assert runs.wait(60)
         running.send(number)
         result = assert_cancelled(bench, running, number, "test")
-    assert {one.type for one in result.artifacts} == {"diff", "transcript", "log"}
+    assert {one.type for one in result.artifacts} == {"diff", "transcript", "log", "manifest"}
 
 
 @pytest.mark.soak

@@ -549,7 +549,7 @@ def test_tests_that_never_end_are_stopped_at_the_tasks_time(bench: Bench) -> Non
         ("", "EmptyAnswerError"),
         ("../evil.py\n```\nx\n```\n", "ChangeRejectedError"),
         ("DELETE missing.py", "ChangeRejectedError"),
-        (f"calc.py\n```\n{BROKEN_CALC}```\n", "ChangeRejectedError"),
+        (f"calc.py\n```\n{BROKEN_CALC}```\n", "NothingChangedError"),
         (
             ServiceConnectionError("Failed to connect to http://x (model endpoint): is it running?"),
             "ServiceConnectionError",

@@ -43,6 +43,7 @@ from necrocode.agent_runner import (
 from necrocode.agent_runner.clients import _http
 from necrocode.agent_runner.clients._http import ServiceHttp
 from tests.support.clocks import FakeClock
+from tests.support.fault_proxy import Fault, FaultProxy
 from tests.support.http_server import Answer, serving
 
 REGISTRY, POOL, STORE = "http://localhost:8001", "http://localhost:8002", "http://localhost:8003"
@@ -607,3 +608,13 @@ def test_the_time_of_an_answer_counts_on_a_connection_that_is_used_again(clock: 
         with pytest.raises(ServiceConnectionError, match=r"within 0\.3 seconds"):
             client.update_task_status("1", "done")
         release.set()
+
+
+@pytest.mark.parametrize("fault", ["cut_request", "cut_response"])
+def test_what_is_cut_on_the_way_is_a_broken_connection_however_early(fault: Fault) -> None:
+    with serving([Answer(200, {"status": "done"})]) as server, FaultProxy(server.url) as proxy:
+        proxy.fault = fault
+        registry = TaskRegistryClient(proxy.url, network_retry_count=0)
+        with pytest.raises(ServiceConnectionError) as caught:
+            registry.update_task_status("1", "done")
+        assert caught.value.retryable

@@ -153,7 +153,8 @@ def test_every_setting_can_be_given_in_a_file(settings: Settings) -> None:
         "sandbox": "bwrap", "sandbox_network": True, "sandbox_read_paths": ["/srv/tools"], "sandbox_image": "i",
         "max_test_output_bytes": 1000, "max_test_memory_bytes": 1 << 20, "max_test_processes": 1,
         "max_test_cpu_seconds": 1, "max_test_file_bytes": 1 << 20, "max_test_disk_bytes": 1 << 20,
-        "outbox_max_bytes": 0, "budget": {"max_cost_usd": 0.1, "process": {"max_calls": 0}, "spec": {}},
+        "outbox_max_bytes": 0, "setup_files": ["deps.lock"], "setup_network": False, "setup_cache_bytes": 1 << 30,
+        "budget": {"max_cost_usd": 0.1, "process": {"max_calls": 0}, "spec": {}},
     }  # fmt: skip
     assert set(values) == set(RunnerConfig.model_fields) - {"llm_config"} | {"llm"}
     config = settings.read(yaml.safe_dump(values, allow_unicode=True))

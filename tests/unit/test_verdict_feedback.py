@@ -51,6 +51,12 @@ def test_a_message_that_the_traceback_does_not_hold_is_shown() -> None:
     assert text.endswith("- a\n  want 2 got 0\nat a.js:1")
 
 
+def test_addresses_in_memory_do_not_make_each_question_another_one() -> None:
+    failed = case("a", message="assert <Node object at 0x7f00deadbeef> is 0x7f00deadbeef")
+    told = failure_feedback(result(command(failed)), None)
+    assert "<Node object at 0x...> is 0x7f00deadbeef" in told
+
+
 def test_without_cases_the_end_of_the_output_is_shown_plainly() -> None:
     output = "x" * 9000 + "\n\x1b[31mTypeError\x1b[0m in /s/layers/layer-ab_1/top/src/a.js:3\x07\n"
     text = failure_feedback(result(command(output=output)), None)

@@ -63,6 +63,7 @@ MAX_RETRY_AFTER_SECONDS = 60.0
 """The longest that a ``Retry-After`` is waited for; a service that asks for more is tried again after this."""
 _FIRST_BACKOFF_SECONDS = 0.2
 _LONGEST_BACKOFF_SECONDS = 10.0
+_HTTP_1_1 = 11  # as http.client tells it
 _RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 MAX_ANSWER_BYTES = 64_000_000
 """The largest answer that is read into memory, inflated."""
@@ -279,6 +280,8 @@ class ServiceHttp:
             raise _RetryLaterError(self._broken(error, method, path, limit_seconds, exchange)) from error
         if exchange.is_over:  # a body without a length looks whole when it is cut
             raise _RetryLaterError(self._late(method, path, limit_seconds))
+        if target is None and not is_streamed and _lost_its_head(answer):
+            raise _RetryLaterError(ServiceConnectionError(f"{self._named()} broke off its answer to {method} {path}."))
         if answer.status_code < requests.codes.multiple_choices:
             return answer
         raise self._refusal(answer, method, path)
@@ -361,6 +364,13 @@ def _is_too_late(state: tenacity.RetryCallState) -> bool:
     """Whether the run's time is over before the next try would begin."""
     deadline = current_deadline()
     return deadline is not None and state.upcoming_sleep >= deadline.remaining_seconds()
+
+
+def _lost_its_head(answer: requests.Response) -> bool:
+    """Whether the answer was cut within its headers: nothing tells where it ends, and nothing came."""
+    has_end = not {"content-length", "transfer-encoding"}.isdisjoint(name.lower() for name in answer.headers)
+    may_be_empty = answer.status_code == requests.codes.no_content
+    return answer.raw.version == _HTTP_1_1 and not (has_end or may_be_empty or answer.content)
 
 
 class ServiceClient:

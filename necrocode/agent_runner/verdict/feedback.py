@@ -27,6 +27,7 @@ _SMALLEST_DETAILS = 60
 _LAYER_TOP = re.compile(r"[^\s'\"(:]{0,300}/layer-[\w]{1,20}/top(?:/|\b)")
 _LAYER = re.compile(r"[^\s'\"(:]{0,300}/layer-[\w]{1,20}/")
 # What differs between two runs of the same failure.
+_ADDRESS = re.compile(r"(?<=\bat )0x[0-9a-fA-F]{6,16}\b")
 _VARYING = (
     (re.compile(r"0x[0-9a-fA-F]{4,16}"), "0x"),
     (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?"), "<time>"),
@@ -126,8 +127,12 @@ def ending(command: CommandResult) -> str:
 
 
 def _told(text: str) -> str:
-    """Text of tests as a model, and a person behind it, may read it: no colours or control characters, short paths."""
-    return shown(_LAYER.sub("", _LAYER_TOP.sub("", plain(text))), len(text) + 1)
+    """Text of tests as a model, and a person behind it, may read it: no colours or control characters, short paths.
+
+    No addresses in memory either: they differ from run to run, and with them every question to a model would.
+    """
+    readable = shown(_LAYER.sub("", _LAYER_TOP.sub("", plain(text))), len(text) + 1)
+    return _ADDRESS.sub("0x...", readable)
 
 
 def _steady(text: str) -> str:
