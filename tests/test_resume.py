@@ -77,6 +77,14 @@ class Bench:
         (mirror,) = (self.folder / place).glob("pool/*/mirror.git")
         return git(mirror, "for-each-ref", "--format=%(refname)", "refs/necrocode/runs").split()
 
+    def told(self, place: str) -> tuple[str, int, list[str]]:
+        """Status of the task, how often its end was told, and the types of its artifacts."""
+        with LocalTaskRegistry(f"sqlite:///{self.folder / place / 'registry.db'}") as registry:
+            status = registry.get_task("1.1", spec_name=place).status
+            events = [one.event_type for one in registry.list_events("1.1", spec_name=place)]
+            types = sorted(one.type for one in registry.list_artifacts("1.1", spec_name=place))
+        return status, events.count("run_finished"), types
+
     def journal_ids(self, place: str) -> list[str]:
         return [path.parent.name for path in sorted((self.folder / place).glob("runs/*/journal"))]
 
@@ -106,10 +114,9 @@ def check_kills(bench: Bench, kills: list[tuple[int, bool]]) -> None:
         ]
     told = in_processes(starts, bench.folder)
     for (place, (number, before)), killed, resumed in zip(places.items(), told[::2], told[1::2], strict=True):
-        written = killed["kinds"] + [kind for kind in resumed["kinds"] if kind != "claim"]
-        if killed["kinds"][-1] == "result":  # before the outbox has it, the end is found anew
-            written.remove("result")
-        assert written == ENTRIES, place
+        at_the_end = {"claim", "result", "told"}  # the end may be found anew until the outbox has it
+        written = [kind for kind in killed["kinds"] + resumed["kinds"] if kind not in at_the_end]
+        assert written == [kind for kind in ENTRIES if kind not in at_the_end], place
         assert killed["kinds"] == ENTRIES[: number + (not before)], place
         result = resumed["result"]
         assert result["success"], (place, result["error"])
@@ -124,6 +131,7 @@ def check_kills(bench: Bench, kills: list[tuple[int, bool]]) -> None:
         branch = f"feature/task-{place}-1.1-mend-add"
         assert git(bench.repository, "rev-parse", branch) == result["impl_result"]["commit"], place
         assert [one["outcome"] for one in result["rounds"]] == ["tests-failed", "accepted"], place
+        assert bench.told(place) == ("done", 1, ["diff", "log", "manifest", "test", "transcript"]), place
 
 
 def test_a_killed_run_goes_on_and_pays_for_no_journalled_answer_twice(bench: Bench) -> None:
