@@ -5,6 +5,7 @@ The titles are the lines of the table in docs/security.md. None of them harms th
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import tempfile
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from necrocode.agent_runner.sandbox import kernel
+from necrocode.agent_runner.sandbox.launching import LAUNCHER
 from tests.contracts.sandbox_contract import assert_gone, processes_with
 from tests.security.boxes import SECRET, Attack, Box, snapshot
 from tests.support.repositories import git
@@ -160,7 +163,66 @@ for address in ["{box.unix_path}", "\\0{box.abstract}"]:
     assert "CONNECTED" not in box.python(program).output
 
 
+@attack("connects to abstract Unix sockets of the host in a set-up command, which has the network")
+def connect_abstract(box: Box) -> None:
+    if not kernel.can_leave_abstract_sockets():
+        pytest.skip("the kernel is older than Linux 6.12")
+    program = f"""
+import socket
+for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+    try:
+        socket.socket(socket.AF_UNIX, kind).connect("\\0{box.abstract}")
+        print("CONNECTED")
+    except OSError as error:
+        print(error.strerror)
+"""
+    (box.slot / "attack.py").write_text(program)
+    seen = box.set_up("python3 attack.py").output
+    assert "CONNECTED" not in seen
+    assert "Operation not permitted" in seen
+
+
+@attack("opens sockets to the hypervisor, and others that no namespace divides")
+def open_other_sockets(box: Box) -> None:
+    program = """
+import ctypes, socket
+AF_ALG, AF_VSOCK, SOCK_DIAG, IO_URING_SETUP = 38, 40, 4, 425
+for family, kind, protocol in ((AF_VSOCK, 1, 0), (AF_VSOCK, 2, 0), (AF_ALG, 5, 0), (socket.AF_NETLINK, 3, SOCK_DIAG)):
+    try:
+        socket.socket(family, kind, protocol)
+        print("OPENED", family)
+    except OSError as error:
+        print(error)
+if ctypes.CDLL(None).syscall(IO_URING_SETUP, 8, ctypes.create_string_buffer(120)) >= 0:
+    print("OPENED io_uring")
+"""
+    assert "OPENED" not in box.python(program).output
+
+
 # --- the host's files and processes
+
+
+@attack("reads or changes keys in the runner's keyring")
+def use_keyring(box: Box) -> None:
+    add, call = {"x86_64": (248, 250), "aarch64": (217, 219)}[os.uname().machine]
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(call, 1, b"necrocode-test") < 0:  # join a session keyring of this name
+        pytest.skip("this machine has no keyrings")
+    key = libc.syscall(add, b"user", b"token", SECRET.encode(), len(SECRET), -3)
+    assert key > 0
+    LAUNCHER.close()  # one that is started now would inherit the keyring
+    program = f"""
+import ctypes
+call = ctypes.CDLL(None).syscall
+seen = ctypes.create_string_buffer(64)
+for key in ({key}, call({call}, 10, -3, b"user", b"token", 0)):
+    print(call({call}, 11, key, seen, 64), seen.raw, call({call}, 2, key, b"changed", 7))
+"""
+    seen = box.python(program).output
+    kept = ctypes.create_string_buffer(64)
+    libc.syscall(call, 11, key, kept, 64)
+    assert SECRET not in seen
+    assert kept.value == SECRET.encode()
 
 
 @attack("writes, deletes, renames or links files outside")

@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from necrocode.agent_runner.sandbox import kernel
+from necrocode.agent_runner.sandbox import kernel, syscalls
 from necrocode.agent_runner.sandbox.request import Request
 from necrocode.agent_runner.sandbox.room import enter_room, leave_namespaces
 from necrocode.agent_runner.sandbox.walls import exec_bwrap, exec_landlocked, exit_code_of, run_supervised
@@ -39,6 +39,7 @@ def serve(control: socket.socket) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the children are reaped by the kernel
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.umask(0o022)
+    syscalls.leave_keyring()
     while True:
         message, handles, _, _ = socket.recv_fds(control, 1, 2)
         if not message:
@@ -78,8 +79,10 @@ def _start(told: socket.socket, output: int) -> None:
 def _first_process(request: Request, told: socket.socket) -> None:
     """The top of the command's process tree: in its process namespace it has the number 1, and reaps what is left."""
     kernel.die_with_parent()
+    has_segments = False
     if request.has_own_root:
         enter_room(request)
+        has_segments = kernel.bound_messages_and_segments(request.shared_memory_bytes)
     else:
         os.chdir(request.layer)
     if request.user is not None:
@@ -96,7 +99,7 @@ def _first_process(request: Request, told: socket.socket) -> None:
     os.environ.update(request.environment)
     command = os.fork()
     if command == 0:
-        _guarded(told, lambda: _become_command(request, told))
+        _guarded(told, lambda: _become_command(request, told, has_segments=has_segments))
     kernel.set_openness(is_open=False)
     while True:
         ended, status = os.wait()
@@ -106,8 +109,11 @@ def _first_process(request: Request, told: socket.socket) -> None:
             os._exit(0)
 
 
-def _become_command(request: Request, told: socket.socket) -> None:
+def _become_command(request: Request, told: socket.socket, *, has_segments: bool) -> None:
+    if request.has_own_root or request.wall == "bwrap":  # sandlock's supervisor refuses the like itself
+        syscalls.refuse_calls(has_segments=has_segments)
     if request.wall == "bwrap":
+        kernel.leave_abstract_sockets()
         exec_bwrap(request)
     if request.has_own_root:
         exec_landlocked(request)
