@@ -397,6 +397,60 @@ time.sleep(20)
     assert done.stopped_by is not None or int(done.output.split()[-1]) < 256 << 20
 
 
+AFTER_ITS_FIRST_THREAD = """
+import ctypes, os, threading, time
+def go_on():
+    time.sleep(0.3)
+    {work}
+    time.sleep(20)
+    os._exit(0)
+threading.Thread(target=go_on).start()
+EXIT = dict(x86_64=60, aarch64=93)[os.uname().machine]
+ctypes.CDLL(None).syscall(EXIT, 0)  # of this thread alone
+"""
+
+
+@attack("takes all memory in a process whose first thread has ended, or in segments of System V")
+def hide_memory(box: Box) -> None:
+    hog = AFTER_ITS_FIRST_THREAD.format(work='held = b"x" * (600 << 20)')
+    assert box.python(hog).stopped_by == "oom"
+    program = """
+import ctypes
+libc = ctypes.CDLL(None)
+libc.shmat.restype = ctypes.c_void_p
+for number in range(8):
+    segment = libc.shmget(0, ctypes.c_size_t(50 << 20), 0o1600)
+    if segment < 0:
+        break
+    address = libc.shmat(segment, None, 0)
+    libc.shmctl(segment, 0, None)  # it goes with this process
+    ctypes.memset(address, 1, 50 << 20)
+    print("TOOK", number)
+"""
+    assert "TOOK 2" not in box.python(program).output
+
+
+@attack("fills the disk with folders and links, in folders of mode 000, in a process whose first thread has ended")
+def hide_files(box: Box) -> None:
+    few = {"disk_bytes": 8 << 20, "file_bytes": 8 << 20}
+    for make in ("os.mkdir(str(n))", "os.symlink('x' * 3000, str(n))", "os.symlink('x', str(n))"):
+        program = f"import os, time\nfor n in range(3000):\n    {make}\ntime.sleep(20)\n"
+        assert box.python(program, cpu_seconds=20, **few).stopped_by == "disk-limit"
+    unnamed = """held = open("f", "wb"); os.unlink("f"); [held.write(bytes(1 << 20)) for _ in range(30)]"""
+    assert box.python(AFTER_ITS_FIRST_THREAD.format(work=unnamed), **few).stopped_by == "disk-limit"
+    program = """
+import os, time
+os.makedirs("d/e")
+inner = os.open("d/e", os.O_RDONLY)
+os.chmod("d", 0)
+for number in range(6):
+    with open(os.open(str(number), os.O_WRONLY | os.O_CREAT, dir_fd=inner), "wb") as file:
+        file.write(bytes(5 << 20))
+time.sleep(20)
+"""
+    assert box.python(program, **few).stopped_by == "disk-limit"
+
+
 @attack("uses the processor without end")
 def burn_processor(box: Box) -> None:
     assert box.run("(while :; do :; done) & while :; do :; done").stopped_by == "cpu-limit"
