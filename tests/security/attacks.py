@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from necrocode.agent_runner.sandbox import kernel
+from necrocode.agent_runner.sandbox import kernel, syscalls
 from necrocode.agent_runner.sandbox.launching import LAUNCHER
 from tests.contracts.sandbox_contract import assert_gone, processes_with
 from tests.security.boxes import SECRET, Attack, Box, snapshot
@@ -432,7 +432,7 @@ for number in range(8):
 
 @attack("fills the disk with folders and links, in folders of mode 000, in a process whose first thread has ended")
 def hide_files(box: Box) -> None:
-    few = {"disk_bytes": 8 << 20, "file_bytes": 8 << 20}
+    few = {"disk_bytes": 8 << 20}
     for make in ("os.mkdir(str(n))", "os.symlink('x' * 3000, str(n))", "os.symlink('x', str(n))"):
         program = f"import os, time\nfor n in range(3000):\n    {make}\ntime.sleep(20)\n"
         assert box.python(program, cpu_seconds=20, **few).stopped_by == "disk-limit"
@@ -454,6 +454,33 @@ time.sleep(20)
 @attack("uses the processor without end")
 def burn_processor(box: Box) -> None:
     assert box.run("(while :; do :; done) & while :; do :; done").stopped_by == "cpu-limit"
+
+
+@attack("uses the processor in many short processes that nobody waits for")
+def burn_processor_unseen(box: Box) -> None:
+    if not clock_works():
+        pytest.skip("the kernel tells no processor time of process trees")
+    program = """
+import os, signal, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+until = time.monotonic() + 15
+while time.monotonic() < until:
+    if os.fork() == 0:
+        end = time.process_time() + 0.05
+        while time.process_time() < end:
+            pass
+        os._exit(0)
+    time.sleep(0.05)
+"""
+    assert box.python(program).stopped_by == "cpu-limit"
+
+
+def clock_works() -> bool:
+    clock = syscalls.count_processor_time()
+    if clock is None:
+        return False
+    os.close(clock)
+    return True
 
 
 # --- the host's git, and cleaning up
@@ -487,6 +514,22 @@ def hinder_cleaning(box: Box) -> None:
     assert done.exit_code == 0
     assert snapshot(box.folder / "home") == before
     assert list((box.folder / "state/layers").glob("layer-*")) == []
+
+
+@attack("tells the runner another exit code through a handle that it inherited")
+def forge_exit_code(box: Box) -> None:
+    program = """
+import os, socket, sys
+for handle in range(3, 64):
+    try:
+        os.write(handle, b'{"exit": 0}\\n')
+        socket.socket(fileno=handle).shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
+sys.exit(7)
+"""
+    done = box.python(program)
+    assert (done.exit_code, done.output) == (7, "")
 
 
 @attack("hands in a link, a device or a FIFO as its report")

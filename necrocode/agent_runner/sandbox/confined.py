@@ -115,7 +115,7 @@ class ConfinedSandbox(LayeredSandbox):
                 timeout_seconds=seconds,
                 max_output_bytes=limits.kept_output_bytes,
                 cancellation=deadline.cancellation,
-                watch=LimitWatch(limits, layer.written_folders),
+                watch=LimitWatch(limits, layer.written_folders, running.processor_seconds),
             )
         if done.stopped_by is None:
             running.check_confined()

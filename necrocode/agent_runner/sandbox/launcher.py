@@ -1,10 +1,10 @@
 """The process that starts confined commands: small, with an empty environment, and forking a child for each.
 
-The runner cannot do this itself: it has threads, and secrets in its memory and environment. The runner starts this one
-with a socket, and sends over it, for each command, a socket of the command's own and the pipe for its output. On its
-own socket a command's child says, a JSON object a line, ``pid`` (the top of the process tree) and then either ``exit``
-or ``error``; when it closes the socket, no process of the command is left. The runner ends a command by closing its
-side, which happens too when the runner dies.
+The runner cannot do this itself: it has threads, and secrets in its memory and environment. The runner starts this
+one with a socket, and sends over it, for each command, a socket of the command's own and the pipe for its output. On
+its own socket a command's child says, a JSON object a line, ``pid`` (the top of the process tree) and then either
+``exit`` or ``error``, and hands over a clock of its processor time where there is one; when it closes the socket, no
+process of the command is left. The runner ends a command by closing its side, which happens too when the runner dies.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ def serve(control: socket.socket) -> None:
         message, handles, _, _ = socket.recv_fds(control, 1, 2)
         if not message:
             return
+        for handle in handles:  # a command that got the socket could tell an exit code of its own choice
+            os.set_inheritable(handle, False)
         if os.fork() == 0:
             control.close()
             with socket.socket(fileno=handles[0]) as told:
@@ -97,6 +99,7 @@ def _first_process(request: Request, told: socket.socket) -> None:
         signal.signal(number, signal.SIG_DFL)
     os.environ.clear()
     os.environ.update(request.environment)
+    _hand_over_clock(told)
     command = os.fork()
     if command == 0:
         _guarded(told, lambda: _become_command(request, told, has_segments=has_segments))
@@ -118,6 +121,14 @@ def _become_command(request: Request, told: socket.socket, *, has_segments: bool
     if request.has_own_root:
         exec_landlocked(request)
     _tell(told, exit=run_supervised(request))
+
+
+def _hand_over_clock(told: socket.socket) -> None:
+    clock = syscalls.count_processor_time()
+    if clock is not None:
+        with suppress(OSError):  # the runner has gone
+            socket.send_fds(told, [b"{}\n"], [clock])
+        os.close(clock)
 
 
 def _limit(request: Request) -> None:

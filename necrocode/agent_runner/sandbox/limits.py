@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from necrocode.agent_runner.sandbox.written import WrittenFiles, held_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from necrocode.agent_runner.test_results import StopReason
 
@@ -58,8 +58,12 @@ class LimitWatch:
 
     interval_seconds = _INTERVAL_SECONDS
 
-    def __init__(self, limits: Limits, folders: Sequence[Path]) -> None:
+    def __init__(
+        self, limits: Limits, folders: Sequence[Path], processor_seconds: Callable[[], float] = lambda: 0.0
+    ) -> None:
+        """``processor_seconds`` tells what all have used, where there is a better way than to look at processes."""
         self._limits = limits
+        self._processor_seconds = processor_seconds
         self.max_output_bytes = limits.output_bytes
         self._files = WrittenFiles(folders, limits.disk_bytes, limits.file_bytes)
         self._shared = _shared_memory()
@@ -70,7 +74,8 @@ class LimitWatch:
         tree = list(_tree(pid))
         if sum(process.threads for process in tree) >= self._limits.processes:
             return "process-limit"
-        if sum(process.cpu_ticks for process in tree) / _TICKS > self._limits.cpu_seconds:
+        used = max(sum(process.cpu_ticks for process in tree) / _TICKS, self._processor_seconds())
+        if used > self._limits.cpu_seconds:
             return "cpu-limit"
         if self._is_out_of_memory(tree):
             return "oom"
