@@ -234,7 +234,11 @@ class RunnerConfig(StrictModel):
     max_test_disk_bytes: int = Field(default=4 << 30, ge=1 << 20)
     """A test command is stopped when what was written takes up more space on disk (``disk-limit``)."""
     test_environment: dict[str, str] = Field(default_factory=dict)
-    """Variables the test commands see besides the few allowed ones (PATH, LANG, LC_*, TZ, TERM)."""
+    """Variables that test and set-up commands see besides the few allowed ones (PATH, LANG, LANGUAGE, LC_*, TZ, TERM).
+
+    Values of those named like a key, token, secret or password are masked in all that a run writes, and so are passwords
+    in URLs.
+    """
     setup_network: bool = True
     """Whether a task's ``setup_commands`` may use the network, whatever ``sandbox_network`` says of its tests."""
     setup_files: tuple[str, ...] = ()
