@@ -63,7 +63,9 @@ def forms(secret: str) -> dict[str, str]:
 
 
 ALL = {
-    f"{name}, {how}": text for name, one in (SECRETS | {"header": EMBEDDED, "test_environment": FOR_TESTS}).items() for how, text in forms(one).items()
+    f"{name}, {how}": text
+    for name, one in (SECRETS | {"header": EMBEDDED, "test_environment": FOR_TESTS}).items()
+    for how, text in forms(one).items()
 }
 PLANTED = " | ".join(ALL.values())
 
@@ -73,7 +75,7 @@ def needles() -> dict[str, str]:
     return {name: text[4:-8] if "base64" in name else text for name, text in ALL.items()}
 
 
-OF_TESTS: dict[str, Any] = {"sandbox": "none", "test_environment": {"NPM_CONFIG_//npm.example/:_authToken": FOR_TESTS}}
+OF_TESTS: dict[str, Any] = {"sandbox": "none", "test_environment": {"NPM_TOKEN": FOR_TESTS}}
 
 
 @dataclass
@@ -89,9 +91,7 @@ class Sinks:
 
 def config(state_dir: Path, **settings: Any) -> RunnerConfig:
     llm = LLMConfig(headers={"X-Gateway-Token": EMBEDDED}, endpoint="http://127.0.0.1:1/v1", retry_count=0)
-    return RunnerConfig(
-        state_dir=state_dir, llm_config=llm, **(OF_TESTS | {"max_output_bytes": 50_000} | settings)
-    )
+    return RunnerConfig(state_dir=state_dir, llm_config=llm, **(OF_TESTS | {"max_output_bytes": 50_000} | settings))
 
 
 LEAK = "cat leaky.txt; echo leaky"

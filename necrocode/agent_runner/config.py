@@ -236,8 +236,8 @@ class RunnerConfig(StrictModel):
     test_environment: dict[str, str] = Field(default_factory=dict)
     """Variables that test and set-up commands see besides the few allowed ones (PATH, LANG, LANGUAGE, LC_*, TZ, TERM).
 
-    Values of those named like a key, token, secret or password are masked in all that a run writes, and so are passwords
-    in URLs.
+    Masked in all that a run writes are values of those named like a key, token, secret or password, and passwords in
+    URLs.
     """
     setup_network: bool = True
     """Whether a task's ``setup_commands`` may use the network, whatever ``sandbox_network`` says of its tests."""
