@@ -37,7 +37,7 @@ def test_the_model_is_asked_for_what_people_saw_and_they_are_warned(bench: Bench
     assert not set(SIGNS) & set(asked)
     assert "add() subtracts. 👩\u200d💻" in asked
     assert "Follow PEP 8, و می\u200cخواهم." in asked
-    for what in ("title", "description", "acceptance criteria", "playbook's instructions"):
+    for what in ("title", "description", "acceptance criteria", "playbook's instructions", "commands"):
         assert any(what in warning and "U+200B, U+202E" in warning for warning in result.warnings), what
     assert not set(SIGNS) & set(result.model_dump_json(exclude={"test_result"}))
     explained = explain(task, RunnerConfig(state_dir=bench.state_dir))
@@ -87,3 +87,16 @@ def test_no_file_that_a_run_stores_drives_a_terminal(bench: Bench) -> None:
     assert r"red no\u202e way\x9bA\U000e0041\x07" in files["log"]
     assert json.loads(files["test"])["commands"][0]["output"] == result.test_result.commands[0].output
     assert "\u202e\x1b[2J" in json.dumps(json.loads(files["transcript"]), ensure_ascii=False).replace("\\u001b", "\x1b")
+
+
+@pytest.mark.parametrize("name", ["br\u200banch", "\ufeffbranch", "a/\u3164", "main\u2800", "a\u00adb"])
+def test_names_that_look_like_others_are_refused(bench: Bench, name: str) -> None:
+    with pytest.raises(TaskContextValidationError, match=r"branch_name: .*holds characters that nobody sees: U"):
+        bench.task(branch_name=name)
+    with pytest.raises(TaskContextValidationError, match=r"spec_name: .*holds characters that nobody sees: U"):
+        bench.task(spec_name=name)
+
+
+def test_a_branch_that_is_made_up_is_as_people_see_the_title(bench: Bench) -> None:
+    assert bench.task(title="M\u3164end\u200b ad\u2060d").branch == BRANCH
+    assert bench.task(branch_name="می\u200cخواهم").branch == "می\u200cخواهم"

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlsplit
 
+from necrocode.agent_runner._invisible import invisible_in, told, visible
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -63,6 +65,7 @@ def check_task_id(value: str) -> str:
 
 def check_spec_name(value: str) -> str:
     """A spec's name: as a task's id, with letters and digits of any script."""
+    _refuse_invisible(value)
     if not _SPEC_NAME.fullmatch(value) or ".." in value:
         raise ValueError("must be 1 to 128 letters, digits, '.', '_' or '-', start with a letter or digit, no '..'")
     return value
@@ -76,11 +79,18 @@ def check_branch_name(name: str) -> str:
         raise ValueError(f"branch name {name!r} may not start with '-', '/' or 'refs/', nor end with '/' or '.'")
     if _BRANCH_FORBIDDEN.search(name) or has_control_character(name):
         raise ValueError(f"branch name {name!r} holds a space, '..', '@{{' or one of ~ ^ : ? * [ \\ or '//'")
+    _refuse_invisible(name)
     if any(part.startswith(".") or part.endswith(".lock") for part in name.split("/")):
         raise ValueError(f"branch name {name!r} has a part that starts with '.' or ends with '.lock'")
     if len(name.encode()) > MAX_BRANCH_BYTES:
         raise ValueError(f"branch name is longer than {MAX_BRANCH_BYTES} bytes")
     return name
+
+
+def _refuse_invisible(name: str) -> None:
+    """Two names that look like one are a trap."""
+    if hidden := invisible_in([f" {name}"]):
+        raise ValueError(f"{visible(name)!r} holds characters that nobody sees: {told(hidden)}")
 
 
 @dataclass(frozen=True)
@@ -259,7 +269,7 @@ def slug(text: str, *, fallback: str = "task", max_bytes: int = MAX_COMPONENT_BY
 
     A Japanese title stays readable (git refs are UTF-8); a text with no letter or digit becomes ``fallback``.
     """
-    words = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFKC", text).casefold()).strip("-")
+    words = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFKC", visible(text)).casefold()).strip("-")
     kept = words[:MAX_SLUG_CHARACTERS].encode()[:max_bytes].decode(errors="ignore")
     return kept.strip("-") or fallback
 
