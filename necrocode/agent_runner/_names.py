@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlsplit
 
@@ -104,6 +104,8 @@ class Remote:
     port: int = 0
     """0: the URL names none."""
     path: str = ""
+    spelled: str = field(default="", compare=False)
+    """Host and port as the URL has them, in its letters; empty where it is none."""
 
     @property
     def port_or_default(self) -> int:
@@ -113,6 +115,8 @@ class Remote:
     @property
     def authority(self) -> str:
         """Host and port as git shows them."""
+        if self.spelled:
+            return self.spelled
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}" if self.port else host
 
@@ -145,7 +149,7 @@ def _remote_of_url(url: str) -> Remote:
         raise ValueError("the host part of the URL may not start with '-'")
     if parts.password is not None:
         raise ValueError("the URL holds a user or password, which would end up in git's files; use GIT_TOKEN instead")
-    return Remote(parts.scheme, parts.hostname or "", parts.port or 0, parts.path)
+    return Remote(parts.scheme, parts.hostname or "", parts.port or 0, parts.path, parts.netloc.rpartition("@")[2])
 
 
 def _remote_of_place(url: str) -> Remote:
