@@ -48,6 +48,7 @@ _PORTS = {"https": 443, "http": 80, "ssh": 22, "git": 9418}
 _NO_HOST = re.compile(r"-|$|.*[\s<>\"{}|^`]")
 _BRACKETED = re.compile(r"(?:[^/:@]*@)?\[")
 _SCP_LIKE = re.compile(r"(?:[^/:\[]*@)?(?:\[(?P<bare>[^/\]]*)\]|(?P<host>[^/:]*)):(?P<path>.*)", re.DOTALL)
+_CLASS = re.compile(r"\[!?\]?[^\]]*\]")  # as fnmatch has it
 _BRANCH_FORBIDDEN = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//")
 
 
@@ -171,6 +172,17 @@ def check_host(entry: str) -> str:
     if not _HOST.fullmatch(host):
         raise ValueError(f"{entry!r} is no host such as github.com or git.example.com:8443")
     return host
+
+
+def check_pattern(pattern: str) -> str:
+    """A pattern of paths inside a repository, in git's form, that some path can fit."""
+    if not pattern.strip("/") or has_control_character(pattern):
+        raise ValueError(f"{pattern!r} is no pattern of paths, such as deploy/*")
+    if "\\" in pattern or "//" in pattern or {".", ".."} & set(pattern.removeprefix("./").split("/")):
+        raise ValueError(f"{pattern!r} fits no path: paths have no backslash, and no empty, '.' or '..' part")
+    if "[" in _CLASS.sub("", pattern):
+        raise ValueError(f"{pattern!r} has a [ without its ]")
+    return pattern
 
 
 def check_repository_url(url: str) -> str:
