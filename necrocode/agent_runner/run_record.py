@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from necrocode.agent_runner._cancellation import Cancellation
 from necrocode.agent_runner._redact import Redactor
-from necrocode.agent_runner._text import shown
+from necrocode.agent_runner._text import shown, written_out
 from necrocode.agent_runner.errors import InternalError, RunCancelledError, RunnerError
 from necrocode.agent_runner.models import ErrorDetails, RunnerResult, RunUsage
 
@@ -230,10 +230,11 @@ class RunRecord:
         self.fail_with(_details(error))
 
     def log_text(self) -> str:
-        """The log so far, with the output of the tests."""
+        """The log so far, with the output of the tests, as a terminal may be shown it."""
         parts = ["\n".join(self._log)]
         commands = self.tests.commands if self.tests is not None else ()
-        parts += [f"\n$ {one.command}\n{one.output.rstrip()}\n[exit code {one.exit_code}]" for one in commands]
+        said = ((written_out(one.command), written_out(one.output.rstrip()), one.exit_code) for one in commands)
+        parts += [f"\n$ {command}\n{output}\n[exit code {code}]" for command, output, code in said]
         return "\n".join(parts) + "\n"
 
     def result(self) -> RunnerResult:
