@@ -190,3 +190,18 @@ def test_the_launchers_environment_is_empty(tmp_path: Path, policy: Policy, repo
     assert run(best(policy, tmp_path / "layers"), repository, "true").success
     assert LAUNCHER._process is not None
     assert Path(f"/proc/{LAUNCHER._process.pid}/environ").read_bytes() == b""
+
+
+def test_a_sandlock_that_cannot_be_loaded_is_told_and_keeps_nobody_from_bwrap(
+    tmp_path: Path, policy: Policy, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fake/sandlock").mkdir(parents=True)
+    (tmp_path / "fake/sandlock/__init__.py").write_text(
+        "import pwd\nfrom pathlib import Path\npwd.getpwuid = {}.__getitem__\n"  # no entry: as under docker run --user
+        "raise RuntimeError(f'home is {Path.home()}.')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path / "fake")
+    LAUNCHER.close()
+    with pytest.raises(TestExecutionError, match=r"does not start: RuntimeError: home is /\.$"):
+        run(ConfinedSandbox(tmp_path / "layers", confinements("sandlock")[0], policy), repository, "true")
+    assert run(best(policy, tmp_path / "layers", ["bwrap"]), repository, "true").success

@@ -9,7 +9,6 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._process import ProcessResult, supervise
@@ -24,6 +23,7 @@ from necrocode.agent_runner.sandbox.request import Overlay, Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner.sandbox.request import Wall
@@ -45,7 +45,7 @@ class Policy:
 
     def readable(self) -> tuple[str, ...]:
         """The paths that they see."""
-        return visible.readable_paths(self.read_paths, hidden=[self.state_dir, Path.home()])
+        return visible.readable_paths(self.read_paths, hidden=[self.state_dir, *visible.home_folders()])
 
 
 @dataclass(frozen=True)

@@ -73,8 +73,17 @@ def make_rustup_home(folder: Path) -> bool:
     return True
 
 
+def home_folders() -> list[Path]:
+    """The user's home folder; none: a user without an entry in passwd may have no such thing."""
+    try:
+        return [Path.home()]
+    except RuntimeError:
+        return []
+
+
 def _rustup_folder() -> Path:
-    return Path(os.environ.get("RUSTUP_HOME") or Path.home() / ".rustup")
+    named = os.environ.get("RUSTUP_HOME")
+    return Path(named) if named else next(iter(home_folders()), Path("/nonexistent")) / ".rustup"
 
 
 def _python_folders() -> list[str]:
