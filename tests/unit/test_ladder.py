@@ -121,8 +121,21 @@ def test_docker_needs_an_image(tmp_path: Path) -> None:
 def test_an_engine_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")
     config = RunnerConfig(state_dir=tmp_path, sandbox="docker", sandbox_image="image")
-    with pytest.raises(ConfigurationError, match="does not answer"):
+    with pytest.raises(ConfigurationError) as caught:
         build_services(config, SYSTEM_CLOCK).sandbox.ensure_available()
+    assert str(caught.value) == (
+        "The Docker Engine does not answer: Connection refused. Start it, or name its address in DOCKER_HOST."
+    )
+
+
+def test_an_image_that_cannot_be_had_is_told_where_another_sandbox_takes_its_place(
+    bench: Bench, tmp_path: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = best(policy, tmp_path / "layers").name
+    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")
+    result = bench.run(GOOD_ANSWER, sandbox="auto", sandbox_image="image")
+    told = f"sandbox_image is not used, tests run in {used}: The Docker Engine does not answer: Connection refused."
+    assert [warning for warning in result.warnings if warning.startswith(told)], result.warnings
 
 
 # --- what is shown

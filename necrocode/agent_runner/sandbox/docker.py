@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.sandbox.confined import Policy
 
 _ENGINE_SECONDS = 60
+_REASON_CHARACTERS = 500
 # A shell stays the first process: signals without a handler do not reach that one, and the command is to get them.
 _MAIN = 'exec >"$1" 2>&1; sh -c "$2"; exit $?'
 
@@ -63,7 +64,10 @@ class DockerSandbox(LayeredSandbox):
                 f"The Docker Engine has no image {self._image!r}.", hint="Build, load or pull it beforehand."
             ) from error
         except (docker.errors.DockerException, OSError) as error:
-            raise ConfigurationError(f"The Docker Engine does not answer: {error}.", hint="See DOCKER_HOST.") from error
+            raise ConfigurationError(
+                f"The Docker Engine does not answer: {_reason(error)}.",
+                hint="Start it, or name its address in DOCKER_HOST.",
+            ) from error
         finally:
             if self._engine is None and engine is not None:
                 engine.close()
@@ -135,7 +139,7 @@ class DockerSandbox(LayeredSandbox):
                 finally:
                     container.remove(force=True, v=True)
             except docker.errors.DockerException as error:
-                raise TestExecutionError(f"The Docker Engine cannot run the test command: {error}.") from error
+                raise TestExecutionError(f"The Docker Engine cannot run the test command: {_reason(error)}.") from error
 
     def _options(
         self, command: str, layer: Layer, reports: Path, pipe: Path, environment: Mapping[str, str]
@@ -170,6 +174,16 @@ class DockerSandbox(LayeredSandbox):
             "log_config": {"Type": "none"},
             "hostname": "sandbox",
         }
+
+
+def _reason(error: BaseException) -> str:
+    """What the system says of a call that did not get through, below what the client libraries wrap around it."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OSError) and inner.strerror:
+            return inner.strerror
+        inner = inner.__cause__ or inner.__context__
+    return " ".join(str(error).split())[:_REASON_CHARACTERS].removesuffix(".")
 
 
 class _Container:
