@@ -17,6 +17,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 # What CI systems take from a program's output as a command: GitHub at the start of a line, Azure anywhere in it.
 _COMMAND_AT_START = re.compile(r"^(\s*):(?=:[A-Za-z])", re.MULTILINE)
 _COMMAND = re.compile(r"##(?=\[|vso\[)", re.IGNORECASE)
+_LINE_BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
 _REPLACEMENT = "\ufffd"
 
 
@@ -29,6 +30,11 @@ def shown(text: str, limit: int = LONGEST_SHOWN) -> str:
         left_out = len(text) - limit
         text = f"{text[: limit - limit // 2]} [... {left_out} characters left out ...] {text[len(text) - limit // 2 :]}"
     return _UNSHOWABLE.sub(lambda found: _written_out(found[0]), text.replace("\r\n", "\n"))
+
+
+def one_line(text: str) -> str:
+    """The text with its line breaks, and the space around them, as one space each."""
+    return _LINE_BREAKS.sub(" ", text.strip())
 
 
 def inert(text: str) -> str:
