@@ -107,6 +107,7 @@ class ConfinedSandbox(LayeredSandbox):
         limits, started, seconds = self._policy.limits, time.monotonic(), deadline.remaining_seconds()
         owner = hand_over(reports, layer)
         request = self._request(command, layer, reports, environment, owner)
+        watch = LimitWatch(limits, layer.written_folders, reports.stat().st_mtime_ns)
         with LAUNCHER.start(request) as running:
             running.wait_for_start(deadline.cancellation)
             done = supervise(
@@ -115,7 +116,7 @@ class ConfinedSandbox(LayeredSandbox):
                 timeout_seconds=seconds,
                 max_output_bytes=limits.kept_output_bytes,
                 cancellation=deadline.cancellation,
-                watch=LimitWatch(limits, layer.written_folders),
+                watch=watch,
             )
         if done.stopped_by is None:
             running.check_confined()

@@ -108,6 +108,7 @@ class DockerSandbox(LayeredSandbox):
     ) -> ProcessResult:
         limits, started, seconds = self._policy.limits, time.monotonic(), deadline.remaining_seconds()
         hand_over(reports, layer)
+        watch = LimitWatch(limits, layer.written_folders, reports.stat().st_mtime_ns)
         with self._start(command, layer, reports, environment) as running:
             done = supervise(
                 running,
@@ -115,7 +116,7 @@ class DockerSandbox(LayeredSandbox):
                 timeout_seconds=seconds,
                 max_output_bytes=limits.kept_output_bytes,
                 cancellation=deadline.cancellation,
-                watch=LimitWatch(limits, layer.written_folders),
+                watch=watch,
             )
             if running.is_out_of_memory and done.exit_code:
                 return replace(done, exit_code=None, stopped_by="oom")

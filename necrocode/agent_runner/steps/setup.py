@@ -215,7 +215,7 @@ class Setups:
 def _last_lines(output: str) -> str:
     """What a command said last, on one line and with a colon before it; empty: it said nothing."""
     lines = [one_line(line)[-_LINE_CHARACTERS:] for line in output.splitlines() if line.strip()]
-    return f": {' | '.join(lines[-_TOLD_LINES:])}." if lines else ""
+    return f": {' | '.join(lines[-_TOLD_LINES:]).removesuffix('.')}." if lines else ""
 
 
 def _machine(environment: Mapping[str, str]) -> list[object]:
