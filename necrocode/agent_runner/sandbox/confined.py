@@ -199,8 +199,7 @@ def own_files(layer: Layer, owner: tuple[int, int], *, has_network: bool) -> dic
     """Files under ``/etc`` that are the command's own, written into the layer's folder."""
     values = {"user": owner[0], "group": owner[1], "home": layer.seen_home}
     texts = {"passwd": visible.USERS.format(**values), "group": visible.GROUP.format(**values)}
-    if not has_network:
-        texts["hosts"] = visible.HOSTS
+    texts["hosts"] = visible.hosts(has_network=has_network)
     replaced = visible.network_files() if has_network else {}
     for name, text in texts.items():
         path = layer.folder / "etc" / name

@@ -20,6 +20,7 @@ from necrocode.agent_runner.sandbox.layer import Layer, open_layer
 from necrocode.agent_runner.sandbox.layered import LayeredSandbox
 from necrocode.agent_runner.sandbox.limits import LimitWatch
 from necrocode.agent_runner.sandbox.plain import command_environment
+from necrocode.agent_runner.sandbox.visible import HOST_NAME
 from necrocode.agent_runner.sandbox.walls import code_without_shell
 
 if TYPE_CHECKING:
@@ -150,8 +151,10 @@ class DockerSandbox(LayeredSandbox):
         writable |= {str(layer.start_folder): str(layer.top), str(layer.seen_home): str(layer.home)}
         temporary = {"/tmp": str(layer.temporary), "/var/tmp": str(layer.temporary)}  # noqa: S108  the command's own
         binds = [f"{source}:{target}:rw" for target, source in (temporary | writable).items()]
-        users = own_files(layer, (owner.st_uid, owner.st_gid), has_network=True)
-        binds += [f"{users[path]}:{path}:ro" for path in ("/etc/passwd", "/etc/group")]
+        own = own_files(layer, (owner.st_uid, owner.st_gid), has_network=layer.has_network)
+        # With a network the engine makes the other two.
+        names = ("passwd", "group") if layer.has_network else ("passwd", "group", "hosts")
+        binds += [f"{own[path]}:{path}:ro" for path in (f"/etc/{name}" for name in names)]
         binds += [f"{path}:{path}:ro" for path in self._policy.read_paths]
         return {
             "image": self._image,
@@ -173,7 +176,7 @@ class DockerSandbox(LayeredSandbox):
                 {"Name": "fsize", "Soft": limits.file_bytes, "Hard": limits.file_bytes},
             ],
             "log_config": {"Type": "none"},
-            "hostname": "sandbox",
+            "hostname": HOST_NAME,
         }
 
 

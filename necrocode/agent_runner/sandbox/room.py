@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner.sandbox import kernel
+from necrocode.agent_runner.sandbox.visible import HOST_NAME
 
 if TYPE_CHECKING:
     from necrocode.agent_runner.sandbox.request import Overlay, Request
@@ -34,6 +36,7 @@ def leave_namespaces(request: Request) -> None:
         _mount_overlay(overlay, request)
     if request.wall == "sandlock":
         kernel.unshare("pid", "ipc", "uts", *(() if request.has_network else ("net",)))
+        socket.sethostname(HOST_NAME)
         if not request.has_network:
             kernel.start_loopback()
 
