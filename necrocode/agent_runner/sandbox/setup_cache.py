@@ -47,8 +47,8 @@ class SetupCache:
     def kept(self, key: str, fill: Fill, deadline: Deadline) -> Iterator[Path]:
         """The folder of the key, made by ``fill`` where there is none; it stays as long as the context lasts.
 
-        One that is larger than ``max_bytes`` is not kept for others. With ``max_bytes`` 0 nothing that is there is used,
-        and all that nobody uses is removed. Raises what ``fill`` raises, ``OSError``, and what
+        One that is larger than ``max_bytes`` is not kept for others. With ``max_bytes`` 0 nothing that is there is
+        used, and all that nobody uses is removed. Raises what ``fill`` raises, ``OSError``, and what
         :meth:`Deadline.check` raises where another run is still at it when the time is up.
         """
         key = f"{key}-{int(self.clock.now().timestamp() // MAX_AGE.total_seconds())}"
