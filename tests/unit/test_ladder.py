@@ -187,6 +187,21 @@ def test_the_network_is_there_when_it_is_allowed(tmp_path: Path, policy: Policy,
             assert run(sandbox, repository, f'python3 -c "{program}"').success is allowed
 
 
+@pytest.mark.parametrize("wall", ALL)
+def test_pip_of_pyenv_does_not_fail_for_what_pyenv_would_write(
+    tmp_path: Path, policy: Policy, repository: Path, wall: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = tmp_path / "pyenv/pyenv.d/exec/pip-rehash.bash"
+    for folder in (hook.parent, tmp_path / "pyenv/libexec", tmp_path / "pyenv/shims"):
+        folder.mkdir(parents=True)
+    hook.write_text("echo it is not writable; exit 1\n")
+    shim = tmp_path / "pyenv/shims/pip"
+    shim.write_text(f"#!/bin/sh\n. {hook}\necho installed\n")
+    shim.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{shim.parent}{os.pathsep}{os.environ['PATH']}")
+    assert run(best(policy, tmp_path / "layers", [wall]), repository, "pip").commands[0].output == "installed\n"
+
+
 # --- the launcher
 
 

@@ -205,4 +205,6 @@ def own_files(layer: Layer, owner: tuple[int, int], *, has_network: bool) -> dic
         path = layer.folder / "etc" / name
         path.write_text(text)
         replaced[f"/etc/{name}"] = str(path)
-    return replaced
+    nothing = layer.folder / "etc/nothing"
+    nothing.touch()
+    return replaced | dict.fromkeys(visible.refused_hooks(), str(nothing))

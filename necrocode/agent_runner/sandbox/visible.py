@@ -70,6 +70,16 @@ def hosts(*, has_network: bool) -> str:
     return f"{known}127.0.0.1 {HOST_NAME}\n::1 {HOST_NAME}\n"
 
 
+def refused_hooks() -> list[str]:
+    """Files of pyenv's that make it write among its own after each pip install, and fail: commands may not write there.
+
+    Without them it does not try.
+    """
+    shims = [Path(folder) for folder in _folders_on_path() if Path(folder).name == "shims"]
+    found = [shim.parent / "pyenv.d/exec/pip-rehash.bash" for shim in shims]
+    return [os.path.realpath(path) for path in found if path.is_file()]
+
+
 def make_rustup_home(folder: Path) -> bool:
     """Make a folder that rustup takes for its own, with the runner's toolchains; False: there are none.
 
