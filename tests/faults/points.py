@@ -29,10 +29,12 @@ _READING = frozenset({"cat-file", "diff", "grep", "log", "ls-tree", "rev-parse",
 
 
 class Points:
-    """Counts the places as they are passed, by name; at the one to die at, the process kills itself."""
+    """Counts the places as they are passed, by name; at one of them, or after so many, the process kills itself."""
 
-    def __init__(self, dies_at: str = "") -> None:
+    def __init__(self, dies_at: str = "", *, dies_after: int = 0, by: int = signal.SIGKILL) -> None:
         self._dies_at = dies_at
+        self._dies_after = dies_after
+        self._by = by
         self._counts: dict[str, int] = {}
         self._lock = threading.Lock()
         self.passed: list[str] = []
@@ -43,8 +45,8 @@ class Points:
             self._counts[name] = count = self._counts.get(name, 0) + 1
             point = f"{name}#{count}"
             self.passed.append(point)
-            if point == self._dies_at:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if point == self._dies_at or len(self.passed) == self._dies_after:
+                os.kill(os.getpid(), self._by)
 
     def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, with a place before and one after each call."""

@@ -27,7 +27,7 @@ def places(folder: Path, zygote: Zygote) -> list[str]:
         code, told = world.runner(url)
     assert (code, [one["status"] for one in told["results"]]) == (0, ["done"]), told
     world.assert_all_is_well()
-    return list(told["points"])
+    return list(told["points"][:-1])  # after the last one the run has ended, and the same task would be run anew
 
 
 def lost_answers(found: list[str], place: str) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -35,7 +36,9 @@ def main() -> None:
 def _be_a_runner(order: dict[str, Any]) -> None:
     try:
         os.setsid()
-        points = Points(order.get("dies_at", ""))
+        points = Points(
+            order.get("dies_at", ""), dies_after=order.get("dies_after", 0), by=order.get("by", signal.SIGKILL)
+        )
         points.install()
         results = _run(order, points)
         told = {"points": points.passed, "results": [json.loads(one.model_dump_json()) for one in results]}
@@ -48,7 +51,14 @@ def _be_a_runner(order: dict[str, Any]) -> None:
 
 def _run(order: dict[str, Any], points: Points) -> list[Any]:
     llm = LLMConfig(endpoint=order["model_url"], api_key="unused", model="scripted", retry_count=0)
-    config = RunnerConfig(state_dir=Path(order["state"]), llm=llm, sandbox="none", pool_size=1, slot_timeout_seconds=2)
+    config = RunnerConfig(
+        state_dir=Path(order["state"]),
+        runner_id=order.get("runner_id"),
+        llm=llm,
+        sandbox="none",
+        pool_size=order.get("pool_size", 1),
+        slot_timeout_seconds=10,
+    )
     own = build_services(config, SYSTEM_CLOCK, llm=LLMClient(llm))
     services = {name: points.watch(getattr(own, name), roles) for name, roles in ROLES.items()}
     with RunnerOrchestrator(config, **services) as orchestrator:

@@ -105,6 +105,10 @@ def test_a_place_is_remembered_and_a_run_told_dead_once(tmp_path: Path) -> None:
     assert outbox.dead_runs(found.append) == [RUN.run_id]
     assert outbox.dead_runs(found.append) == []
     assert found == [RUN]
+    again = outbox.open_book(RUN)
+    again.lives()
+    closed(again)
+    assert outbox.dead_runs(found.append) == [RUN.run_id], "it went on, and died once more"
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,8 @@ class RunBook:
             self.place = RunPlace(**fields["place"])
         elif kind == "reconciled":
             self.is_reconciled = True
+        elif kind == "lives":
+            self.is_reconciled = False
 
     @property
     def is_sealed(self) -> bool:
@@ -231,6 +233,14 @@ class RunBook:
         if self.spool is not None:
             with suppress(OSError):
                 self.spool.note([({"kind": "reconciled"}, b"")])
+
+    def lives(self) -> None:
+        """The run goes on in another process, which may die as well."""
+        if self.is_reconciled:
+            self.is_reconciled = False
+            if self.spool is not None:
+                with suppress(OSError):
+                    self.spool.note([({"kind": "lives"}, b"")])
 
     def _note(self, entry: Entry, fields: dict[str, Any], *, is_durable: bool) -> None:
         if self.spool is None or entry.record is None:

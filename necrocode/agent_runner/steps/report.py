@@ -113,6 +113,7 @@ class Reporter:
         self.has_started = True
         try:
             self._book = self._outbox.open_book(self._book.run)
+            self._book.lives()
             for entry in self._book.waiting():  # told before it died, and due under the lease that it has now
                 entry.epoch = self._epoch
         except OSError as error:
