@@ -192,6 +192,10 @@ def _summary(result: RunnerResult) -> Iterator[str]:
         yield f"{artifact.type:<10} {artifact.uri}"
     if result.reported == "pending":
         yield "report     kept; the next run sends it, or: necrocode outbox flush"
+    if result.usage.calls and result.status == "cancelled":
+        yield f"go on      necrocode resume {result.run_id} (pays for no answer twice)"
+    if result.reported != "yes" and result.usage.calls:
+        yield f"reported   {result.reported}"
     for warning in result.warnings:
         yield f"warning    {warning}"
 
