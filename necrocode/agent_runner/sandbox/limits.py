@@ -1,7 +1,7 @@
 """What a test command may use up, and how it is seen that it does: its process tree and its files are looked at.
 
 Control groups would bound memory and processes more sharply, but few machines let an ordinary user make any. Between
-two looks a command can go over: by what it can fill in a tenth of a second.
+two looks a command can go over: by what it can fill in a tenth of a second. docs/security.md says what no look sees.
 """
 
 from __future__ import annotations
@@ -54,18 +54,19 @@ class Limits:
 
 
 class LimitWatch:
-    """The :class:`~necrocode.agent_runner._process.Watch` of one command, which writes below ``folders``."""
+    """The :class:`~necrocode.agent_runner._process.Watch` of one command, which writes below ``folders``.
+
+    Make it before the command is started: ``since_ns`` is when that is, by the clock of the files' own system.
+    """
 
     interval_seconds = _INTERVAL_SECONDS
 
-    def __init__(
-        self, limits: Limits, folders: Sequence[Path], processor_seconds: Callable[[], float] = lambda: 0.0
-    ) -> None:
-        """``processor_seconds`` tells what all have used, where there is a better way than to look at processes."""
+    def __init__(self, limits: Limits, folders: Sequence[Path], since_ns: int) -> None:
         self._limits = limits
-        self._processor_seconds = processor_seconds
+        self.processor_seconds: Callable[[], float] = lambda: 0.0
+        """Tells what all processes have used, where there is a better way than to look at them."""
         self.max_output_bytes = limits.output_bytes
-        self._files = WrittenFiles(folders, limits.disk_bytes, limits.file_bytes)
+        self._files = WrittenFiles(folders, limits.disk_bytes, limits.file_bytes, since_ns)
         self._shared = _shared_memory()
         self._next_memory_look = 0.0
 
@@ -74,7 +75,7 @@ class LimitWatch:
         tree = list(_tree(pid))
         if sum(process.threads for process in tree) >= self._limits.processes:
             return "process-limit"
-        used = max(sum(process.cpu_ticks for process in tree) / _TICKS, self._processor_seconds())
+        used = max(sum(process.cpu_ticks for process in tree) / _TICKS, self.processor_seconds())
         if used > self._limits.cpu_seconds:
             return "cpu-limit"
         if self._is_out_of_memory(tree):
@@ -85,7 +86,7 @@ class LimitWatch:
         """Which limit ended a command that has ended by itself."""
         if exit_code in {-signal.SIGXFSZ, _SHELL_SIGNAL + signal.SIGXFSZ}:
             return "disk-limit"
-        return "disk-limit" if exit_code != 0 and self._files.has_full_file() else None
+        return "disk-limit" if self._files.has_full_file() else None
 
     def _is_out_of_memory(self, tree: Sequence[_Process]) -> bool:
         """What is resident, shared pages counted often, is a cheap bound; only when it is over, it is counted well."""

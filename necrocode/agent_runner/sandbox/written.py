@@ -23,10 +23,11 @@ _ALL_MODES = 0o700
 class WrittenFiles:
     """The files below ``folders``: measured when the disk's free space says that it may be worth it."""
 
-    def __init__(self, folders: Sequence[Path], most_bytes: int, most_file_bytes: int) -> None:
+    def __init__(self, folders: Sequence[Path], most_bytes: int, most_file_bytes: int, since_ns: int) -> None:
         self._folders = folders
         self._most_bytes = most_bytes
         self._most_file_bytes = most_file_bytes
+        self._since_ns = since_ns
         self._used = 0
         self._free = self._free_bytes()
         self._next = self._next_anyway = 0.0
@@ -46,9 +47,8 @@ class WrittenFiles:
         return self._used > self._most_bytes or largest >= self._most_file_bytes or not is_all
 
     def has_full_file(self) -> bool:
-        """Whether a file is as large as one may be: whoever wrote it may have been told that it is too large."""
-        used, largest, _ = self._measured()
-        return used > self._most_bytes or largest >= self._most_file_bytes
+        """Whether a file is as large as one may be: who wrote it was told that it is too large, or soon would be."""
+        return self._measured()[1] >= self._most_file_bytes
 
     def _free_bytes(self) -> tuple[int, int]:
         """By what is free, and by how many files there can still be."""
@@ -56,7 +56,7 @@ class WrittenFiles:
         return found.f_bfree * found.f_frsize, found.f_ffree * _LEAST_BYTES
 
     def _measured(self) -> tuple[int, int, bool]:
-        """The bytes of all files, and of the largest; whether there are no folders too deep to be measured."""
+        """The bytes of all files, and of the largest that the command wrote; whether no folder was too deep for that."""
         used, largest, is_all = 0, 0, True
         for folder in self._folders:
             for found in _entries_below(folder):
@@ -64,7 +64,7 @@ class WrittenFiles:
                     is_all = False
                     continue
                 used += max(found.st_blocks * 512, _LEAST_BYTES)
-                if stat.S_ISREG(found.st_mode):
+                if stat.S_ISREG(found.st_mode) and found.st_mtime_ns >= self._since_ns:
                     largest = max(largest, min(found.st_size, found.st_blocks * 512))
         return used, largest, is_all
 
