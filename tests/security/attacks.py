@@ -465,7 +465,7 @@ def burn_processor_unseen(box: Box) -> None:
     program = """
 import os, signal, time
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-until = time.monotonic() + 15
+until = time.monotonic() + 7
 while time.monotonic() < until:
     if os.fork() == 0:
         end = time.process_time() + 0.05

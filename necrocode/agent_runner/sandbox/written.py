@@ -56,7 +56,7 @@ class WrittenFiles:
         return found.f_bfree * found.f_frsize, found.f_ffree * _LEAST_BYTES
 
     def _measured(self) -> tuple[int, int, bool]:
-        """The bytes of all files, and of the largest that the command wrote; whether no folder was too deep for that."""
+        """The bytes of all files, and of the largest that the command wrote; whether no folder was too deep."""
         used, largest, is_all = 0, 0, True
         for folder in self._folders:
             for found in _entries_below(folder):
