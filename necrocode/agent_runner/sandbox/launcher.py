@@ -81,10 +81,10 @@ def _start(told: socket.socket, output: int) -> None:
 def _first_process(request: Request, told: socket.socket) -> None:
     """The top of the command's process tree: in its process namespace it has the number 1, and reaps what is left."""
     kernel.die_with_parent()
-    has_segments = False
+    has_large_segments = False
     if request.has_own_root:
         enter_room(request)
-        has_segments = kernel.bound_messages_and_segments(request.shared_memory_bytes)
+        has_large_segments = kernel.bound_messages_and_segments(request.shared_memory_bytes)
     else:
         os.chdir(request.layer)
     if request.user is not None:
@@ -102,7 +102,7 @@ def _first_process(request: Request, told: socket.socket) -> None:
     _hand_over_clock(told)
     command = os.fork()
     if command == 0:
-        _guarded(told, lambda: _become_command(request, told, has_segments=has_segments))
+        _guarded(told, lambda: _become_command(request, told, has_large_segments=has_large_segments))
     kernel.set_openness(is_open=False)
     while True:
         ended, status = os.wait()
@@ -112,9 +112,9 @@ def _first_process(request: Request, told: socket.socket) -> None:
             os._exit(0)
 
 
-def _become_command(request: Request, told: socket.socket, *, has_segments: bool) -> None:
+def _become_command(request: Request, told: socket.socket, *, has_large_segments: bool) -> None:
     if request.has_own_root or request.wall == "bwrap":  # sandlock's supervisor refuses the like itself
-        syscalls.refuse_calls(has_segments=has_segments)
+        syscalls.refuse_calls(has_large_segments=has_large_segments)
     if request.wall == "bwrap":
         kernel.leave_abstract_sockets()
         exec_bwrap(request)

@@ -15,10 +15,17 @@ from dataclasses import dataclass
 from necrocode.agent_runner.sandbox import kernel
 
 _LOAD, _IF_EQUAL, _IF_AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
-_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _THIRD_ARGUMENT = 0, 4, 16, 32  # offsets in seccomp_data, little-endian
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _SECOND_ARGUMENT, _THIRD_ARGUMENT = (
+    0,
+    4,
+    16,
+    24,
+    32,
+)  # offsets in seccomp_data, little-endian
 _ALLOW, _ERROR = 0x7FFF0000, 0x00050000
 _SECOND_ABI = 0x40000000  # x32: the same calls under other numbers
 _UNIX, _INET, _INET6, _NETLINK, _ROUTE = 1, 2, 10, 16, 0
+_SMALL_SEGMENT = 65_536  # databases want one of a few bytes; a namespace holds 4096 of them
 _IO_URING = (425, 426, 427)  # it makes sockets of any kind past a filter
 _JOIN_SESSION_KEYRING = 1
 _SOFTWARE, _TASK_CLOCK, _INHERITED, _OF_PROGRAMS, _CLOSE_ON_EXEC = 1, 1, 1 << 1, 3 << 5, 8  # linux/perf_event.h
@@ -47,15 +54,15 @@ _MACHINES = {
 }
 
 
-def refuse_calls(*, has_segments: bool) -> None:
+def refuse_calls(*, has_large_segments: bool) -> None:
     """Refuse this process and its children, for good, all but a few kinds of sockets, keyrings and the like.
 
-    Without ``has_segments``, System V's shared memory too. Needs ``give_up_gains``; raises :class:`OSError`. There is
-    no filter for architectures other than x86_64 and aarch64.
+    Without ``has_large_segments``, segments of System V over 64 KiB too. Needs ``give_up_gains``; raises
+    :class:`OSError`. There is no filter for architectures other than x86_64 and aarch64.
     """
     machine = _MACHINES.get(os.uname().machine)
     if machine is not None:
-        lines = _program(machine, has_segments=has_segments)
+        lines = _program(machine, has_large_segments=has_large_segments)
         kernel.filter_calls(b"".join(struct.pack("=HBBI", *line) for line in lines))
 
 
@@ -89,10 +96,10 @@ def count_processor_time() -> int | None:
         return None
 
 
-def _program(machine: _Machine, *, has_segments: bool) -> list[_Line]:
+def _program(machine: _Machine, *, has_large_segments: bool) -> list[_Line]:
     missing = (_RETURN, 0, 0, _ERROR | errno.ENOSYS)
     allowed = (_RETURN, 0, 0, _ALLOW)
-    refused = (*machine.keys, *machine.others, *_IO_URING, *(() if has_segments else (machine.segments,)))
+    refused = (*machine.keys, *machine.others, *_IO_URING)
     socket, pair = machine.sockets
     lines: list[_Line] = [
         (_LOAD, 0, 0, _ARCHITECTURE), (_IF_EQUAL, 1, 0, machine.audit), missing,
@@ -100,6 +107,13 @@ def _program(machine: _Machine, *, has_segments: bool) -> list[_Line]:
     ]  # fmt: skip
     for number in refused:
         lines += [(_IF_EQUAL, 0, 1, number), missing]
+    if not has_large_segments:
+        too_large = (_RETURN, 0, 0, _ERROR | errno.EINVAL)
+        lines += [
+            (_IF_EQUAL, 0, 7, machine.segments),
+            (_LOAD, 0, 0, _SECOND_ARGUMENT + 4), (_IF_EQUAL, 1, 0, 0), too_large,
+            (_LOAD, 0, 0, _SECOND_ARGUMENT), (_IF_AT_LEAST, 0, 1, _SMALL_SEGMENT + 1), too_large, allowed,
+        ]  # fmt: skip
     lines += [(_IF_EQUAL, 2, 0, socket), (_IF_EQUAL, 1, 0, pair), allowed, (_LOAD, 0, 0, _FIRST_ARGUMENT)]
     for family in (_UNIX, _INET, _INET6):
         lines += [(_IF_EQUAL, 0, 1, family), allowed]
