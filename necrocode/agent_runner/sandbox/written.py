@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,7 +17,8 @@ _LONG_REST = 0.98  # where nothing says that it is worth it: others may be givin
 _LEAST_BYTES = 4096  # what a file, folder or link counts at least, for the disk has room for so many only
 _LONGEST_PATH = 4000  # longer ones cannot be named: to hide files there would be the only use
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-_ALL_MODES = 0o700
+_PLACE = getattr(os, "O_PATH", 0) | os.O_DIRECTORY | os.O_NOFOLLOW
+_READABLE = 0o500
 
 
 class WrittenFiles:
@@ -110,45 +111,44 @@ def _entries_below(top: Path) -> Iterator[os.stat_result | None]:
 
 def _entries(path: bytes, top: bytes, waiting: list[bytes]) -> Iterator[os.stat_result]:
     """Of what is in one folder; the folders in there go to ``waiting``."""
-    handle = _opened(path, top)
-    try:
-        with os.scandir(handle) as entries:
-            for entry in entries:
-                with suppress(OSError):
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(path + b"/" + os.fsencode(entry.name))
-                    yield entry.stat(follow_symlinks=False)
-    finally:
-        os.close(handle)
+    with ExitStack() as held, os.scandir(_opened(path, top, held)) as entries:
+        for entry in entries:
+            with suppress(OSError):
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(path + b"/" + os.fsencode(entry.name))
+                yield entry.stat(follow_symlinks=False)
 
 
-def _opened(path: bytes, top: bytes) -> int:
-    """A folder below ``top``, open; folders of this user's that nobody may read do not hinder it."""
+def _opened(path: bytes, top: bytes, held: ExitStack) -> int:
+    """A folder below ``top``, open and readable until ``held`` ends; no folder's modes on the way hinder it."""
+    is_whole = True
     try:
-        return os.open(path, _FOLDER)
+        handle = os.open(path, _FOLDER)
     except PermissionError:
-        handle = os.open(top, _FOLDER)
-    for name in path[len(top) :].split(b"/")[1:]:
-        try:
-            inner = _opened_anyhow(name, handle)
-        finally:
-            os.close(handle)
-        handle = inner
+        handle, is_whole = _reached(path, top), False
+    held.callback(os.close, handle)
+    _permit(handle, held)
+    if not is_whole:
+        handle = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_DIRECTORY)
+        held.callback(os.close, handle)
     return handle
 
 
-def _opened_anyhow(name: bytes, parent: int) -> int:
-    """A folder, open; one that its owner may not read is made readable for the blink of an eye."""
-    try:
-        return os.open(name, _FOLDER, dir_fd=parent)
-    except PermissionError:
-        link = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
-    try:
-        mode = stat.S_IMODE(os.fstat(link).st_mode)
-        os.chmod(f"/proc/self/fd/{link}", mode | _ALL_MODES)  # through the handle: the name could become a link
-        try:
-            return os.open(f"/proc/self/fd/{link}", os.O_RDONLY | os.O_DIRECTORY)
-        finally:
-            os.chmod(f"/proc/self/fd/{link}", mode)
-    finally:
-        os.close(link)
+def _reached(path: bytes, top: bytes) -> int:
+    """A handle of a folder below ``top`` that lies in folders that this user owns, and may not enter."""
+    handle = os.open(top, _PLACE)
+    for name in path[len(top) :].split(b"/")[1:]:
+        with ExitStack() as held:
+            held.callback(os.close, handle)
+            _permit(handle, held)
+            handle = os.open(name, _PLACE, dir_fd=handle)
+    return handle
+
+
+def _permit(handle: int, held: ExitStack) -> None:
+    """Let the owner read and enter a folder until ``held`` ends; tests see it for the blink of an eye."""
+    mode = stat.S_IMODE(os.fstat(handle).st_mode)
+    if mode & _READABLE != _READABLE and os.getuid() != 0:
+        path = f"/proc/self/fd/{handle}"  # not its name, which could become a link
+        os.chmod(path, mode | _READABLE)
+        held.callback(os.chmod, path, mode)
