@@ -225,9 +225,26 @@ def test_another_task_starts_afresh_and_the_interrupted_run_is_superseded(runs: 
 
 def test_a_superseded_run_can_still_be_gone_on_with_by_its_id(runs: Runs) -> None:
     journal = runs.interrupted("answer", GOOD_ANSWER)
-    runs.run(GOOD_ANSWER, task=runs.task(description="add() must add."))
+    runs.run(USELESS_ANSWER, task=runs.task(description="add() must add."), max_repair_rounds=0)
     result = runs.orchestrator(ScriptedLLM([])).resume(journal.parent.name)
     assert (result.success, result.resumed) == (True, True)
+
+
+def test_an_interrupted_run_whose_task_another_has_done_since_changes_nothing(runs: Runs) -> None:
+    journal = runs.interrupted("answer", GOOD_ANSWER)
+    runs.run(GOOD_ANSWER + "\n", task=runs.task(description="add() must add."))
+    tip = git(runs.repository, "rev-parse", runs.task().branch)
+    result = runs.orchestrator(ScriptedLLM([])).resume(journal.parent.name)
+    assert (result.status, result.reported) == ("failed", "no")
+    assert "another run has done its task since" in (result.error or "")
+    assert git(runs.repository, "rev-parse", runs.task().branch) == tip
+    assert not runs.orchestrator(ScriptedLLM([])).interrupted_runs()
+
+
+def test_a_run_goes_on_in_its_own_slot_though_nothing_else_tells_that_it_died(runs: Runs) -> None:
+    runs.interrupted("answer", GOOD_ANSWER, outbox_max_bytes=0, pool_size=1, slot_timeout_seconds=0)
+    result = runs.run(outbox_max_bytes=0, pool_size=1, slot_timeout_seconds=0)
+    assert (result.success, result.resumed) == (True, True), result.error
 
 
 def test_the_base_stays_where_it_was_though_its_branch_has_moved(runs: Runs) -> None:
