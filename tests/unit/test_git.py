@@ -5,7 +5,7 @@ import os
 import ssl
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -293,6 +293,12 @@ def test_the_token_reaches_the_server_and_no_message(door: Git, tls: ssl.SSLCont
     assert TOKEN not in f"{caught.value}{caught.value.output}"
 
 
+def test_a_token_as_the_user_of_a_url_is_in_no_message(door: Git) -> None:
+    with serving([Answer(403, "no")]) as server, pytest.raises(GitError, match=r"http://\*\*\*@127") as caught:
+        ask(door, f"{server.url.replace('//', '//0ther-t0ken@')}/r.git")
+    assert "0ther-t0ken" not in f"{caught.value}{caught.value.output}"
+
+
 def test_a_token_in_a_url_is_refused_by_git_itself(door: Git) -> None:
     with pytest.raises(GitError, match="credentials") as caught:
         door.run(["ls-remote", "--", f"https://me:{TOKEN}@127.0.0.1:1/r"], address="https://127.0.0.1:1/r")
@@ -495,6 +501,55 @@ def test_repositories_with_sha256_work(door: Git, tmp_path: Path) -> None:
             "a": b"a",
             "b": b"b",
         }
+
+
+# --- remotes
+
+
+def of_sha256(folder: Path) -> Path:
+    (folder / "from").mkdir()
+    git(folder / "from", "init", "--quiet", "--object-format=sha256")
+    commit_files(folder / "from", {"a": "1"})
+    git(folder, "clone", "--quiet", str(folder / "from"), "clone")
+    return folder / "clone"
+
+
+def of_worktree(folder: Path) -> Path:
+    git(make_repository(folder / "from"), "worktree", "add", "--quiet", "--detach", str(folder / "linked"))
+    return folder / "linked"
+
+
+def of_part(option: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        source = make_repository(folder / "from")
+        commit_files(source, {"b/c": "2"})
+        git(source, "config", "uploadpack.allowFilter", "true")
+        git(folder, "clone", "--quiet", option, source.as_uri(), "clone")
+        return folder / "clone"
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "make",
+    [of_sha256, of_worktree, of_part("--depth=1"), of_part("--filter=blob:none"), of_part("--filter=tree:0")],
+    ids=["sha256", "worktree", "shallow", "without blobs", "without trees"],
+)
+def test_a_commit_is_pushed_and_fetched_whatever_kind_of_repository_has_it(
+    door: Git, tmp_path: Path, make: Callable[[Path], Path]
+) -> None:
+    repository, remote = Repository(door, make(tmp_path)), tmp_path / "remote.git"
+    git(tmp_path, "clone", "--quiet", "--bare", str(tmp_path / "from"), str(remote))
+    git(repository.path, "remote", "add", "elsewhere", "../remote.git")
+    base = git(repository.path, "rev-parse", "HEAD")
+    made = write(repository, FileChange("new", content=b"x"))
+    repository.run("push", "--", "elsewhere", f"{made}:refs/heads/x", network=True)
+    who = ("-c", "user.name=x", "-c", "user.email=x")
+    theirs = git(remote, *who, "commit-tree", "-p", made, "-m", "y", f"{made}^{{tree}}")
+    git(remote, "update-ref", "refs/heads/x", theirs)
+    assert repository.fetch_commit(str(remote), "refs/heads/x", known=(made,)) == theirs
+    assert git(repository.path, "log", "--format=%H", theirs, "--not", base).split() == [theirs, made]
+    assert list(door.home.glob("apart-*")) == []
 
 
 # --- a checkout that is brought

@@ -26,6 +26,7 @@ from necrocode.agent_runner._git.settings import (
     SSH_COMMAND,
     variables,
 )
+from necrocode.agent_runner._names import mask_users
 from necrocode.agent_runner._process import end_group, kill_group, living, signal_group
 from necrocode.agent_runner._redact import Redactor
 from necrocode.agent_runner.errors import RunnerTimeoutError, WorkspacePreparationError
@@ -151,7 +152,7 @@ class Git:
                 end_group(process)
             end_process(process)
         if process.returncode != 0:
-            text = Redactor((self.token or "",)).text((errors + output).decode(errors="replace")).strip()
+            text = mask_users(Redactor((self.token or "",)).text((errors + output).decode(errors="replace"))).strip()
             raise GitError(f"git {verb} failed: {last_words(text)}", output=text, hint=self._hint(remote, text))
         return output
 

@@ -123,7 +123,7 @@ def brought_workspace(
             raise RepositoryNotFoundError(f"{checkout.root} has no branch, tag or commit {missing!r}.")
         remote = task.repo_url or ("origin" if checkout.origin_url else None)
         if pushes and remote is not None:
-            _refuse_forbidden_remote(repository, remote, deadline)
+            remote = _allowed_address(repository, remote, deadline)
         place = (start and start.head) or checkout.head_branch or head
         slot_id = task.slot_id or str(checkout.root)
         try:
@@ -133,10 +133,10 @@ def brought_workspace(
                 _return_head(repository, place, task.branch, on_trouble)
 
 
-def _refuse_forbidden_remote(repository: Repository, remote: str, deadline: Deadline) -> None:
-    """Before a model is paid for work that could not be delivered."""
+def _allowed_address(repository: Repository, remote: str, deadline: Deadline) -> str:
+    """Looked at before a model is paid for work that could not be delivered, and before any test can change it."""
     try:
-        repository.check_remote(remote, deadline=deadline)
+        return repository.check_remote(remote, deadline=deadline)
     except RemoteRefusedError as error:
         raise RepositoryNotFoundError(f"Nothing may be pushed to {remote}: {error}", hint=error.hint) from error
 
