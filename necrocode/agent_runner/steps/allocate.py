@@ -100,7 +100,7 @@ def brought_workspace(
     if task.slot_path is None:  # pragma: no cover - the orchestrator has seen to it
         raise WorkspacePreparationError("The task names no slot_path.")
     git.prepare()
-    checkout = open_checkout(git, task.slot_path.expanduser().absolute())
+    checkout = open_checkout(git, task.slot_path.expanduser().absolute(), deadline)
     repository = Repository(git, checkout.root)
     changed = (
         repository.run("status", "--porcelain", "--untracked-files=no", "--ignore-submodules=dirty", deadline=deadline)
