@@ -7,7 +7,6 @@ import secrets
 import signal
 import stat
 import subprocess
-import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 from necrocode.agent_runner._bounded import current_deadline
 from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner._git.failures import GitError, last_words
+from necrocode.agent_runner._git.pipes import OutputTooLongError, communicate
 from necrocode.agent_runner._git.remotes import RemoteRules
 from necrocode.agent_runner._git.settings import (
     ASKPASS,
@@ -35,12 +35,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from necrocode.agent_runner._cancellation import Cancellation
     from necrocode.agent_runner._names import Remote
 
 DEFAULT_TIMEOUT_SECONDS = 600.0
-LOOK_SECONDS = 0.1
-"""How often it is looked whether a running git is to stop."""
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
@@ -144,9 +141,11 @@ class Git:
         process = self.start(argv, self.environment(remote, addresses, config), pass_fds=pass_fds)
         try:
             with living(partial(signal_group, process, signal.SIGKILL)):
-                output, errors = _communicate(process, stdin, timeout, deadline.cancellation)
-        except subprocess.TimeoutExpired as error:
+                output, errors = communicate(process, stdin, timeout, deadline.cancellation)
+        except TimeoutError as error:
             raise RunnerTimeoutError(f"git {verb} was stopped after {timeout:g} seconds.") from error
+        except OutputTooLongError as error:
+            raise GitError(f"git {verb} was stopped: {error}") from error
         finally:
             if process.returncode is None:
                 end_group(process)
@@ -165,22 +164,6 @@ class Git:
         if is_refused and self.token and remote.protocol == "https" and not self.remotes.takes_token(remote):
             return f"The git token is not sent to {remote.host}: name it in git_token_hosts if it is meant for that."
         return None
-
-
-def _communicate(
-    process: subprocess.Popen[bytes], stdin: bytes, seconds: float, cancellation: Cancellation
-) -> tuple[bytes, bytes]:
-    """Standard output and error of the process, once it has ended; ``TimeoutExpired`` and ``RunCancelledError``."""
-    end, given = time.monotonic() + seconds, stdin or None
-    while True:
-        left = end - time.monotonic()
-        try:
-            return process.communicate(given, timeout=max(0.0, min(left, LOOK_SECONDS)))
-        except subprocess.TimeoutExpired:
-            cancellation.check()
-            if left <= LOOK_SECONDS:
-                raise
-        given = None  # what is not written yet still is
 
 
 def _listed(addresses: Sequence[str]) -> str:

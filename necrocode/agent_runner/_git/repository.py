@@ -10,17 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from necrocode.agent_runner._bounded import current_deadline
+from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner._git.apart import apart
-from necrocode.agent_runner._git.door import DEFAULT_TIMEOUT_SECONDS, LOOK_SECONDS, Git, end_process
+from necrocode.agent_runner._git.door import DEFAULT_TIMEOUT_SECONDS, Git, end_process
 from necrocode.agent_runner._git.failures import GitError, RemoteRefusedError, last_words
 from necrocode.agent_runner._git.objects import ObjectReader, TreeEntry, commit_stream
+from necrocode.agent_runner._git.pipes import LOOK_SECONDS, MOST_MESSAGE_BYTES
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Iterable, Iterator, Sequence
 
     from necrocode.agent_runner._cancellation import Cancellation
-    from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner._git.objects import Author, FileChange
 
 REMOTE_HEAD = "refs/necrocode/remote-head"
@@ -135,12 +137,15 @@ class Repository:
 
     def _no_filters(self, deadline: Deadline | None) -> dict[str, str]:
         """Settings that turn off every filter driver which this repository's configuration has."""
+        deadline = deadline or current_deadline() or Deadline(DEFAULT_TIMEOUT_SECONDS)
         found, is_cut = self.first_output(
             "config", "--null", "--name-only", "--get-regexp", r"^filter\.",
             limit_bytes=_MOST_FILTER_BYTES,
-            seconds=DEFAULT_TIMEOUT_SECONDS if deadline is None else deadline.check("look for filters"),
+            seconds=deadline.check("look for filters"),
+            cancellation=deadline.cancellation,
         )  # fmt: skip
         if is_cut:
+            deadline.check("look for filters")
             raise GitError(f"The configuration of {self.path} names too many filters.", hint="Remove them.")
         keys = found.decode(errors="surrogateescape").split("\0")
         drivers = {key.partition(".")[2].rpartition(".")[0] for key in keys if key.count(".") > 1}
@@ -162,7 +167,7 @@ class Repository:
         try:
             is_cut = not _read_until(process, output, limit_bytes, time.monotonic() + seconds, cancellation)
             if not is_cut:
-                errors = process.stderr.read() if process.stderr is not None else b""
+                errors = process.stderr.read(MOST_MESSAGE_BYTES) if process.stderr is not None else b""
                 if process.wait() > 1 or errors:
                     text = errors.decode(errors="replace").strip()
                     raise GitError(f"git {argv[0]} failed: {last_words(text)}", output=text)
