@@ -27,6 +27,7 @@ from necrocode.agent_runner._git import (
     ObjectReader,
     Repository,
     TreeEntry,
+    TreeTooLargeError,
     open_checkout,
 )
 from necrocode.agent_runner._names import remote_of
@@ -567,12 +568,36 @@ def test_a_commit_is_pushed_and_fetched_whatever_kind_of_repository_has_it(
     base = git(repository.path, "rev-parse", "HEAD")
     made = write(repository, FileChange("new", content=b"x"))
     repository.run("push", "--", "elsewhere", f"{made}:refs/heads/x", network=True)
-    who = ("-c", "user.name=x", "-c", "user.email=x")
-    theirs = git(remote, *who, "commit-tree", "-p", made, "-m", "y", f"{made}^{{tree}}")
+    theirs = git(remote, "commit-tree", "-p", made, "-m", "y", f"{made}^{{tree}}")
     git(remote, "update-ref", "refs/heads/x", theirs)
     assert repository.fetch_commit(str(remote), "refs/heads/x", known=(made,)) == theirs
     assert git(repository.path, "log", "--format=%H", theirs, "--not", base).split() == [theirs, made]
     assert list(door.home.glob("apart-*")) == []
+
+
+# --- trees that stand for too much
+
+
+def nested(folder: Path, depth: int, content: bytes = b"boom") -> str:
+    """A commit of ten names for ten names for ... one file."""
+    oid, kind = git(folder, "hash-object", "-w", "--stdin", stdin=content), "100644 blob"
+    for _ in range(depth):
+        entries = "".join(f"{kind} {oid}\tf{number}\n" for number in range(10))
+        oid, kind = git(folder, "mktree", stdin=entries.encode()), "040000 tree"
+    return git(folder, "commit-tree", "-m", "bomb", oid)
+
+
+def test_a_tree_that_stands_for_more_than_there_is_is_not_checked_out(
+    checkout: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("necrocode.agent_runner._git.sizes.MOST_ENTRIES", 20_000)
+    with pytest.raises(TreeTooLargeError, match="more than 20000 files and folders"):
+        checkout.check_size(nested(checkout.path, 10))
+    many_names = nested(checkout.path, 2, b"0123456789")
+    checkout.check_size(many_names, room_bytes=1000)
+    with pytest.raises(TreeTooLargeError, match="more than 999 bytes") as caught:
+        checkout.check_size(many_names, room_bytes=999)
+    assert "room" in str(caught.value.hint)
 
 
 # --- a checkout that is brought

@@ -32,7 +32,7 @@ from necrocode.agent_runner._redact import Redactor
 from necrocode.agent_runner.errors import RunnerTimeoutError, WorkspacePreparationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from necrocode.agent_runner._names import Remote
@@ -126,12 +126,14 @@ class Git:
         config: Mapping[str, str] = _NOTHING,
         deadline: Deadline | None = None,
         pass_fds: Sequence[int] = (),
+        take: Callable[[bytes], None] | None = None,
     ) -> bytes:
         """Standard output of a git command; :class:`GitError` when it fails.
 
         ``address``: the URL or path that a network command talks to; :class:`RemoteRefusedError` if it may not.
         ``deadline`` None: the one that this thread works under, or ten minutes.
         ``pass_fds``: locks that shall last until git has ended, should this process die before.
+        ``take``: is handed the output piece by piece, and what it raises stops git; then none is returned.
         """
         verb = next((word for word in argv if not word.startswith(("-", "/"))), "git")
         remote = None if address is None else self.remotes.check(address)
@@ -141,7 +143,7 @@ class Git:
         process = self.start(argv, self.environment(remote, addresses, config), pass_fds=pass_fds)
         try:
             with living(partial(signal_group, process, signal.SIGKILL)):
-                output, errors = communicate(process, stdin, timeout, deadline.cancellation)
+                output, errors = communicate(process, stdin, timeout, deadline.cancellation, take)
         except TimeoutError as error:
             raise RunnerTimeoutError(f"git {verb} was stopped after {timeout:g} seconds.") from error
         except OutputTooLongError as error:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from necrocode.agent_runner._process import HeadAndTail
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from necrocode.agent_runner._cancellation import Cancellation
 
 LOOK_SECONDS = 0.1
@@ -27,14 +29,20 @@ class OutputTooLongError(Exception):
 
 
 def communicate(
-    process: subprocess.Popen[bytes], stdin: bytes, seconds: float, cancellation: Cancellation
+    process: subprocess.Popen[bytes],
+    stdin: bytes,
+    seconds: float,
+    cancellation: Cancellation,
+    take: Callable[[bytes], None] | None = None,
 ) -> tuple[bytes, bytes]:
     """Standard output and error of the process, once it has ended; of the latter, the beginning and the end.
+
+    Where ``take`` is given, each piece of output is handed to it instead of being kept.
 
     ``TimeoutError`` when the time is over, :class:`OutputTooLongError`, and ``RunCancelledError``.
     """
     end = time.monotonic() + seconds
-    pipes = _Pipes(process, stdin)
+    pipes = _Pipes(process, stdin, take)
     with selectors.DefaultSelector() as selector:
         pipes.register(selector)
         while selector.get_map():
@@ -59,13 +67,14 @@ def _pause(end: float, cancellation: Cancellation) -> float:
 class _Pipes:
     """The three streams of a process."""
 
-    def __init__(self, process: subprocess.Popen[bytes], stdin: bytes) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], stdin: bytes, take: Callable[[bytes], None] | None) -> None:
         assert process.stdin is not None  # noqa: S101  start() asks for pipes
         assert process.stdout is not None  # noqa: S101
         assert process.stderr is not None  # noqa: S101
         self._in, self._out, self._err = process.stdin.fileno(), process.stdout.fileno(), process.stderr.fileno()
         self._close_input = process.stdin.close
         self._left = memoryview(stdin)
+        self._take = take or self._keep
         self.output = bytearray()
         self.messages = HeadAndTail(MOST_MESSAGE_BYTES)
 
@@ -87,10 +96,13 @@ class _Pipes:
         if descriptor == self._err:
             self.messages.write(piece)
         else:
-            self.output += piece
-            if len(self.output) > MOST_OUTPUT_BYTES:
-                raise OutputTooLongError(f"it printed more than {MOST_OUTPUT_BYTES} bytes.")
+            self._take(piece)
         return bool(piece)
+
+    def _keep(self, piece: bytes) -> None:
+        self.output += piece
+        if len(self.output) > MOST_OUTPUT_BYTES:
+            raise OutputTooLongError(f"it printed more than {MOST_OUTPUT_BYTES} bytes.")
 
     def _write(self) -> bool:
         try:

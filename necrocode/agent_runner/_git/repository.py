@@ -17,6 +17,7 @@ from necrocode.agent_runner._git.door import DEFAULT_TIMEOUT_SECONDS, Git, end_p
 from necrocode.agent_runner._git.failures import GitError, RemoteRefusedError, last_words
 from necrocode.agent_runner._git.objects import ObjectReader, TreeEntry, commit_stream
 from necrocode.agent_runner._git.pipes import LOOK_SECONDS, MOST_MESSAGE_BYTES
+from necrocode.agent_runner._git.sizes import NAMES, NAMES_AND_SIZES, Tally
 
 if TYPE_CHECKING:
     import subprocess
@@ -189,6 +190,12 @@ class Repository:
             if kind == "blob":
                 found[path.decode(errors="surrogateescape")] = (TreeEntry(mode, oid), int(size))
         return found
+
+    def check_size(self, commit: str, *, room_bytes: int | None = None, deadline: Deadline | None = None) -> None:
+        """Return if the commit's files may be checked out, where there is room for so much; ``TreeTooLargeError``."""
+        tally = Tally(commit, room_bytes)
+        for argv, take in ((NAMES, tally.take_names), (NAMES_AND_SIZES, tally.take_sizes)):
+            self.git.run([*self._where, *argv, commit], take=take, deadline=deadline)
 
     def write_commit(
         self,

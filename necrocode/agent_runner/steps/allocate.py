@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -121,6 +122,8 @@ def brought_workspace(
         if not base:
             missing = task.base_ref if start is None else start.base_commit
             raise RepositoryNotFoundError(f"{checkout.root} has no branch, tag or commit {missing!r}.")
+        if base != head:
+            _refuse_large(repository, base, deadline)
         remote = task.repo_url or ("origin" if checkout.origin_url else None)
         if pushes and remote is not None:
             remote = _allowed_address(repository, remote, deadline)
@@ -131,6 +134,13 @@ def brought_workspace(
         finally:
             with closing(deadline):
                 _return_head(repository, place, task.branch, on_trouble)
+
+
+def _refuse_large(repository: Repository, base: str, deadline: Deadline) -> None:
+    try:
+        repository.check_size(base, room_bytes=shutil.disk_usage(repository.path).free, deadline=deadline)
+    except GitError as error:
+        raise WorkspacePreparationError(f"The checkout {repository.path} cannot be used: {error}") from error
 
 
 def _allowed_address(repository: Repository, remote: str, deadline: Deadline) -> str:
