@@ -1,7 +1,8 @@
 """Characters that people do not see and models read: taken out of what people wrote, told of where bytes must stay.
 
 What decides how visible characters look stays where it does so: a joiner within scripts that use it or between emoji,
-one variation selector after an emoji or symbol, the flags of England, Scotland and Wales. All other characters of
+one variation selector after an emoji or symbol, the flags of England, Scotland and Wales, the blank within Braille.
+All other characters of
 Unicode's ``Default_Ignorable_Code_Point`` go, as do controls, soft hyphens, fillers and marks of direction.
 """
 
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
 _LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 _SUSPECTS = re.compile(
     "[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e"
-    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    "\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
     "\U000e0000-\U000e0fff]"
 )
 _FLAGS = re.compile("\U0001f3f4\U000e0067\U000e0062(?:\U000e0065\U000e006e\U000e0067|\U000e0073\U000e0063\U000e0074|"
                     "\U000e0077\U000e006c\U000e0073)\U000e007f")  # fmt: skip
+_BRAILLE_BLANK = "\u2800"
 _ZWNJ, _ZWJ, _EMOJI_SELECTORS = "\u200c", "\u200d", "\ufe0e\ufe0f"
 # Blocks of the scripts whose letters join or stack, and which have both joiners in their spelling: Arabic, Syriac,
 # N'Ko, Mandaic; those of India; Sinhala, Tibetan, Myanmar, Khmer, Mongolian, Balinese; Arabic's further forms.
@@ -86,6 +88,8 @@ def _shapes_what_is_seen(character: str, before: str, after: str) -> bool:
     if character == _ZWJ:
         shaped = before[:1] if last == "\ufe0f" or "\U0001f3fb" <= last <= "\U0001f3ff" else last
         return _joins(last) or (_is_symbol(shaped) and _is_symbol(after))
+    if character == _BRAILLE_BLANK:
+        return _is_braille(last) or (_is_braille(after) and after != _BRAILLE_BLANK)
     if character == _ZWNJ:
         return _joins(last) and _joins(after)
     if character in _EMOJI_SELECTORS:
@@ -96,6 +100,10 @@ def _shapes_what_is_seen(character: str, before: str, after: str) -> bool:
 def _joins(character: str) -> bool:
     code = ord(character) if character else 0
     return any(first <= code <= last for first, last in _JOINING) and unicodedata.category(character)[0] in "LM"
+
+
+def _is_braille(character: str) -> bool:
+    return "\u2800" <= character <= "\u28ff"
 
 
 def _is_symbol(character: str) -> bool:
