@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import selectors
-import subprocess
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from necrocode.agent_runner._process import HeadAndTail
+from necrocode.agent_runner._process import HeadAndTail, ends_within
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable
 
     from necrocode.agent_runner._cancellation import Cancellation
@@ -50,10 +49,9 @@ def communicate(
                 if not pipes.serve(key.fd):
                     selector.unregister(key.fd)
                     pipes.end(key.fd)
-    while True:
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_pause(end, cancellation))
-            return bytes(pipes.output), pipes.messages.content()
+    while not ends_within(process, _pause(end, cancellation)):
+        pass
+    return bytes(pipes.output), pipes.messages.content()
 
 
 def _pause(end: float, cancellation: Cancellation) -> float:
