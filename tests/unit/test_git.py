@@ -5,6 +5,7 @@ import os
 import ssl
 import stat
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -573,6 +574,17 @@ def test_a_commit_is_pushed_and_fetched_whatever_kind_of_repository_has_it(
     assert repository.fetch_commit(str(remote), "refs/heads/x", known=(made,)) == theirs
     assert git(repository.path, "log", "--format=%H", theirs, "--not", base).split() == [theirs, made]
     assert list(door.home.glob("apart-*")) == []
+
+
+def test_what_a_killed_push_has_left_is_removed_a_day_later(door: Git, tmp_path: Path) -> None:
+    for age in (0, 90_000):
+        folder = door.home / f"apart-{age}"
+        folder.mkdir()
+        (folder / "objects").symlink_to(tmp_path)
+        os.utime(folder, (time.time() - age,) * 2)
+    door.prepare()
+    assert [folder.name for folder in door.home.glob("apart-*")] == ["apart-0"]
+    assert tmp_path.is_dir()
 
 
 # --- trees that stand for too much

@@ -6,15 +6,27 @@ list of what a configuration can do to a push that would be whole. So commands t
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+_PREFIX = "apart-"
+_DAY_SECONDS = 86_400
 _CONFIG = "[core]\n\trepositoryformatversion = 1\n\tbare = true\n[extensions]\n\tobjectFormat = {}\n"
+
+
+def sweep(home: Path) -> None:
+    """Remove what killed processes have left below ``home``; no push takes a day."""
+    for folder in home.glob(f"{_PREFIX}*"):
+        with suppress(OSError):  # another process sweeps too
+            if time.time() - folder.lstat().st_mtime > _DAY_SECONDS:
+                shutil.rmtree(folder)
 
 
 @contextmanager
@@ -23,7 +35,7 @@ def apart(home: Path, objects: Path, object_format: str, known: Sequence[str] = 
 
     ``known``: commits that a fetch need not ask for. What a fetch gets is in ``objects`` afterwards.
     """
-    with tempfile.TemporaryDirectory(prefix="apart-", dir=home) as name:
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=home) as name:
         folder = Path(name)
         (folder / "refs").mkdir()
         (folder / "HEAD").write_text("ref: refs/heads/none\n")

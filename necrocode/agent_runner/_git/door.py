@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._bounded import current_deadline
 from necrocode.agent_runner._clock import Deadline
+from necrocode.agent_runner._git.apart import sweep
 from necrocode.agent_runner._git.failures import GitError, last_words
 from necrocode.agent_runner._git.pipes import OutputTooLongError, communicate
 from necrocode.agent_runner._git.remotes import RemoteRules
@@ -55,6 +56,7 @@ class Git:
     def prepare(self) -> None:
         """Lay out the private HOME; harmless when it is there already."""
         self.home.mkdir(parents=True, exist_ok=True)
+        sweep(self.home)
         for name, content, mode in (("gitconfig", GLOBAL_CONFIG, 0o600), ("askpass", ASKPASS, 0o700)):
             file = self.home / name
             if not file.exists() or file.read_text() != content or stat.S_IMODE(file.stat().st_mode) != mode:
