@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner import _names
-from necrocode.agent_runner._git import UPLOAD_PACK, Git, GitError, Repository
+from necrocode.agent_runner._git import Git, GitError, Repository
 from necrocode.agent_runner._strict import Value
 from necrocode.agent_runner.errors import ConfigurationError, RepositoryNotFoundError
 
@@ -108,9 +108,9 @@ def restore_branch(git: Git, work: KeptWork, target: Path, branch: str) -> None:
     if _has(repository, ref):
         raise ConfigurationError(f"{target} has a branch {branch!r} already.", hint="Choose another name.")
     if not _has(repository, f"{work.commit}^{{commit}}"):
-        refspec = f"{work.ref}:{work.ref}"
-        options = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", UPLOAD_PACK)
-        repository.run("fetch", *options, "--", str(work.repository.absolute()), refspec, network=True)
+        with repository.objects() as objects:
+            known = filter(None, [objects.resolve("HEAD")])
+        repository.fetch_commit(str(work.repository.absolute()), work.ref, known=tuple(known))
     repository.move_ref(ref, work.commit, expected=None)
 
 
