@@ -21,7 +21,7 @@ _SHORTEST_ENCODED = 8  # likewise for what encodings make of them
 _CHUNK = 4096
 
 # Shapes of well-known keys, each from its issuer's documentation: OpenAI and Anthropic, GitHub, GitLab, AWS, Slack,
-# Google, Stripe, npm, PyPI, Hugging Face, SendGrid, and a signed JSON web token (RFC 7519).
+# Google, Stripe, npm, PyPI, Hugging Face, SendGrid. None looks further than its own length before it has a hit.
 _KEY_SHAPES = re.compile(
     r"\bsk-[A-Za-z0-9_-]{20,}"
     r"|\bgh[pousr]_[A-Za-z0-9]{36,}"
@@ -35,8 +35,9 @@ _KEY_SHAPES = re.compile(
     r"|\bpypi-[A-Za-z0-9_-]{50,}"
     r"|\bhf_[A-Za-z0-9]{30,}"
     r"|\bSG\.[A-Za-z0-9_-]{22}\.[A-Za-z0-9_-]{43}"
-    r"|\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{16,}"
 )
+# A signed JSON web token (RFC 7519): for RE2, as a token may begin at every dash of what is none.
+_WEB_TOKEN = rb"\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{16,}"
 # What each of them begins with, and the other rules' marks: one pass over a text says whether any rule can have a hit.
 _MARKS = (
     r"sk-|gh[pousr]_|github_pat_|glpat-|AKIA|ASIA|xox[abprs]-|AIza|[rs]k_live_|npm_|pypi-|hf_|SG\.|\.eyJ"
@@ -97,6 +98,8 @@ class Redactor:
         data = text.encode(errors="surrogatepass")
         if self.forms and (pattern := _pattern(self.forms, with_marks=False)).search(data) is not None:
             text = _substituted(pattern, data, stand_in)
+        if ".eyJ" in text:
+            text = _substituted(_compiled(_WEB_TOKEN), text.encode(errors="surrogatepass"), stand_in)
         text = _KEY_SHAPES.sub(lambda found: stand_in(found[0]), text)
         if "PRIVATE KEY-----" in text:
             text = _without_key_blocks(text, stand_in)
@@ -162,15 +165,20 @@ def _encoded(data: bytes) -> Iterator[str]:
 @lru_cache(maxsize=64)
 def _pattern(forms: tuple[str, ...], *, with_marks: bool) -> _Pattern:
     """The forms as one pattern, the longest first; with the marks of the other rules where they are wanted."""
+    parts: Iterable[bytes] = (_escaped(form) for form in forms)
+    marks = [_MARKS.encode()] if with_marks else []
+    return _compiled(b"|".join([*parts, *marks]))
+
+
+@lru_cache(maxsize=64)
+def _compiled(expression: bytes) -> _Pattern:
     import re2  # noqa: PLC0415  loaded when there is something to mask
 
     options = re2.Options()
     options.encoding = re2.Options.Encoding.LATIN1  # bytes are bytes: lone surrogates are text here
     options.max_mem = 64 << 20
     options.log_errors = False
-    parts: Iterable[bytes] = (_escaped(form) for form in forms)
-    marks = [_MARKS.encode()] if with_marks else []
-    pattern: _Pattern = re2.compile(b"|".join([*parts, *marks]), options)
+    pattern: _Pattern = re2.compile(expression, options)
     return pattern
 
 

@@ -243,20 +243,22 @@ def test_key_blocks_are_masked_from_their_beginning_to_the_next_end(text: str, m
         "A ", "PRIVATE KEY-----", "sk-", "sk-a ", "ghp_", "ghp_" + "a" * 35 + " ", "github_pat_", "glpat-", "AKIA",
         "xoxb-", "://a@", "://:", "://a:", ":", "://" + "a" * 255 + ":", "@", "authorization", "authorization: ",
         "authorization ", "authorization: bearer ", 'authorization:\\"basic ', " ", "\\", '"', "secret",
+        "eyJ" + "a-" * 10, "-eyJ", "eyJ" + "a" * 10 + ".", ".eyJ" + "a" * 10, f"-AKIA{'A' * 16}-eyJ", "xoxb-eyJ ",
     ],
 )  # fmt: skip
 def test_masking_takes_time_in_proportion_to_the_length(piece: str) -> None:
-    """Two million characters; each of these took minutes, or would, with a pattern that looks ahead from everywhere."""
-    size = 2_000_000
+    """Each of these took minutes, or would, with a pattern that looks ahead from everywhere."""
+    size = 500_000
     redactor = Redactor((SECRET, "secret-and-more"))
     for text in (
         piece * (size // len(piece)),
         "authorization" + piece * (size // len(piece)) + "://x:y@z sk-",
         f"{BEGIN}\n" + piece * (size // len(piece)),
+        piece * (size // len(piece)) + ".eyJ",
     ):
         started = time.process_time()
         redactor.text(text)
-        assert time.process_time() - started < 5
+        assert time.process_time() - started < 2
 
 
 def test_what_a_run_masks_includes_the_secret_headers_of_its_model(tmp_path: Path) -> None:
