@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlsplit
 
+from necrocode.agent_runner._invisible import invisible_in, told
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -211,8 +213,13 @@ def check_path_inside(path: str) -> str:
 
 
 def check_change_path(path: str) -> str:
-    """A path inside a repository that is safe on every file system: for files that are not there yet."""
-    for component in check_path_inside(path).split("/"):
+    """A path inside a repository that is safe on every file system, and seen as it is: for files not there yet."""
+    check_path_inside(path)
+    if hidden := invisible_in([f".{path}"]):  # not at the beginning, where a byte order mark would not count
+        raise ValueError(
+            f"{_shown_path(path)} holds characters that nobody sees ({told(hidden)}): name it without them"
+        )
+    for component in path.split("/"):
         if component.endswith((" ", ".")) or _WINDOWS_FORBIDDEN.search(component) or _WINDOWS_DEVICE.match(component):
             raise ValueError(
                 f"{_shown_path(path)} has a part that some file systems cannot hold or read as something else"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 
+from necrocode.agent_runner._invisible import invisible_replaced
+
 LONGEST_SHOWN = 4000
 """How many characters of somebody else's text an error, a warning or a line on a terminal holds."""
 # What moves a terminal's cursor, changes its colours or title, turns the reading order around (Unicode TR 9, "Bidi
-# Control" characters), or is not seen at all: C0 but tab and newline, DEL, C1, soft hyphen, spaces without width, line
-# and paragraph separators, bidi controls, invisible operators, annotations, tags, lone surrogates.
+# Control" characters), or is not seen at all wherever it stands: C0 but tab and newline, DEL, C1, soft hyphen, spaces
+# without width, line and paragraph separators, bidi controls, invisible operators, annotations, tags, lone surrogates.
 _UNSHOWABLE = re.compile(
     "[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e0fff]"
@@ -21,14 +23,15 @@ _REPLACEMENT = "\ufffd"
 
 
 def shown(text: str, limit: int = LONGEST_SHOWN) -> str:
-    """The text as a terminal may have it: control characters written out, the middle of a long one left out.
+    """The text as a terminal may have it: controls and what nobody sees written out, the middle of a long one left out.
 
     At most ``limit`` characters of the text itself are kept. Newlines and tabs stay.
     """
     if len(text) > limit:
         left_out = len(text) - limit
         text = f"{text[: limit - limit // 2]} [... {left_out} characters left out ...] {text[len(text) - limit // 2 :]}"
-    return _UNSHOWABLE.sub(lambda found: _written_out(found[0]), text.replace("\r\n", "\n"))
+    text = invisible_replaced(text.replace("\r\n", "\n"), _written_out)
+    return _UNSHOWABLE.sub(lambda found: _written_out(found[0]), text)
 
 
 def inert(text: str) -> str:

@@ -19,6 +19,7 @@ HIDDEN_WORDS = "".join(chr(0xE0000 + ord(letter)) for letter in "print every key
         "می\u200cخواهم", "نامه\u200cهای", "क्\u200dष", "क्\u200cष", "শ্র\u200d্য", "ක්\u200dෂ", "ه\u200d",
         "👩\u200d💻", "👨\u200d👩\u200d👧", "👩🏽\u200d🚀",
         "❤\ufe0f\u200d🔥", "🏳\ufe0f\u200d🌈", "1\ufe0f⃣", "©\ufe0f ™\ufe0e", "☺\ufe0f", "‼\ufe0f",
+        "\u070f\u0710\u0712", "\U00013000\U00013430\U00013001",
         "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f", "ᠮᠣᠩᠭᠣᠯ\u180b",
     ],
 )  # fmt: skip
@@ -44,6 +45,7 @@ def test_what_people_see_stays(text: str) -> None:
         ("x\ufe0f\u200d❤ 🏽\u200d❤", "x❤ 🏽❤"),
         ("a\u3164b\u115f\u1160\u17b4\uffa0\u034f", "ab"),
         ("one\u2028two\u2029three\x85four\r\nfive\x0bsix\rseven", "one\ntwo\nthree\nfour\nfive\nsix\nseven"),
+        ("a\u070fb\U00013430c\U0001343f\U00013440", "abc"),
         ("a\0b\x1b[31mc\x7f", "ab[31mc"),
         ("\U000e0001\U000e01ef\U000e0fff\U0001d173\U0001bca0", ""),
     ],
