@@ -33,8 +33,8 @@ from tests.support.model_server import as_asked, completion
 from tests.support.repositories import CALC_TEST_COMMAND, commit_files, git
 
 ENTRIES = [
-    "run", "claim", "workspace", "plan", "answer", "commit", "committed", "tests", "answer", "commit", "committed", "tests",
-    "delivered", "result", "told", "ended",
+    "run", "claim", "workspace", "plan", "answer", "commit", "committed", "tests", "answer", "commit", "committed",
+    "tests", "delivered", "result", "told", "ended",
 ]  # fmt: skip
 AN_ANSWER_IS_ASKED_AGAIN = {4, 8}
 """Killed before these are written: the model has answered, and nobody knows."""
@@ -471,3 +471,18 @@ def test_a_journal_damaged_from_its_beginning_cannot_be_resumed(runs: Runs) -> N
     with pytest.raises(JournalError, match="damaged from its beginning"):
         runs.orchestrator(ScriptedLLM([])).resume(journal.parent.name)
     assert runs.run(GOOD_ANSWER).success
+
+
+def test_no_other_file_gets_a_journals_mode(tmp_path: Path) -> None:
+    """Not even where somebody has put another file on its descriptor's number."""
+    file, other = JournalFile.opened(tmp_path / "journal", is_new=True), tmp_path / "other"
+    assert file is not None
+    other.touch(mode=0o644)
+    with other.open() as opened:
+        os.dup2(opened.fileno(), file._descriptor)
+    file.mark_ended()
+    file.mark_open()
+    file.close()
+    file.close()
+    file.mark_ended()
+    assert (other.stat().st_mode & 0o777, file.path.stat().st_mode & 0o777) == (0o644, 0o600)

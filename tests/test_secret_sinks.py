@@ -40,6 +40,7 @@ SECRETS = {
     "NECROCODE_SERVICE_TOKEN": "service~token$0123456789",
 }
 EMBEDDED = "gateway phrase with spaces 77"
+FOR_TESTS = "index/token+of the tests=42"
 
 
 def forms(secret: str) -> dict[str, str]:
@@ -62,7 +63,9 @@ def forms(secret: str) -> dict[str, str]:
 
 
 ALL = {
-    f"{name}, {how}": text for name, one in (SECRETS | {"header": EMBEDDED}).items() for how, text in forms(one).items()
+    f"{name}, {how}": text
+    for name, one in (SECRETS | {"header": EMBEDDED, "test_environment": FOR_TESTS}).items()
+    for how, text in forms(one).items()
 }
 PLANTED = " | ".join(ALL.values())
 
@@ -70,6 +73,9 @@ PLANTED = " | ".join(ALL.values())
 def needles() -> dict[str, str]:
     """What must not be found: of base64 the part that the secret alone decides."""
     return {name: text[4:-8] if "base64" in name else text for name, text in ALL.items()}
+
+
+OF_TESTS: dict[str, Any] = {"sandbox": "none", "test_environment": {"NPM_TOKEN": FOR_TESTS}}
 
 
 @dataclass
@@ -85,9 +91,7 @@ class Sinks:
 
 def config(state_dir: Path, **settings: Any) -> RunnerConfig:
     llm = LLMConfig(headers={"X-Gateway-Token": EMBEDDED}, endpoint="http://127.0.0.1:1/v1", retry_count=0)
-    return RunnerConfig(
-        state_dir=state_dir, llm_config=llm, **({"sandbox": "none", "max_output_bytes": 50_000} | settings)
-    )
+    return RunnerConfig(state_dir=state_dir, llm_config=llm, **(OF_TESTS | {"max_output_bytes": 50_000} | settings))
 
 
 LEAK = "cat leaky.txt; echo leaky"
@@ -193,7 +197,7 @@ def add_files(found: Sinks, state: Path) -> None:
 def add_command_line(found: Sinks, folder: Path, repository: Path) -> None:
     """The command's own output, for a set-up that fails and tells."""
     (folder / "settings.yaml").write_text(json.dumps({
-        "state_dir": str(folder / "other"), "sandbox": "none",
+        **OF_TESTS, "state_dir": str(folder / "other"),
         "llm": {"endpoint": "http://127.0.0.1:1/v1", "retry_count": 0, "headers": {"X-Gateway-Token": EMBEDDED}},
     }))  # fmt: skip
     leaks = {"setup_commands": ["cat leaky.txt; exit 1"]}

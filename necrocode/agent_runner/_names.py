@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlsplit
 
-from necrocode.agent_runner._invisible import invisible_in, told
+from necrocode.agent_runner._invisible import invisible_in, told, visible
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,6 +48,7 @@ _PORTS = {"https": 443, "http": 80, "ssh": 22, "git": 9418}
 _NO_HOST = re.compile(r"-|$|.*[\s<>\"{}|^`]")
 _BRACKETED = re.compile(r"(?:[^/:@]*@)?\[")
 _SCP_LIKE = re.compile(r"(?:[^/:\[]*@)?(?:\[(?P<bare>[^/\]]*)\]|(?P<host>[^/:]*)):(?P<path>.*)", re.DOTALL)
+_CLASS = re.compile(r"\[!?\]?[^\]]*\]")  # as fnmatch has it
 _BRANCH_FORBIDDEN = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//")
 
 
@@ -65,6 +66,7 @@ def check_task_id(value: str) -> str:
 
 def check_spec_name(value: str) -> str:
     """A spec's name: as a task's id, with letters and digits of any script."""
+    _refuse_invisible(value)
     if not _SPEC_NAME.fullmatch(value) or ".." in value:
         raise ValueError("must be 1 to 128 letters, digits, '.', '_' or '-', start with a letter or digit, no '..'")
     return value
@@ -78,11 +80,18 @@ def check_branch_name(name: str) -> str:
         raise ValueError(f"branch name {name!r} may not start with '-', '/' or 'refs/', nor end with '/' or '.'")
     if _BRANCH_FORBIDDEN.search(name) or has_control_character(name):
         raise ValueError(f"branch name {name!r} holds a space, '..', '@{{' or one of ~ ^ : ? * [ \\ or '//'")
+    _refuse_invisible(name)
     if any(part.startswith(".") or part.endswith(".lock") for part in name.split("/")):
         raise ValueError(f"branch name {name!r} has a part that starts with '.' or ends with '.lock'")
     if len(name.encode()) > MAX_BRANCH_BYTES:
         raise ValueError(f"branch name is longer than {MAX_BRANCH_BYTES} bytes")
     return name
+
+
+def _refuse_invisible(name: str) -> None:
+    """Two names that look like one are a trap."""
+    if hidden := invisible_in([f" {name}"]):
+        raise ValueError(f"{_shown_path(visible(name))} holds characters that nobody sees: {told(hidden)}")
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,8 @@ class Remote:
     port: int = 0
     """0: the URL names none."""
     path: str = ""
+    spelled: str = field(default="", compare=False)
+    """Host and port as the URL has them, in its letters; empty where it is none."""
 
     @property
     def port_or_default(self) -> int:
@@ -105,6 +116,8 @@ class Remote:
     @property
     def authority(self) -> str:
         """Host and port as git shows them."""
+        if self.spelled:
+            return self.spelled
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}" if self.port else host
 
@@ -137,7 +150,7 @@ def _remote_of_url(url: str) -> Remote:
         raise ValueError("the host part of the URL may not start with '-'")
     if parts.password is not None:
         raise ValueError("the URL holds a user or password, which would end up in git's files; use GIT_TOKEN instead")
-    return Remote(parts.scheme, parts.hostname or "", parts.port or 0, parts.path)
+    return Remote(parts.scheme, parts.hostname or "", parts.port or 0, parts.path, parts.netloc.rpartition("@")[2])
 
 
 def _remote_of_place(url: str) -> Remote:
@@ -159,6 +172,17 @@ def check_host(entry: str) -> str:
     if not _HOST.fullmatch(host):
         raise ValueError(f"{entry!r} is no host such as github.com or git.example.com:8443")
     return host
+
+
+def check_pattern(pattern: str) -> str:
+    """A pattern of paths inside a repository, in git's form, that some path can fit."""
+    if not pattern.strip("/") or has_control_character(pattern):
+        raise ValueError(f"{pattern!r} is no pattern of paths, such as deploy/*")
+    if "\\" in pattern or "//" in pattern or {".", ".."} & set(pattern.removeprefix("./").split("/")):
+        raise ValueError(f"{pattern!r} fits no path: paths have no backslash, and no empty, '.' or '..' part")
+    if "[" in _CLASS.sub("", pattern):
+        raise ValueError(f"{pattern!r} has a [ without its ]")
+    return pattern
 
 
 def check_repository_url(url: str) -> str:
@@ -215,10 +239,7 @@ def check_path_inside(path: str) -> str:
 def check_change_path(path: str) -> str:
     """A path inside a repository that is safe on every file system, and seen as it is: for files not there yet."""
     check_path_inside(path)
-    if hidden := invisible_in([f".{path}"]):  # not at the beginning, where a byte order mark would not count
-        raise ValueError(
-            f"{_shown_path(path)} holds characters that nobody sees ({told(hidden)}): name it without them"
-        )
+    _refuse_invisible(path)
     for component in path.split("/"):
         if component.endswith((" ", ".")) or _WINDOWS_FORBIDDEN.search(component) or _WINDOWS_DEVICE.match(component):
             raise ValueError(
@@ -266,7 +287,7 @@ def slug(text: str, *, fallback: str = "task", max_bytes: int = MAX_COMPONENT_BY
 
     A Japanese title stays readable (git refs are UTF-8); a text with no letter or digit becomes ``fallback``.
     """
-    words = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFKC", text).casefold()).strip("-")
+    words = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFKC", visible(text)).casefold()).strip("-")
     kept = words[:MAX_SLUG_CHARACTERS].encode()[:max_bytes].decode(errors="ignore")
     return kept.strip("-") or fallback
 

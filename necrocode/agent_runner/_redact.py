@@ -11,16 +11,21 @@ from collections import Counter
 from functools import lru_cache
 from html import escape
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 MASK = "***"
 _SHORTEST_SECRET = 6  # masking shorter ones would eat ordinary words
 _SHORTEST_ENCODED = 8  # likewise for what encodings make of them
 _SHORTEST_WRAPPED = 16  # likewise for a secret as it is, when blanks within it do not count
 _CHUNK = 4096
+_SECRET_NAME = re.compile(
+    r"token|secret|passw|passphrase|credential|cookie|api_?key|(?<![a-z0-9])(?:key|auth|pass|pwd|pat)(?![a-z0-9])",
+    re.IGNORECASE,
+)
+_NAME_OF_A_PLACE = re.compile(r"(?:file|path|dir|folder)$", re.IGNORECASE)
 
 # Shapes of well-known keys, each from its issuer's documentation: OpenAI and Anthropic, GitHub, GitLab, AWS, Slack,
 # Google, Stripe, npm, PyPI, Hugging Face, SendGrid. None looks further than its own length before it has a hit.
@@ -68,6 +73,28 @@ _BEARER = re.compile(
 # What wrapping, and tools that write bytes apart, put between the characters of an encoding.
 _BLANKS = b" \t\r\n\x0b\x0c:"
 _BLANK = re.compile(rb"(?:[ \t\r\n\x0b\x0c:]|\\[nrt])+")
+
+
+def secret_values(variables: Mapping[str, str]) -> tuple[str, ...]:
+    """What of these variables must be masked.
+
+    The values of those named like a key, token, secret or password, and user or password of the URLs in any other.
+    """
+    found: list[str] = []
+    for name, value in variables.items():
+        if _SECRET_NAME.search(name) and not _NAME_OF_A_PLACE.search(name):
+            found.append(value)
+        found += filter(None, map(_password_of, value.split()))
+    return tuple(dict.fromkeys(found))
+
+
+def _password_of(word: str) -> str | None:
+    try:
+        parts = urlsplit(word) if "@" in word else None
+    except ValueError:
+        return None
+    secret = None if parts is None else parts.password or parts.username  # a token may stand alone before the @
+    return unquote(secret) if secret else None
 
 
 class _Pattern(Protocol):

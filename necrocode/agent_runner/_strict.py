@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, field_validator
 
+from necrocode.agent_runner._redact import Redactor
 from necrocode.agent_runner._text import is_writable, writable
 from necrocode.agent_runner.errors import ConfigurationError, RunnerError
 
@@ -48,6 +49,7 @@ class StrictModel(BaseModel):
             super().__init__(**data)
         except ValidationError as error:
             problems = "; ".join(self._explain(detail) for detail in error.errors(include_url=False))
+            problems = Redactor(self._given_secrets(data)).text(problems)
             raise self.error_type(f"Invalid {self.what}: {problems}.") from None
 
     @field_validator("*", mode="before")
@@ -59,6 +61,12 @@ class StrictModel(BaseModel):
         if not all(is_writable(str(text)) for text in texts if isinstance(text, (str, PurePath))):
             raise ValueError(_HALF_A_CHARACTER)
         return value
+
+    @classmethod
+    def _given_secrets(cls, data: Mapping[str, Any]) -> tuple[str, ...]:
+        """Texts among what was given that an error may not tell, wherever they stand."""
+        del data
+        return ()
 
     @classmethod
     def known_keys(cls) -> list[str]:
@@ -77,6 +85,8 @@ class StrictModel(BaseModel):
         if detail["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
             return f"unknown key {where!r}{cls._suggestion(where)}"
         message = detail["msg"].removeprefix("Value error, ")
+        if detail["type"] in {"tuple_type", "list_type"}:
+            message = "must be a list: [a, b], or a line with a dash for each"
         if detail["type"] == "string_type" and isinstance(detail["input"], (int, float)):
             message = "must be text: put it in quotes, for YAML reads 1.10 as the number 1.1"
         return f"{where}: {message}{cls._shown(detail)}" if where else message

@@ -6,13 +6,22 @@ import os
 import re
 import string
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 
-from necrocode.agent_runner._names import GIT_PROTOCOLS, TOKEN_HOSTS, GitProtocol, check_host, expand_home
+from necrocode.agent_runner._names import (
+    GIT_PROTOCOLS,
+    TOKEN_HOSTS,
+    GitProtocol,
+    check_host,
+    check_pattern,
+    expand_home,
+)
+from necrocode.agent_runner._redact import secret_values
 from necrocode.agent_runner._strict import StrictModel, read_yaml_mapping
 from necrocode.agent_runner.errors import ConfigurationError
 from necrocode.agent_runner.removed import explain_setting, warn_of_variables
@@ -34,6 +43,7 @@ _VARIABLES = {
 _HEADER_NAME = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"  # RFC 9110, section 5.6.2
 _SCHEME = re.compile(r"^(?:Bearer|Basic) +", re.IGNORECASE)
 _SECRET_HEADER = re.compile(r"auth|key|token|secret|password|cookie", re.IGNORECASE)
+_OF_THE_SANDBOX = frozenset({"HOME", "TMPDIR", "NECROCODE_REPORTS"})
 _MESSAGE_FIELDS = {"task_id", "spec_name", "title", "description", "run_id"}
 
 
@@ -124,6 +134,10 @@ class LLMConfig(StrictModel):
     def _check_api_key(cls, value: SecretStr | None) -> SecretStr | None:
         return checked_token(value)
 
+    @classmethod
+    def _given_secrets(cls, data: Mapping[str, Any]) -> tuple[str, ...]:
+        return tuple(text for name in ("api_key", "headers") for text in _secrets_of(data.get(name)))
+
     @field_validator("headers")
     @classmethod
     def _check_headers(cls, headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
@@ -144,7 +158,9 @@ class RunnerConfig(StrictModel):
     """All settings of a runner. With none given, registry, pool and store are embedded under ``state_dir``."""
 
     what: ClassVar[str] = "configuration"
-    secret_fields: ClassVar[frozenset[str]] = frozenset({"git_token", "service_token", "llm", "llm_config"})
+    secret_fields: ClassVar[frozenset[str]] = frozenset(
+        {"git_token", "service_token", "llm", "llm_config", "test_environment"}
+    )
 
     execution_mode: Literal["local-process"] = "local-process"
     """Where a run happens. ``local-process``: in this process."""
@@ -234,14 +250,18 @@ class RunnerConfig(StrictModel):
     max_test_disk_bytes: int = Field(default=4 << 30, ge=1 << 20)
     """A test command is stopped when what was written takes up more space on disk (``disk-limit``)."""
     test_environment: dict[str, str] = Field(default_factory=dict)
-    """Variables the test commands see besides the few allowed ones (PATH, LANG, LC_*, TZ, TERM)."""
+    """Variables that test and set-up commands see besides the few allowed ones (PATH, LANG, LANGUAGE, LC_*, TZ, TERM).
+
+    Masked in all that a run writes are values of those named like a key, token, secret or password, and passwords in
+    URLs.
+    """
     setup_network: bool = True
     """Whether a task's ``setup_commands`` may use the network, whatever ``sandbox_network`` says of its tests."""
     setup_files: tuple[str, ...] = ()
     """Globs of files that decide what ``setup_commands`` install, besides the lock and dependency files that are known
     by name (see docs/tasks.md): ``tools/*.txt``. While none of them changes, what was installed is used again."""
     setup_cache_bytes: int = Field(default=10 << 30, ge=0)
-    """How much disk what ``setup_commands`` installed may take up in ``state_dir``. 0: nothing is kept."""
+    """How much disk what ``setup_commands`` installed may take up in ``state_dir``. 0: nothing is kept or used."""
     detect_tests: bool = True
     """Whether a task that names no test commands gets those that the project's files suggest; needs ``test_base``."""
     test_base: bool = True
@@ -288,9 +308,7 @@ class RunnerConfig(StrictModel):
     @field_validator("protected_paths")
     @classmethod
     def _check_protected_paths(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if any(not pattern.strip("/") or "\0" in pattern for pattern in value):
-            raise ValueError("must be patterns of paths, such as deploy/*")
-        return value
+        return tuple(map(check_pattern, value))
 
     @field_validator("sandbox_read_paths")
     @classmethod
@@ -302,15 +320,17 @@ class RunnerConfig(StrictModel):
     @field_validator("setup_files")
     @classmethod
     def _check_setup_files(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if any(not glob.strip("/") or glob.startswith("/") for glob in value):
+        if any(glob.startswith("/") for glob in value):
             raise ValueError("must be globs of paths inside the repository")
-        return value
+        return tuple(map(check_pattern, value))
 
     @field_validator("test_environment")
     @classmethod
     def _check_test_environment(cls, value: dict[str, str]) -> dict[str, str]:
         if any(not name or "=" in name or "\0" in name + text for name, text in value.items()):
             raise ValueError("names must not be empty or hold '=', and neither names nor values a NUL")
+        if own := sorted(_OF_THE_SANDBOX.intersection(value)):
+            raise ValueError(f"may not set {', '.join(own)}: each run has its own")
         return value
 
     @field_validator("state_dir", mode="before")
@@ -350,6 +370,13 @@ class RunnerConfig(StrictModel):
         return cls._merged({}, os.environ if environ is None else environ, arguments)
 
     @classmethod
+    def _given_secrets(cls, data: Mapping[str, Any]) -> tuple[str, ...]:
+        own = (data.get(name) for name in ("git_token", "service_token", "test_environment"))
+        llm = (one for name in ("llm", "llm_config") if isinstance(one := data.get(name), Mapping))
+        found = (*map(_secrets_of, own), *map(LLMConfig._given_secrets, llm))  # noqa: SLF001  the same question
+        return tuple(chain.from_iterable(found))
+
+    @classmethod
     def _suggestion(cls, key: str) -> str:
         removed = explain_setting(key)
         return super()._suggestion(key) if removed is None else f" ({removed})"
@@ -378,6 +405,16 @@ def _llm_by_field_name(values: dict[str, Any]) -> dict[str, Any]:
     if "llm" in values and "llm_config" in values:
         raise ConfigurationError("Invalid configuration: llm and llm_config are one setting, and both are given.")
     return {("llm_config" if key == "llm" else key): value for key, value in values.items()}
+
+
+def _secrets_of(value: object) -> tuple[str, ...]:
+    """Of something that stands where a secret should, or named secrets: what is not to be told of it."""
+    if isinstance(value, SecretStr):
+        return (value.get_secret_value(),)
+    if isinstance(value, Mapping):
+        texts = {str(name): text for name, one in value.items() for text in _secrets_of(one)}
+        return secret_values(texts)
+    return (value.strip(),) if isinstance(value, str) else ()
 
 
 def _mapping(llm: object) -> dict[str, Any]:

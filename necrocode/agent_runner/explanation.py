@@ -10,6 +10,7 @@ from necrocode.agent_runner.generation.pieces import estimate_tokens
 from necrocode.agent_runner.playbook import load_playbook, with_playbook
 from necrocode.agent_runner.shown_task import masked, readable
 from necrocode.agent_runner.spending import price_of
+from necrocode.agent_runner.steps.apply import with_protection
 from necrocode.agent_runner.steps.context import choose_context
 from necrocode.agent_runner.steps.generate import compose
 from necrocode.agent_runner.verdict.feedback import MAX_FEEDBACK_TOKENS
@@ -120,7 +121,7 @@ def explain(
             task,
             context,
             llm=llm,
-            instructions=playbook.instructions,
+            instructions=with_protection(playbook.instructions, config),
             test_commands=task.test_commands,
             failing="",  # no tests are run here
             redactor=services.redactor,

@@ -33,6 +33,12 @@ def readable(task: TaskContext, playbook: Playbook) -> tuple[TaskContext, Playbo
         for what, hidden in found.items()
         if hidden
     )
+    if hidden := invisible_in([*task.test_commands, *task.setup_commands]):
+        warned = (
+            f"The task's commands hold characters that nobody sees: {told(hidden)}. They run as they are, and may do"
+            " something else than they seem to."
+        )
+        warnings = (*warnings, warned)
     playbook = playbook.model_copy(update={"instructions": visible(playbook.instructions)})
     return task.model_copy(update=seen), playbook, warnings
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import filterfalse
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner.errors import (
@@ -30,6 +32,7 @@ from necrocode.agent_runner.steps.apply import (
     plan_changes,
     refuse_protected,
     refuse_secrets,
+    with_protection,
 )
 from necrocode.agent_runner.steps.context import choose_context
 from necrocode.agent_runner.steps.generate import Asker, Question, compose
@@ -99,6 +102,8 @@ class Solver:
     def examine(self) -> None:
         """What tests there are, and what they say before the change."""
         record, config = self.record, self.config
+        for path in filterfalse(os.path.lexists, config.sandbox_read_paths):
+            record.warn(f"sandbox_read_paths names {path}, which is not there.")
         if not self.task.test_commands and not (config.test_base and config.detect_tests):
             record.warn(untested(config))
             return
@@ -338,7 +343,7 @@ class Solver:
             self.task,
             context,
             llm=self.config.llm_config,
-            instructions=self.instructions,
+            instructions=with_protection(self.instructions, self.config),
             test_commands=self.plan.commands,
             failing="" if self.plan.base is None else failure_feedback(self.plan.base, None),
             redactor=self.services.redactor,

@@ -148,6 +148,7 @@ class TaskRun:
             outrun(self._deadline, self._services.artifact_store.ensure_available, doing="look for the artifact store")
             if self._task.test_commands:
                 outrun(self._deadline, self._services.sandbox.ensure_available, doing="look for a sandbox")
+                self._warn_of_the_sandbox()
             self._budget.check()
             check: Callable[[], None] | None = getattr(self._services.llm, "check", None)
             if check is not None:
@@ -160,6 +161,12 @@ class TaskRun:
             self._services.flusher.start(own_run=self.record.run_id)
             if not self._journal.is_resumed:  # what a resumed run has paid for already may be all that it needs
                 self._budget.check_room()
+
+    def _warn_of_the_sandbox(self) -> None:
+        warnings: Callable[[], tuple[str, ...]] | None = getattr(self._services.sandbox, "warnings", None)
+        if warnings is not None:
+            for warning in outrun(self._deadline, warnings, doing="look for a sandbox"):
+                self.record.warn(warning)
 
     def _begin_journal(self) -> None:
         """From here on the run can go on after its process has died: even the lease that it is about to take."""
@@ -317,7 +324,9 @@ class TaskRun:
 
     def _tell_unless_overtaken(self) -> None:
         try:
-            if not self._is_overtaken():
+            if self._is_overtaken():
+                self._journal.end("overtaken")
+            else:
                 self._tell_the_end_whatever_happens()
         finally:
             self._reporter.close()

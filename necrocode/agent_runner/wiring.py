@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from necrocode.agent_runner._git import Git, RemoteRules
-from necrocode.agent_runner._redact import Redactor
+from necrocode.agent_runner._redact import Redactor, secret_values
 from necrocode.agent_runner.config import checked_token
 from necrocode.agent_runner.errors import ConfigurationError
 from necrocode.agent_runner.journals import Journals
@@ -84,7 +84,7 @@ def build_services(
     rules = RemoteRules(config.git_allowed_protocols, config.git_allowed_hosts, config.git_token_hosts)
     git = Git(config.state_dir / "git", git_token, rules)
     secrets = (git_token, service_token, _password(config), *llm_config.secrets())
-    redactor = Redactor(tuple(filter(None, secrets)))
+    redactor = Redactor((*filter(None, secrets), *secret_values(config.test_environment)))
     outbox = outbox_of(config)
     own: list[object] = []
     if task_registry is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from necrocode.cli.run import (
     EXIT_INTERRUPTED,
     code_of_error,
     config_of,
+    print_json,
     print_refusal,
     print_text,
     tell,
@@ -68,7 +68,7 @@ def explain(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     if arguments.json:
-        print_text(json.dumps(_data(explanation, with_prompt=arguments.prompt), ensure_ascii=False, indent=2))
+        print_json(_data(explanation, with_prompt=arguments.prompt))
         return EXIT_DONE
     print_text("\n".join(map(shown, _table(explanation))))
     if arguments.prompt:

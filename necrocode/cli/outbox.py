@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from necrocode.cli.run import (
     EXIT_UNAVAILABLE,
     code_of_error,
     config_of,
+    print_json,
     print_refusal,
     print_text,
     tell,
@@ -88,7 +88,7 @@ def _list(arguments: argparse.Namespace) -> int:
     runs = outbox_of(config_of(arguments)).runs()
     if arguments.json:
         data = {"schema_version": 1, "runs": [run.model_dump(mode="json") for run in runs]}
-        print_text(json.dumps(data, ensure_ascii=False, indent=2))
+        print_json(data)
     elif runs:
         print_text("\n".join(shown(line) for run in runs for line in _lines(run)))
     else:
@@ -111,7 +111,7 @@ def _flush(arguments: argparse.Namespace) -> int:
     with RunnerOrchestrator(config_of(arguments)) as orchestrator:
         report = orchestrator.flush_outbox()
     if arguments.json:
-        print_text(json.dumps({"schema_version": 1, **report.model_dump(mode="json")}, ensure_ascii=False, indent=2))
+        print_json({"schema_version": 1, **report.model_dump(mode="json")})
     else:
         print_text(f"{report.delivered} delivered, {report.waiting} waiting, {report.rejected} rejected")
     for trouble in report.troubles:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +14,7 @@ from necrocode.cli.run import (
     EXIT_INTERRUPTED,
     code_of_error,
     config_of,
+    print_json,
     print_refusal,
     print_text,
     tell,
@@ -139,7 +139,7 @@ def _reconciled(config: RunnerConfig) -> list[str]:
 def _show(works: list[KeptWork], *, as_json: bool) -> None:
     if as_json:
         data = {"schema_version": 1, "work": [work.model_dump(mode="json") for work in works]}
-        print_text(json.dumps(data, ensure_ascii=False, indent=2))
+        print_json(data)
         return
     _print_lines([_line(work) for work in works], nothing="no work is kept here")
 

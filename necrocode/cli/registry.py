@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
-from necrocode.agent_runner._text import shown
+from necrocode.agent_runner._text import inert_json, shown
 from necrocode.cli import _parsers
 from necrocode.cli.run import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, EXIT_UNAVAILABLE, print_text, tell
 
@@ -184,7 +184,7 @@ def _budget(arguments: argparse.Namespace) -> None:
         if arguments.reset:
             usage = registry.reset_budget(arguments.spec)
     told = _spent(usage, _shown_url(url))
-    print_text(usage.model_dump_json(indent=2) if arguments.json else "\n".join(map(shown, told)))
+    print_text(inert_json(usage.model_dump_json(indent=2)) if arguments.json else "\n".join(map(shown, told)))
 
 
 def _spent(usage: BudgetUsage, registry: str) -> Iterator[str]:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from necrocode.agent_runner._text import shown
+from necrocode.agent_runner._text import inert_json, shown
 from necrocode.cli import _parsers
 from necrocode.cli.run import EXIT_DONE, EXIT_INTERRUPTED, config_of, print_refusal, print_text, tell
 
@@ -61,7 +61,7 @@ def replay(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     if arguments.json:
-        print_text(found.model_dump_json(indent=2))
+        print_text(inert_json(found.model_dump_json(indent=2)))
     else:
         print_text("\n".join(map(shown, _told(found))))
     return EXIT_DONE if found.same else EXIT_DIVERGED

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from necrocode.cli.run import (
     carried_out,
     code_of_error,
     config_of,
+    print_json,
     print_refusal,
     print_text,
     tell,
@@ -66,7 +66,7 @@ def resume(arguments: argparse.Namespace) -> int:
         return _all_resumed(arguments, [run.run_id for run in runs if not run.is_running])
     if arguments.json:
         found = {"schema_version": 1, "runs": [run.model_dump(mode="json") for run in runs]}
-        print_text(json.dumps(found, ensure_ascii=False, indent=2))
+        print_json(found)
     else:
         print_text("\n".join(map(shown, _table(runs))))
     return EXIT_DONE

@@ -162,7 +162,7 @@ def print_refusal(error_type: str, message: str, *, hint: str | None = None) -> 
 
     details = ErrorDetails(type=error_type, message=message, hint=hint)
     outcome = {"schema_version": RESULT_SCHEMA_VERSION, "success": False, "status": "failed", "error": message}
-    print_text(json.dumps({**outcome, "error_details": details.model_dump()}, ensure_ascii=False, indent=2))
+    print_json({**outcome, "error_details": details.model_dump()})
 
 
 def _print_result(result: RunnerResult, *, as_json: bool) -> None:
@@ -192,8 +192,17 @@ def _summary(result: RunnerResult) -> Iterator[str]:
         yield f"{artifact.type:<10} {artifact.uri}"
     if result.reported == "pending":
         yield "report     kept; the next run sends it, or: necrocode outbox flush"
+    yield from _what_is_left(result)
     for warning in result.warnings:
         yield f"warning    {warning}"
+
+
+def _what_is_left(result: RunnerResult) -> Iterator[str]:
+    """What is still to be done by somebody, where the run has paid for something."""
+    if result.usage.calls and result.status == "cancelled":
+        yield f"go on      necrocode resume {result.run_id} (pays for no answer twice)"
+    if result.usage.calls and result.reported != "yes":
+        yield f"reported   {result.reported}"
 
 
 def _answer(one: RoundResult) -> str:
@@ -217,6 +226,11 @@ def _usage(usage: RunUsage) -> str:
     cost = "no price is known" if usage.cost_usd is None else f"{about}{usage.cost_usd:.4f} US dollars"
     calls = f"{usage.calls} call{'s' if usage.calls != 1 else ''}"
     return f"{calls}, {about}{usage.prompt_tokens} tokens of prompts and {usage.completion_tokens} of answers, {cost}"
+
+
+def print_json(data: object) -> None:
+    """One JSON object, with what a terminal would obey as escapes."""
+    print_text(inert_json(json.dumps(data, ensure_ascii=False, indent=2)))
 
 
 def print_text(text: str) -> None:

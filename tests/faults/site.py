@@ -101,7 +101,8 @@ def site(folder: Path) -> Iterator[Site]:
         return as_asked(request, completion(as_files({"calc.py": FIXED_CALC})))
 
     answers = folder / "served" / "answers.db"
-    pool = LocalRepoPool(folder / "served" / "pool", Git(folder / "served" / "git"), pool_size=1)
+    # The slot of an allocation whose answer was lost stays held until its lease is over: there is another.
+    pool = LocalRepoPool(folder / "served" / "pool", Git(folder / "served" / "git"), pool_size=2)
     with ExitStack() as stack:
         registry = stack.enter_context(LocalTaskRegistry(f"sqlite:///{folder / 'served' / 'registry.db'}"))
         store = LocalArtifactStore(folder / "served" / "store")

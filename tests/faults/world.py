@@ -61,6 +61,9 @@ class World:
     zygote: Zygote
     origin: Path = field(init=False)
     state: Path = field(init=False)
+    runner_id: str | None = None
+    """The runners'. None: each has its own."""
+    pool_size: int = 1
     asked: list[str] = field(default_factory=list)
     """The prompts that were answered, as the model's endpoint has them."""
 
@@ -95,7 +98,15 @@ class World:
             "repo_url": str(self.origin),
             "test_commands": [CALC_TEST_COMMAND],
         }
-        order = {"state": str(self.state), "task": task, "model_url": model_url, "dies_at": dies_at, "does": does}
+        order = {
+            "state": str(self.state),
+            "runner_id": self.runner_id,
+            "pool_size": self.pool_size,
+            "task": task,
+            "model_url": model_url,
+            "dies_at": dies_at,
+            "does": does,
+        }
         code = self.zygote.run({**order, "told": str(told)})
         return code, json.loads(told.read_text(encoding="utf-8")) if told.exists() else {}
 
@@ -106,14 +117,18 @@ class World:
 
         ``lost_answers``: how many had come and were not on the disk yet.
         """
+        self.assert_delivered()
+        assert len(set(self.asked)) == len(ANSWERS)
+        assert len(self.asked) == len(ANSWERS) + lost_answers, "every answer is paid for once"
+        self._assert_records()
+        self.assert_nothing_is_left()
+
+    def assert_delivered(self) -> None:
+        """One branch, with one commit that mends it."""
         branches = git(self.origin, "for-each-ref", "--format=%(refname:short)", "refs/heads").split()
         assert sorted(branches) == sorted([BRANCH, "main"])
         assert files_at(self.origin, BRANCH)["calc.py"] == FIXED_CALC.encode()
         assert git(self.origin, "rev-list", "--count", f"main..{BRANCH}") == "1"
-        assert len(set(self.asked)) == len(ANSWERS)
-        assert len(self.asked) == len(ANSWERS) + lost_answers, "every answer is paid for once"
-        self._assert_records()
-        self._assert_nothing_is_left()
 
     def _assert_records(self) -> None:
         with LocalTaskRegistry(f"sqlite:///{self.state / 'registry.db'}") as registry:
@@ -129,10 +144,13 @@ class World:
         for record in records:
             assert store.download(record.uri), record.type
 
-    def _assert_nothing_is_left(self) -> None:
+    def assert_nothing_is_left(self) -> None:
         pool = LocalRepoPool(self.state / "pool", Git(self.state / "git"), pool_size=1)
         slot = pool.allocate_slot(str(self.origin), "the test", timeout_seconds=0)
         pool.release_slot(slot.slot_id, lease_token=slot.lease_token)
+        self.assert_no_layer_and_no_process_is_left()
+
+    def assert_no_layer_and_no_process_is_left(self) -> None:
         layers = self.state / "layers"
         assert not layers.exists() or not [one for one in layers.iterdir() if one.name.startswith("layer-")]
         assert not self._processes_of_ours()

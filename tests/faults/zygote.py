@@ -53,6 +53,7 @@ def _run(order: dict[str, Any], points: Points) -> list[Any]:
     llm = LLMConfig(endpoint=order["model_url"], api_key="unused", model="scripted", retry_count=0)
     config = RunnerConfig(
         state_dir=Path(order["state"]),
+        runner_id=order.get("runner_id"),
         llm=llm,
         sandbox="none",
         pool_size=order.get("pool_size", 1),

@@ -40,12 +40,15 @@ class Place:
         self.base = git(self.checkout, "rev-parse", "HEAD")
 
     def run(self, *answers: str, **settings: Any) -> RunnerResult:
+        return self.run_with(ScriptedLLM(list(answers)), **settings)
+
+    def run_with(self, llm: ScriptedLLM, **settings: Any) -> RunnerResult:
         config = RunnerConfig(
             state_dir=self.folder / "state", detect_tests=False, test_base=False, sandbox="none", push=False,
             **{"max_repair_rounds": 0, **settings},
         )  # fmt: skip
         task = TaskContext(task_id="1", spec_name="s", title="t", description="d", slot_path=self.checkout)
-        with RunnerOrchestrator(config, llm=ScriptedLLM(list(answers))) as orchestrator:
+        with RunnerOrchestrator(config, llm=llm) as orchestrator:
             return orchestrator.run(task)
 
     def assert_untouched(self, result: RunnerResult) -> None:
@@ -158,6 +161,17 @@ def test_a_protected_path_is_refused_where_the_settings_say_so_and_the_model_tol
     assert mended.impl_result is not None
     assert mended.impl_result.files == ("fine.py",)
     assert path in mended.rounds[0].message
+
+
+def test_the_model_is_told_beforehand_what_would_be_refused(place: Place) -> None:
+    asked = []
+    for policy in ("flag", "refuse"):
+        llm = ScriptedLLM([answer(change("fine.py"))])
+        place.run_with(llm, protected_paths=["deploy/*"], protected_paths_policy=policy)
+        asked.append(llm.calls[0][-1].content)
+    told = "These files must stay as they are: settings of continuous integration, of git and its hooks, deploy/*."
+    assert told in asked[1]
+    assert "must stay" not in asked[0]
 
 
 def test_patterns_fit_by_folder_by_ending_and_at_the_top() -> None:

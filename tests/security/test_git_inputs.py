@@ -23,7 +23,7 @@ from necrocode.agent_runner import (
 from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner._git import Git, GitError, RemoteRefusedError, RemoteRules, Repository
 from necrocode.agent_runner._names import remote_of
-from necrocode.agent_runner.errors import RunCancelledError
+from necrocode.agent_runner.errors import AuthenticationError, RunCancelledError, WorkspacePreparationError
 from necrocode.cli import command_parser
 from necrocode.cli.serve import _settings
 from tests.support.http_server import Answer, serving
@@ -254,7 +254,9 @@ def test_a_host_that_a_task_names_does_not_get_the_token(tmp_path: Path, tls: ss
     pool = LocalRepoPool(tmp_path / "pool", door)
     with serving([Answer(401, "who are you?", WHO)], tls=tls) as server:
         url = f"https://evil.example:{server.url.rpartition(':')[2]}/r"
-        with pytest.raises(Exception, match=r"The git token is not sent to evil\.example: name it in git_token_hosts"):
+        with pytest.raises(
+            Exception, match=r"The git token is not sent to evil\.example:\d+: name it in git_token_hosts"
+        ):
             pool.allocate_slot(url, "me")
         assert server.requests
         assert [request.headers.get("authorization") for request in server.requests] == [None] * len(server.requests)
@@ -276,6 +278,43 @@ def test_a_host_that_a_task_names_does_not_get_the_token(tmp_path: Path, tls: ss
 )
 def test_the_token_is_for_https_at_the_hosts_that_are_named(hosts: tuple[str, ...], url: str, expected: bool) -> None:
     assert RemoteRules(token_hosts=hosts).takes_token(remote_of(url)) is expected
+
+
+def test_a_host_in_capitals_gets_the_token_and_one_that_refuses_it_is_told(tmp_path: Path, tls: ssl.SSLContext) -> None:
+    del tls
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")  # what git is told to trust, by the fixture
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    pool = LocalRepoPool(tmp_path / "pool", Git(tmp_path / "home", TOKEN))
+    with serving([Answer(401, "who are you?", WHO)], tls=context) as server:
+        port = server.url.rpartition(":")[2]
+        with pytest.raises(AuthenticationError, match=f"LOCALHOST:{port} refuses the git token: is it still") as caught:
+            pool.allocate_slot(f"https://LOCALHOST:{port}/r", "me")
+        assert any("authorization" in request.headers for request in server.requests)
+    assert "askpass" not in str(caught.value)
+
+
+def test_another_port_and_an_unknown_authority_are_told(
+    tmp_path: Path, tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = RemoteRules(token_hosts=("127.0.0.1:8443",))
+    pool = LocalRepoPool(tmp_path / "pool", Git(tmp_path / "home", TOKEN, rules))
+    with serving([Answer(401, "who are you?", WHO)], tls=tls) as server:
+        told = f"not sent to {server.url.removeprefix('https://')}: name it"
+        with pytest.raises(AuthenticationError, match=told) as caught:
+            pool.allocate_slot(f"{server.url}/r", "me")
+        assert "askpass" not in str(caught.value)
+        monkeypatch.delenv("GIT_SSL_CAINFO")
+        with pytest.raises(WorkspacePreparationError, match=r"certificate in the variable GIT_SSL_CAINFO"):
+            pool.allocate_slot(f"{server.url}/r", "me")
+
+
+def test_what_forbids_everything_says_so() -> None:
+    with pytest.raises(RemoteRefusedError, match="not among git_allowed_protocols: none is allowed"):
+        RemoteRules(protocols=()).check("https://github.com/a")
+    with pytest.raises(RemoteRefusedError, match=r"github\.com:8443 is not among git_allowed_hosts: none is allowed"):
+        RemoteRules(hosts=()).check("https://github.com:8443/a")
 
 
 def test_a_credential_helper_of_the_checkout_does_not_learn_the_token(tmp_path: Path, tls: ssl.SSLContext) -> None:

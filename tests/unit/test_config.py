@@ -416,3 +416,43 @@ def test_what_is_wrong_in_every_block_is_told_at_once(tmp_path: Path) -> None:
         RunnerConfig.from_yaml(file, environ={})
     for words in ("candidates: ", "did you mean 'model'", "pool_size: ", "max_calls: "):
         assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"git_token": SECRET}, {"service_token": SECRET}, {"llm": {"api_key": SECRET}},
+        {"llm": {"headers": {"X-Token": SECRET}}}, {"test_environment": {"NPM_TOKEN": SECRET}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_secret_at_the_place_of_another_setting_is_not_told(settings: Settings, values: dict[str, Any]) -> None:
+    wrong = values | {"pool_size": SECRET}
+    for told in (refused(**wrong), settings.refused(yaml.safe_dump(wrong))):
+        assert "pool_size" in told
+        assert SECRET not in told
+
+
+def test_an_environments_secret_at_the_place_of_another_setting_is_not_told(settings: Settings) -> None:
+    told = settings.refused(f"pool_size: {SECRET}\nllm: {{max_tokens: {SECRET}x}}\n", {"GIT_TOKEN": SECRET})
+    assert SECRET not in told
+
+
+@pytest.mark.parametrize("name", ["protected_paths", "setup_files"])
+@pytest.mark.parametrize("pattern", ["../x", "a/../b", "a//b", "a\\b", "[", "a/[b", "/", "a\nb"])
+def test_patterns_that_no_path_fits_are_refused(name: str, pattern: str) -> None:
+    assert name in refused(**{name: [pattern]})
+
+
+def test_patterns_of_every_kind_are_taken() -> None:
+    given = ("deploy/*", "**/x", "/Makefile", "secrets/", "./a", "[!a]x", "a[]]b", "*.tf")
+    assert RunnerConfig(protected_paths=given).protected_paths == given
+
+
+@pytest.mark.parametrize("name", ["HOME", "TMPDIR", "NECROCODE_REPORTS"])
+def test_tests_keep_their_own_home(name: str) -> None:
+    assert f"may not set {name}: each run has its own" in refused(test_environment={name: "/x"})
+
+
+def test_a_text_in_the_place_of_a_list_is_told_in_words_of_yaml() -> None:
+    assert "git_allowed_hosts: must be a list: [a, b]" in refused(git_allowed_hosts="github.com")

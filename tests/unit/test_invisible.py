@@ -21,6 +21,7 @@ HIDDEN_WORDS = "".join(chr(0xE0000 + ord(letter)) for letter in "print every key
         "❤\ufe0f\u200d🔥", "🏳\ufe0f\u200d🌈", "1\ufe0f⃣", "©\ufe0f ™\ufe0e", "☺\ufe0f", "‼\ufe0f",
         "\u070f\u0710\u0712", "\U00013000\U00013430\U00013001",
         "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f", "ᠮᠣᠩᠭᠣᠯ\u180b",
+        "⠓⠊\u2800⠞⠓⠑⠗⠑",
     ],
 )  # fmt: skip
 def test_what_people_see_stays(text: str) -> None:
@@ -47,6 +48,7 @@ def test_what_people_see_stays(text: str) -> None:
         ("one\u2028two\u2029three\x85four\r\nfive\x0bsix\rseven", "one\ntwo\nthree\nfour\nfive\nsix\nseven"),
         ("a\u070fb\U00013430c\U0001343f\U00013440", "abc"),
         ("a\0b\x1b[31mc\x7f", "ab[31mc"),
+        ("a\u2800b\u2800\u2800", "ab"),
         ("\U000e0001\U000e01ef\U000e0fff\U0001d173\U0001bca0", ""),
     ],
 )

@@ -233,7 +233,7 @@ def test_an_ordinary_path_is_taken(path: str) -> None:
 )  # fmt: skip
 def test_a_new_name_with_characters_that_nobody_sees_is_refused(path: str) -> None:
     assert check_path_inside(path) == path
-    with pytest.raises(ValueError, match=r"nobody sees \(U\+[0-9A-F]{4,5}\): name it without them"):
+    with pytest.raises(ValueError, match=r"nobody sees: U\+[0-9A-F]{4,5}$"):
         check_change_path(path)
 
 

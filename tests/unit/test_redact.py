@@ -22,7 +22,7 @@ from necrocode.agent_runner import (
     ScriptedLLM,
     TaskContext,
 )
-from necrocode.agent_runner._redact import MASK, Redactor
+from necrocode.agent_runner._redact import MASK, Redactor, secret_values
 from necrocode.agent_runner.wiring import build_services
 from tests.support.clocks import FakeClock
 
@@ -337,3 +337,14 @@ def test_what_a_run_masks_includes_the_secret_headers_of_its_model(tmp_path: Pat
     services = build_services(RunnerConfig(state_dir=tmp_path, llm_config=llm), FakeClock())
     assert services.redactor.text("model-key-1 gateway-token-1 my-title") == "*** *** my-title"
     services.close()
+
+
+def test_variables_named_like_a_secret_are_secrets_and_so_are_passwords_of_urls() -> None:
+    variables = {
+        "NPM_TOKEN": "t1", "NPM_CONFIG_//npm.example/:_authToken": "t2", "PGPASSWORD": "t3", "MY_KEY": "t4",
+        "MYSQL_PWD": "t5", "ApiKey": "t6", "PIP_INDEX_URL": "https://me:p%40ss@pypi.example/simple",
+        "PIP_EXTRA_INDEX_URL": "https://a.example/ https://t7@b.example/", "BASIC_AUTH": "t8",
+        "AUTHOR": "Jane", "MONKEY": "x", "PATH": "/bin", "PIP_CERT": "/ca.pem", "TOKEN_FILE": "/run/token",
+        "http_proxy": "http://proxy:8080", "BROKEN": "http://[@",
+    }  # fmt: skip
+    assert secret_values(variables) == ("t1", "t2", "t3", "t4", "t5", "t6", "p@ss", "t7", "t8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import signal
 import stat
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT_SECONDS = 600.0
 LOOK_SECONDS = 0.1
 """How often it is looked whether a running git is to stop."""
+_NO_ENTRY = re.compile(r"could not read Username|Authentication failed|returned error: 403")
+_BAD_CERTIFICATE = re.compile(r"SSL certificate problem|certificate verif\w+ failed|SSL: no alternative certificate")
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
@@ -160,9 +163,14 @@ class Git:
             return None
         if "returned error: 30" in output or "unable to update url base from redirection" in output:
             return "It redirects, which is not followed: give the URL that it redirects to."
-        is_refused = "could not read Username" in output or "Authentication failed" in output
-        if is_refused and self.token and remote.protocol == "https" and not self.remotes.takes_token(remote):
-            return f"The git token is not sent to {remote.host}: name it in git_token_hosts if it is meant for that."
+        if _BAD_CERTIFICATE.search(output):
+            return "Name the file with its authority's certificate in the variable GIT_SSL_CAINFO, which git is given."
+        if self.token and remote.protocol == "https" and _NO_ENTRY.search(output):
+            if self.remotes.takes_token(remote):
+                return f"{remote.authority} refuses the git token: is it still valid, and is it for this repository?"
+            return (
+                f"The git token is not sent to {remote.authority}: name it in git_token_hosts if it is meant for that."
+            )
         return None
 
 

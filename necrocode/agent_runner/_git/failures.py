@@ -26,11 +26,12 @@ class ObjectTooLargeError(GitError):
 
 
 _ADVICE = ("Please ", "Aborting")
+_OURS = "error: unable to read askpass response"  # our own askpass, which had no answer: what follows tells the reason
 
 
 def last_words(text: str) -> str:
     """What of git's messages tells what went wrong, in one line."""
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("hint:")]
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith(("hint:", _OURS))]
     telling = [number for number, line in enumerate(lines) if line.startswith(("fatal:", "error:", "!", "remote:"))]
     kept = [lines[number] for number in telling[-3:]]
     if telling and kept[-1].endswith(":"):  # what it announces follows: the files in the way of a checkout

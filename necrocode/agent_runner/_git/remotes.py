@@ -65,8 +65,9 @@ class RemoteRules:
         except ValueError as error:
             raise RemoteRefusedError(f"git may not be given this remote: {error}.", hint="Check repo_url.") from error
         if remote.protocol not in self.protocols:
+            allowed = ", ".join(self.protocols) or "none is allowed"
             raise RemoteRefusedError(
-                f"The protocol {remote.protocol} is not among git_allowed_protocols: {', '.join(self.protocols)}.",
+                f"The protocol {remote.protocol} is not among git_allowed_protocols: {allowed}.",
                 hint="Use another URL, or allow it in the settings.",
             )
         if remote.protocol != "file":
@@ -103,8 +104,9 @@ class RemoteRules:
     def _check_host(self, remote: Remote) -> None:
         if self.hosts is not None:
             if not self._is_named(remote):
+                allowed = ", ".join(self.hosts) or "none is allowed"
                 raise RemoteRefusedError(
-                    f"The host {remote.host} is not among git_allowed_hosts.",
+                    f"The host {remote.authority} is not among git_allowed_hosts: {allowed}.",
                     hint="Use another URL, or allow it in the settings.",
                 )
             return

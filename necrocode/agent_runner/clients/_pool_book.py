@@ -122,9 +122,17 @@ class PoolBook:
                 yield page
                 after = page.as_json()
                 if after != before and not page.is_removed:
-                    write_whole(self.file, after)
+                    self._write(after)
         except FileNotFoundError as error:
             raise PoolNotFoundError(f"The repo pool {self.folder.name} is not there (any more).") from error
+
+    def _write(self, content: bytes) -> None:
+        try:
+            write_whole(self.file, content)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise WorkspacePreparationError(f"The repo pool cannot write {self.file}: {error.strerror}.") from error
 
     def _content(self) -> bytes:
         try:

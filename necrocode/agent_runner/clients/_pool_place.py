@@ -19,6 +19,7 @@ from necrocode.agent_runner.clients._pool_files import removal_told, try_lock
 from necrocode.agent_runner.clients._pool_mirror import Mirror
 from necrocode.agent_runner.errors import (
     PoolNotFoundError,
+    RunnerError,
     SlotNotFoundError,
     StaleLeaseError,
     WorkspacePreparationError,
@@ -93,13 +94,18 @@ class PoolPlace:
 
     def made_for(self, work: Callable[[], Answer]) -> Answer:
         """What ``work`` returns in a pool that is made where there is none, and once more if it is removed then."""
-        with suppress(PoolNotFoundError):
+        try:
+            with suppress(PoolNotFoundError):
+                self.ensure()
+                with removal_told(self.folder):
+                    return work()
             self.ensure()
             with removal_told(self.folder):
                 return work()
-        self.ensure()
-        with removal_told(self.folder):
-            return work()
+        except RunnerError:  # some are OSErrors too
+            raise
+        except OSError as error:
+            raise WorkspacePreparationError(f"The repo pool cannot use {self.folder}: {error.strerror}.") from error
 
     # --- preparing ---
 

@@ -121,6 +121,14 @@ def _decoded(content: bytes | None) -> str:
     return (content or b"").decode(errors="replace")
 
 
+def with_protection(instructions: str, config: RunnerConfig) -> str:
+    """The instructions, and which files must stay as they are, where an answer that changes one is refused."""
+    if config.protected_paths_policy != "refuse":
+        return instructions
+    own = ", ".join(("settings of continuous integration", "of git and its hooks", *config.protected_paths))
+    return f"{instructions.strip()}\n\nThese files must stay as they are: {own}.".strip()
+
+
 def refuse_protected(changes: Iterable[FileChange], config: RunnerConfig) -> None:
     """Refuse planned changes to protected files, where ``protected_paths_policy`` says so."""
     found = protected_files((change.path for change in changes), config.protected_paths)

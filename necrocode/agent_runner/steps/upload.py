@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from necrocode.agent_runner._text import shown_json
+
 if TYPE_CHECKING:
     from necrocode.agent_runner._redact import Redactor
     from necrocode.agent_runner.run_record import RunRecord
@@ -17,10 +19,10 @@ def outputs_of(record: RunRecord, transcript: Transcript, redactor: Redactor) ->
     if record.diff:
         outputs.append(("diff", record.diff))
     if record.tests is not None:
-        outputs.append(("test", _encoded(record.tests.model_dump_json(indent=1))))
+        outputs.append(("test", _encoded(shown_json(record.tests.model_dump_json(indent=1)))))
     if transcript.calls:
         said = redactor.data(transcript.to_data())
-        outputs.append(("transcript", _encoded(json.dumps(said, ensure_ascii=False, indent=1))))
+        outputs.append(("transcript", _encoded(shown_json(json.dumps(said, ensure_ascii=False, indent=1)))))
     return [*outputs, ("log", _encoded(record.log_text()))]
 
 

@@ -10,7 +10,7 @@ import hashlib
 import re
 from typing import TYPE_CHECKING
 
-from necrocode.agent_runner._text import shown
+from necrocode.agent_runner._text import plain, shown
 from necrocode.agent_runner.test_results import TestCase
 
 if TYPE_CHECKING:
@@ -26,9 +26,6 @@ MAX_TOLD_CASES = 200
 _LONGEST_SCANNED = 200_000
 _LONGEST_GROUP = 500
 _WORST_FIRST: tuple[CaseStatus, ...] = ("failed", "error", "passed", "skipped")
-# What ECMA-48 lets a program send to a terminal: CSI and OSC sequences, and single escapes. Each part is a class of
-# characters that the next one does not begin with, so the time is linear.
-_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_=>78])")
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,16}\b")
 
 
@@ -116,11 +113,6 @@ def shortened(case: TestCase) -> TestCase:
             "details": bounded_tail(case.details, MAX_DETAILS_CHARACTERS),
         }
     )
-
-
-def plain(text: str) -> str:
-    """The text without the sequences that colour a terminal."""
-    return _ANSI.sub("", text) if "\x1b" in text else text
 
 
 def bounded_head(text: str, limit: int) -> str:

@@ -6,8 +6,8 @@ import hashlib
 import re
 from typing import TYPE_CHECKING
 
-from necrocode.agent_runner._text import shown
-from necrocode.agent_runner.verdict.cases import bounded_tail, plain
+from necrocode.agent_runner._text import plain, shown
+from necrocode.agent_runner.verdict.cases import bounded_tail
 from necrocode.agent_runner.verdict.comparison import compare_commands
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from necrocode.agent_runner.verdict.cases import plain
+from necrocode.agent_runner._text import plain
 
 if TYPE_CHECKING:
     from necrocode.agent_runner.test_results import CommandResult, TestResult

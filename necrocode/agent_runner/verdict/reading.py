@@ -9,8 +9,9 @@ import re
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._process import HeadAndTail
+from necrocode.agent_runner._text import plain
 from necrocode.agent_runner.verdict.asking import GO_FILE, JEST_FILE, PYTEST_FILE, TOP_FILE
-from necrocode.agent_runner.verdict.cases import UnreadableReport, plain
+from necrocode.agent_runner.verdict.cases import UnreadableReport
 from necrocode.agent_runner.verdict.json_reports import parse_go, parse_jest
 from necrocode.agent_runner.verdict.junit import parse_junit
 from necrocode.agent_runner.verdict.text_reports import parse_cargo, parse_unittest

@@ -8,8 +8,9 @@ from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Protocol
 
 from necrocode.agent_runner._redact import without_cut_key_blocks
+from necrocode.agent_runner._text import plain
 from necrocode.agent_runner.verdict.asking import Project
-from necrocode.agent_runner.verdict.cases import plain, shortened
+from necrocode.agent_runner.verdict.cases import shortened
 from necrocode.agent_runner.verdict.reading import with_cases
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from necrocode.agent_runner.verdict.cases import CaseBook, UnreadableReport, plain
+from necrocode.agent_runner._text import plain
+from necrocode.agent_runner.verdict.cases import CaseBook, UnreadableReport
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
