@@ -37,8 +37,8 @@ _CONFIGURATION = (
     "conftest.py", "pytest.ini", ".pytest.ini", "pytest.toml", ".pytest.toml", "tox.ini", "noxfile.py", ".coveragerc",
     "sitecustomize.py", "usercustomize.py", "jest.config.*", "jest.setup.*", "vitest.config.*", "vite.config.*",
     "build.rs", "vitest.workspace.*", "vitest.setup.*", "karma.conf.*", "playwright.config.*", "cypress.config.*",
-    "cypress.json", ".mocharc*", ".rspec", "phpunit.xml*", "phpunit.dist.xml", "nextest.toml", "*.runsettings", "codecov.yml",
-    ".codecov.yml", "*.pth", "entry_points.txt", ".npmrc", ".yarnrc", ".yarnrc.yml", ".pnpmfile.cjs",
+    "cypress.json", ".mocharc*", ".rspec", "phpunit.xml*", "phpunit.dist.xml", "nextest.toml", "*.runsettings",
+    "codecov.yml", ".codecov.yml", "*.pth", "entry_points.txt", ".npmrc", ".yarnrc", ".yarnrc.yml", ".pnpmfile.cjs",
 )  # fmt: skip
 _CONFIGURATION_FOLDERS = (".cargo", ".mvn", "node_modules", "site-packages")  # with who runs tests, or in place of it
 # What Python finds in the checkout before what is installed: the tools themselves, and all that they load.
