@@ -92,7 +92,7 @@ def check_branch_name(name: str) -> str:
 def _refuse_invisible(name: str) -> None:
     """Two names that look like one are a trap."""
     if hidden := invisible_in([f" {name}"]):
-        raise ValueError(f"{visible(name)!r} holds characters that nobody sees: {told(hidden)}")
+        raise ValueError(f"{_shown_path(visible(name))} holds characters that nobody sees: {told(hidden)}")
 
 
 @dataclass(frozen=True)
@@ -248,8 +248,10 @@ def check_path_inside(path: str) -> str:
 
 
 def check_change_path(path: str) -> str:
-    """A path inside a repository that is safe on every file system: for files that are not there yet."""
-    for component in check_path_inside(path).split("/"):
+    """A path inside a repository that is safe on every file system, and seen as it is: for files not there yet."""
+    check_path_inside(path)
+    _refuse_invisible(path)
+    for component in path.split("/"):
         if component.endswith((" ", ".")) or _WINDOWS_FORBIDDEN.search(component) or _WINDOWS_DEVICE.match(component):
             raise ValueError(
                 f"{_shown_path(path)} has a part that some file systems cannot hold or read as something else"
