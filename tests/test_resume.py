@@ -214,6 +214,17 @@ def test_an_unknown_run_and_a_name_that_is_a_path_are_told(runs: Runs) -> None:
             runner.resume(name)
 
 
+@pytest.mark.parametrize("kind", ["answer", "tests"])
+def test_a_resumed_run_is_replayed_with_each_commit_under_the_claim_it_was_made_under(runs: Runs, kind: str) -> None:
+    runs.interrupted(kind, USELESS_ANSWER, GOOD_ANSWER)
+    resumed = runs.run(GOOD_ANSWER)
+    assert resumed.success, resumed.error
+    assert resumed.lease_epoch == 2
+    found = runs.orchestrator(ScriptedLLM([])).replay(resumed.run_id)
+    assert found.same, found.divergence
+    assert found.notes == ()
+
+
 def test_another_task_starts_afresh_and_the_interrupted_run_is_superseded(runs: Runs) -> None:
     journal = runs.interrupted("answer", GOOD_ANSWER)
     result = runs.run(GOOD_ANSWER, task=runs.task(description="add() must add."))
