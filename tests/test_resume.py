@@ -234,6 +234,15 @@ def test_another_task_starts_afresh_and_the_interrupted_run_is_superseded(runs: 
     assert runs.run(GOOD_ANSWER).run_id not in {result.run_id, journal.parent.name}
 
 
+def test_a_run_that_never_began_supersedes_none(runs: Runs) -> None:
+    journal = runs.interrupted("answer", GOOD_ANSWER)
+    with Down(f"sqlite:///{runs.state_dir / 'down.db'}") as registry:
+        changed = runs.task(description="add() must add.")
+        assert not runs.run(GOOD_ANSWER, task=changed, services={"task_registry": registry}).success
+    (result,) = runs.orchestrator(ScriptedLLM([])).resume_all()
+    assert (result.run_id, result.success, result.resumed) == (journal.parent.name, True, True)
+
+
 def test_a_superseded_run_can_still_be_gone_on_with_by_its_id(runs: Runs) -> None:
     journal = runs.interrupted("answer", GOOD_ANSWER)
     runs.run(GOOD_ANSWER, task=runs.task(description="add() must add."))
