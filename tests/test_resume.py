@@ -243,6 +243,21 @@ def test_a_run_that_never_began_supersedes_none(runs: Runs) -> None:
     assert (result.run_id, result.success, result.resumed) == (journal.parent.name, True, True)
 
 
+def test_tests_that_the_time_has_cut_off_are_run_again(runs: Runs) -> None:
+    gate = runs.state_dir.parent / "gate"
+    task = runs.task(test_commands=[f"test -e {gate} || sleep 600"], timeout_seconds=3)
+    cut = runs.run(GOOD_ANSWER, task=task, sandbox="none")
+    assert cut.error_details is not None
+    assert (cut.error_details.type, cut.error_details.step) == ("RunnerTimeoutError", "test")
+    runner = runs.orchestrator(ScriptedLLM([]), sandbox="none")
+    found = runner.replay(cut.run_id)
+    assert found.same, found.divergence
+    gate.touch()
+    result = runner.resume(cut.run_id)
+    assert (result.status, result.resumed) == ("done", True), result.error
+    assert runner.replay(cut.run_id).same
+
+
 def test_a_superseded_run_can_still_be_gone_on_with_by_its_id(runs: Runs) -> None:
     journal = runs.interrupted("answer", GOOD_ANSWER)
     runs.run(GOOD_ANSWER, task=runs.task(description="add() must add."))
