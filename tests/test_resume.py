@@ -33,8 +33,8 @@ from tests.support.model_server import as_asked, completion
 from tests.support.repositories import CALC_TEST_COMMAND, commit_files, git
 
 ENTRIES = [
-    "run", "claim", "workspace", "plan", "answer", "commit", "committed", "tests", "answer", "commit", "committed", "tests",
-    "delivered", "result", "told", "ended",
+    "run", "claim", "workspace", "plan", "answer", "commit", "committed", "tests", "answer", "commit", "committed",
+    "tests", "delivered", "result", "told", "ended",
 ]  # fmt: skip
 AN_ANSWER_IS_ASKED_AGAIN = {4, 8}
 """Killed before these are written: the model has answered, and nobody knows."""

@@ -66,6 +66,15 @@ class Journals:
             raise JournalError(f"There is no run {run_id!r}.", hint="necrocode resume lists those that have not ended.")
         return self.folder / run_id / "journal"
 
+    def existing(self, run_id: str) -> Path:
+        """The same; ``JournalError`` too where there is none."""
+        path = self.path(run_id)
+        if not path.is_file():
+            raise JournalError(
+                f"There is no journal of a run {run_id!r}.", hint="necrocode resume lists the runs that have not ended."
+            )
+        return path
+
     def begin(self, run_id: str, header: Fields) -> Journal:
         """The journal of a new run, with its first entry. One that cannot be written says so, and keeps nothing."""
         try:
@@ -128,11 +137,7 @@ class Journals:
 
     def opened(self, run_id: str) -> Journal:
         """The journal of a run that is to go on; ``JournalError`` when it cannot."""
-        path = self.path(run_id)
-        if not path.is_file():
-            raise JournalError(
-                f"There is no journal of a run {run_id!r}.", hint="necrocode resume lists the runs that have not ended."
-            )
+        self.existing(run_id)
         journal = self._taken(run_id)
         if journal is None:
             raise JournalError(f"Run {run_id} is under way in another process.")
