@@ -260,9 +260,26 @@ def test_tests_that_the_time_has_cut_off_are_run_again(runs: Runs) -> None:
 
 def test_a_superseded_run_can_still_be_gone_on_with_by_its_id(runs: Runs) -> None:
     journal = runs.interrupted("answer", GOOD_ANSWER)
-    runs.run(GOOD_ANSWER, task=runs.task(description="add() must add."))
+    runs.run(USELESS_ANSWER, task=runs.task(description="add() must add."), max_repair_rounds=0)
     result = runs.orchestrator(ScriptedLLM([])).resume(journal.parent.name)
     assert (result.success, result.resumed) == (True, True)
+
+
+def test_an_interrupted_run_whose_task_another_has_done_since_changes_nothing(runs: Runs) -> None:
+    journal = runs.interrupted("answer", GOOD_ANSWER)
+    runs.run(GOOD_ANSWER + "\n", task=runs.task(description="add() must add."))
+    tip = git(runs.repository, "rev-parse", runs.task().branch)
+    result = runs.orchestrator(ScriptedLLM([])).resume(journal.parent.name)
+    assert (result.status, result.reported) == ("failed", "no")
+    assert "another run has done its task since" in (result.error or "")
+    assert git(runs.repository, "rev-parse", runs.task().branch) == tip
+    assert not runs.orchestrator(ScriptedLLM([])).interrupted_runs()
+
+
+def test_a_run_goes_on_in_its_own_slot_though_nothing_else_tells_that_it_died(runs: Runs) -> None:
+    runs.interrupted("answer", GOOD_ANSWER, outbox_max_bytes=0, pool_size=1, slot_timeout_seconds=0)
+    result = runs.run(outbox_max_bytes=0, pool_size=1, slot_timeout_seconds=0)
+    assert (result.success, result.resumed) == (True, True), result.error
 
 
 def test_the_base_stays_where_it_was_though_its_branch_has_moved(runs: Runs) -> None:
@@ -506,3 +523,18 @@ def test_a_journal_damaged_from_its_beginning_cannot_be_resumed(runs: Runs) -> N
     with pytest.raises(JournalError, match="damaged from its beginning"):
         runs.orchestrator(ScriptedLLM([])).resume(journal.parent.name)
     assert runs.run(GOOD_ANSWER).success
+
+
+def test_no_other_file_gets_a_journals_mode(tmp_path: Path) -> None:
+    """Not even where somebody has put another file on its descriptor's number."""
+    file, other = JournalFile.opened(tmp_path / "journal", is_new=True), tmp_path / "other"
+    assert file is not None
+    other.touch(mode=0o644)
+    with other.open() as opened:
+        os.dup2(opened.fileno(), file._descriptor)
+    file.mark_ended()
+    file.mark_open()
+    file.close()
+    file.close()
+    file.mark_ended()
+    assert (other.stat().st_mode & 0o777, file.path.stat().st_mode & 0o777) == (0o644, 0o600)

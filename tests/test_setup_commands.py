@@ -149,11 +149,13 @@ def test_a_set_up_that_fails_on_the_base_is_no_failure_of_tests_and_costs_no_ans
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GIT_TOKEN", SECRET)
-    result = run(bench, GOOD_ANSWER, task={"setup_commands": [f"echo {SECRET}; echo no route to the index; exit 4"]})
+    command = f"seq 300\necho {SECRET}; echo no route to the index; exit 4"
+    result = run(bench, GOOD_ANSWER, task={"setup_commands": [command]})
     assert result.error_details is not None
     assert (result.error_details.type, result.error_details.step) == ("SetupError", "examine")
-    assert "exited with 4" in str(result.error)
-    assert "no route to the index" in str(result.error)
+    assert "exited with 4: 300 | *** | no route to the index. Mend setup_commands" in str(result.error)
+    assert "\n" not in str(result.error)
+    assert "\n299\n300\n***\nno route" in artifacts(result)["log"]
     assert SECRET not in result.model_dump_json()
     assert (result.test_result, result.usage.calls) == (None, 0)
     assert list((bench.state_dir / "setups").glob("*/entry.json")) == []
@@ -162,6 +164,7 @@ def test_a_set_up_that_fails_on_the_base_is_no_failure_of_tests_and_costs_no_ans
 def test_limits_hold_for_set_up_commands_too(bench: Bench) -> None:
     flood = run(bench, GOOD_ANSWER, task={"setup_commands": ["yes"]}, max_test_output_bytes=100_000)
     assert "was stopped at a limit (output-limit)" in str(flood.error)
+    assert str(flood.error).endswith("| y. Raise max_test_output_bytes, or have setup_commands need less.")
     slow = run(bench, GOOD_ANSWER, task={"setup_commands": ["sleep 600"], "timeout_seconds": 3, "task_id": "2"})
     assert slow.status == "failed"
 

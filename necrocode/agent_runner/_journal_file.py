@@ -133,6 +133,7 @@ class JournalFile:
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
         self._descriptor = descriptor
+        self._file = os.fstat(descriptor)
         self._digest = ""
         self._end = 0
 
@@ -189,17 +190,23 @@ class JournalFile:
 
     def mark_ended(self) -> None:
         """Let the file's mode tell, without a look into it, that the run has ended."""
-        with suppress(OSError):
-            os.fchmod(self._descriptor, 0o400)
+        self._set_mode(0o400)
 
     def mark_open(self) -> None:
         """The other way round."""
+        self._set_mode(0o600)
+
+    def _set_mode(self, mode: int) -> None:
+        """Not of another file, where somebody in this process has put one on the descriptor's number."""
         with suppress(OSError):
-            os.fchmod(self._descriptor, 0o600)
+            if os.path.samestat(os.fstat(self._descriptor), self._file):
+                os.fchmod(self._descriptor, mode)
 
     def close(self) -> None:
-        """Give the file back."""
-        os.close(self._descriptor)
+        """Give the file back; harmless when that is done."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def _check_ordinary(descriptor: int) -> None:

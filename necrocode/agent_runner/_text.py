@@ -21,6 +21,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 # What CI systems take from a program's output as a command: GitHub at the start of a line, Azure anywhere in it.
 _COMMAND_AT_START = re.compile(r"^(\s*):(?=:[A-Za-z])", re.MULTILINE)
 _COMMAND = re.compile(r"##(?=\[|vso\[)", re.IGNORECASE)
+_LINE_BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
 _REPLACEMENT = "\ufffd"
 
 
@@ -48,6 +49,11 @@ def written_out(text: str) -> str:
 def shown_json(text: str) -> str:
     """JSON in which those characters stand as escapes, as a terminal may have it; its meaning stays."""
     return _UNSHOWABLE.sub(lambda found: json.dumps(found[0])[1:-1], text)
+
+
+def one_line(text: str) -> str:
+    """The text with its line breaks, and the space around them, as one space each."""
+    return _LINE_BREAKS.sub(" ", text.strip())
 
 
 def inert(text: str) -> str:

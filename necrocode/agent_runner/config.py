@@ -261,7 +261,7 @@ class RunnerConfig(StrictModel):
     """Globs of files that decide what ``setup_commands`` install, besides the lock and dependency files that are known
     by name (see docs/tasks.md): ``tools/*.txt``. While none of them changes, what was installed is used again."""
     setup_cache_bytes: int = Field(default=10 << 30, ge=0)
-    """How much disk what ``setup_commands`` installed may take up in ``state_dir``. 0: nothing is kept."""
+    """How much disk what ``setup_commands`` installed may take up in ``state_dir``. 0: nothing is kept or used."""
     detect_tests: bool = True
     """Whether a task that names no test commands gets those that the project's files suggest; needs ``test_base``."""
     test_base: bool = True

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from necrocode.agent_runner._cancellation import Cancellation
 from necrocode.agent_runner._redact import Redactor
-from necrocode.agent_runner._text import shown, written_out
+from necrocode.agent_runner._text import one_line, shown, written_out
 from necrocode.agent_runner.errors import InternalError, RunCancelledError, RunnerError
 from necrocode.agent_runner.models import ErrorDetails, RunnerResult, RunUsage
 
@@ -164,9 +164,12 @@ class RunRecord:
 
     def warn(self, text: str) -> None:
         """Note trouble that does not make the run fail."""
-        if (told := self.shown(text)) not in self.warnings:
+        if (told := self._line(text)) not in self.warnings:
             self.warnings.append(told)
             self.log(f"warning: {text}")
+
+    def _line(self, text: str) -> str:
+        return self.shown(one_line(self.redact(text)))
 
     def shown(self, text: str) -> str:
         """Text that others may have had a hand in, as the log, the result and a terminal may have it."""
@@ -207,8 +210,8 @@ class RunRecord:
 
     def fail_with(self, details: ErrorDetails) -> None:
         """The run has failed. A second failure, or one after the delivery, is only noted: a run is judged by that."""
-        hint = None if details.hint is None else self.shown(details.hint)
-        details = details.model_copy(update={"message": self.shown(details.message), "hint": hint})
+        hint = None if details.hint is None else self._line(details.hint)
+        details = details.model_copy(update={"message": self._line(details.message), "hint": hint})
         if self.status == "done":
             self.warn(details.message)
         elif self.error is None:

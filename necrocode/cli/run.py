@@ -192,8 +192,17 @@ def _summary(result: RunnerResult) -> Iterator[str]:
         yield f"{artifact.type:<10} {artifact.uri}"
     if result.reported == "pending":
         yield "report     kept; the next run sends it, or: necrocode outbox flush"
+    yield from _what_is_left(result)
     for warning in result.warnings:
         yield f"warning    {warning}"
+
+
+def _what_is_left(result: RunnerResult) -> Iterator[str]:
+    """What is still to be done by somebody, where the run has paid for something."""
+    if result.usage.calls and result.status == "cancelled":
+        yield f"go on      necrocode resume {result.run_id} (pays for no answer twice)"
+    if result.usage.calls and result.reported != "yes":
+        yield f"reported   {result.reported}"
 
 
 def _answer(one: RoundResult) -> str:

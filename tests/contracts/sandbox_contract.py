@@ -304,6 +304,17 @@ class SandboxContract:
         assert result.commands[0].timed_out
         assert result.commands[0].collected == {"reports/a.xml": b"half\n"}
 
+    @pytest.mark.parametrize("folder", [".", "$HOME", "$TMPDIR", "$NECROCODE_REPORTS"])
+    def test_a_file_that_is_too_large_is_told_whatever_the_command_says(
+        self, open_sandbox: OpenSandbox, repository: Path, folder: str
+    ) -> None:
+        sandbox = open_sandbox(Limits(file_bytes=1_000_000))
+        (repository / "large").write_bytes(b"x" * 1_200_000)
+        os.utime(repository / "large", (0, 0))
+        result = run(sandbox, repository, "true", f"head -c 3000000 /dev/zero >{folder}/big; true")
+        assert codes(result) == [0, None]
+        assert [command.stopped_by for command in result.commands] == [None, "disk-limit"]
+
     @pytest.mark.parametrize(
         "command",
         [

@@ -68,6 +68,19 @@ class ConfinedContract(SandboxContract):
             assert made.success is has_network, made.commands[0].output
             assert not run(sandbox, repository, call).success
 
+    @pytest.mark.parametrize("has_network", [True, False])
+    def test_the_machine_has_a_name_that_can_be_looked_up(
+        self, repository: Path, tmp_path: Path, has_network: bool
+    ) -> None:
+        skip_unless_confined(self.confinement)
+        if self.confinement == confinements("sandlock")[2]:
+            pytest.skip("without namespaces the machine has its own name, and nobody to ask for it")
+        policy = Policy(tmp_path / "state", Limits(), has_network=has_network)
+        root = layers_root(tmp_path / "layers", self.confinement)
+        look = "python3 -c 'import socket; n = socket.gethostname(); print(n, socket.gethostbyname(n))'"
+        done = run(ConfinedSandbox(root, self.confinement, policy), repository, look)
+        assert done.commands[0].output == "sandbox 127.0.0.1\n"
+
 
 class TestSandlock(ConfinedContract):
     confinement = confinements("sandlock")[0]

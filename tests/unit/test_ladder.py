@@ -121,8 +121,21 @@ def test_docker_needs_an_image(tmp_path: Path) -> None:
 def test_an_engine_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")
     config = RunnerConfig(state_dir=tmp_path, sandbox="docker", sandbox_image="image")
-    with pytest.raises(ConfigurationError, match="does not answer"):
+    with pytest.raises(ConfigurationError) as caught:
         build_services(config, SYSTEM_CLOCK).sandbox.ensure_available()
+    assert str(caught.value) == (
+        "The Docker Engine does not answer: Connection refused. Start it, or name its address in DOCKER_HOST."
+    )
+
+
+def test_an_image_that_cannot_be_had_is_told_where_another_sandbox_takes_its_place(
+    bench: Bench, tmp_path: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = best(policy, tmp_path / "layers").name
+    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")
+    result = bench.run(GOOD_ANSWER, sandbox="auto", sandbox_image="image")
+    told = f"sandbox_image is not used, tests run in {used}: The Docker Engine does not answer: Connection refused."
+    assert [warning for warning in result.warnings if warning.startswith(told)], result.warnings
 
 
 # --- what is shown
@@ -174,6 +187,21 @@ def test_the_network_is_there_when_it_is_allowed(tmp_path: Path, policy: Policy,
             assert run(sandbox, repository, f'python3 -c "{program}"').success is allowed
 
 
+@pytest.mark.parametrize("wall", ALL)
+def test_pip_of_pyenv_does_not_fail_for_what_pyenv_would_write(
+    tmp_path: Path, policy: Policy, repository: Path, wall: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = tmp_path / "pyenv/pyenv.d/exec/pip-rehash.bash"
+    for folder in (hook.parent, tmp_path / "pyenv/libexec", tmp_path / "pyenv/shims"):
+        folder.mkdir(parents=True)
+    hook.write_text("echo it is not writable; exit 1\n")
+    shim = tmp_path / "pyenv/shims/pip"
+    shim.write_text(f"#!/bin/sh\n. {hook}\necho installed\n")
+    shim.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{shim.parent}{os.pathsep}{os.environ['PATH']}")
+    assert run(best(policy, tmp_path / "layers", [wall]), repository, "pip").commands[0].output == "installed\n"
+
+
 # --- the launcher
 
 
@@ -190,3 +218,18 @@ def test_the_launchers_environment_is_empty(tmp_path: Path, policy: Policy, repo
     assert run(best(policy, tmp_path / "layers"), repository, "true").success
     assert LAUNCHER._process is not None
     assert Path(f"/proc/{LAUNCHER._process.pid}/environ").read_bytes() == b""
+
+
+def test_a_sandlock_that_cannot_be_loaded_is_told_and_keeps_nobody_from_bwrap(
+    tmp_path: Path, policy: Policy, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fake/sandlock").mkdir(parents=True)
+    (tmp_path / "fake/sandlock/__init__.py").write_text(
+        "import pwd\nfrom pathlib import Path\npwd.getpwuid = {}.__getitem__\n"  # no entry: as under docker run --user
+        "raise RuntimeError(f'home is {Path.home()}.')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path / "fake")
+    LAUNCHER.close()
+    with pytest.raises(TestExecutionError, match=r"does not start: RuntimeError: home is /\.$"):
+        run(ConfinedSandbox(tmp_path / "layers", confinements("sandlock")[0], policy), repository, "true")
+    assert run(best(policy, tmp_path / "layers", ["bwrap"]), repository, "true").success

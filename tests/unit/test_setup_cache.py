@@ -129,11 +129,19 @@ def test_what_is_in_use_is_not_removed(bench: Bench) -> None:
 def test_what_is_too_large_serves_its_own_run_and_is_dropped(bench: Bench) -> None:
     with ExitStack() as stack:
         folders = [
-            stack.enter_context(bench.cache(0).kept("a", bench.fill("a"), Deadline(60))) for _ in range(2)
+            stack.enter_context(bench.cache(SIZE - 1).kept("a", bench.fill("a"), Deadline(60))) for _ in range(2)
         ]  # fmt: skip
         assert folders[0] != folders[1]
         assert all((folder / "file").exists() for folder in folders)
     assert list(bench.folder.glob("*/")) == []
+
+
+def test_a_cache_of_nothing_uses_nothing_and_throws_away_what_nobody_uses(bench: Bench) -> None:
+    bench.use("a")
+    with bench.cache().kept("b", bench.fill("b"), Deadline(60)):
+        assert bench.use("a", max_bytes=0) == "a"
+        assert bench.keys() == ["b"]
+    assert bench.fills == ["a", "b", "a"]
 
 
 def test_a_scratch_folder_is_dropped(bench: Bench) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
+from necrocode.agent_runner._text import one_line
 from necrocode.agent_runner.clients._registry_sql import BUSY_TIMEOUT_SECONDS, POSTGRES_ARGUMENTS, configure_sqlite
 from necrocode.agent_runner.errors import ConfigurationError, ServiceConnectionError, ServiceError
 
@@ -29,10 +30,12 @@ def database_transaction(url: str, *, read_only: bool = False) -> Iterator[sa.Co
         with engine.begin() as connection:
             yield connection
     except sa.exc.OperationalError as error:
-        raise ServiceConnectionError(f"The task registry's database {name} cannot be used: {error.orig}.") from error
+        raise ServiceConnectionError(
+            f"The task registry's database {name} cannot be used: {one_line(str(error.orig))}."
+        ) from error
     except SQLAlchemyError as error:
         cause = getattr(error, "orig", None) or error
-        raise ServiceError(f"The task registry's database {name} failed: {cause}.") from error
+        raise ServiceError(f"The task registry's database {name} failed: {one_line(str(cause))}.") from error
     finally:
         engine.dispose()
 

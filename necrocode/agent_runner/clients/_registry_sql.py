@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from necrocode.agent_runner._text import one_line
 from necrocode.agent_runner.errors import ServiceConnectionError, ServiceError, StorageFullError
 
 if TYPE_CHECKING:
@@ -142,13 +143,13 @@ class Database:
         if not isinstance(error, self._driver.Error) or isinstance(error, self._driver.DataError):
             return ServiceError(f"The task registry cannot keep such a text, number or data: {error}.", status_code=400)
         if self.is_postgresql and self.dialect.is_disconnect(error, connection, None):  # type: ignore[arg-type]  # the driver's own
-            return ServiceConnectionError(f"The task registry in {self.name} failed: {error}.")
+            return ServiceConnectionError(f"The task registry in {self.name} failed: {one_line(str(error))}.")
         return failure(self.name, error)
 
 
 def failure(name: str, cause: object) -> ServiceError:
     """What the driver said of the database, or the error of the system, as one of ours."""
-    text = f"The task registry in {name} failed: {cause}."
+    text = f"The task registry in {name} failed: {one_line(str(cause))}."
     code = getattr(cause, "sqlite_errorcode", 0) or 0
     is_full = code & _PRIMARY_CODE == sqlite3.SQLITE_FULL or getattr(cause, "sqlstate", None) == _DISK_FULL
     if is_full or getattr(cause, "errno", None) in {errno.ENOSPC, errno.EDQUOT}:

@@ -9,7 +9,6 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._process import ProcessResult, supervise
@@ -24,6 +23,7 @@ from necrocode.agent_runner.sandbox.request import Overlay, Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner.sandbox.request import Wall
@@ -45,7 +45,7 @@ class Policy:
 
     def readable(self) -> tuple[str, ...]:
         """The paths that they see."""
-        return visible.readable_paths(self.read_paths, hidden=[self.state_dir, Path.home()])
+        return visible.readable_paths(self.read_paths, hidden=[self.state_dir, *visible.home_folders()])
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,7 @@ class ConfinedSandbox(LayeredSandbox):
         limits, started, seconds = self._policy.limits, time.monotonic(), deadline.remaining_seconds()
         owner = hand_over(reports, layer)
         request = self._request(command, layer, reports, environment, owner)
+        watch = LimitWatch(limits, layer.written_folders, reports.stat().st_mtime_ns)
         with LAUNCHER.start(request) as running:
             running.wait_for_start(deadline.cancellation)
             done = supervise(
@@ -115,7 +116,7 @@ class ConfinedSandbox(LayeredSandbox):
                 timeout_seconds=seconds,
                 max_output_bytes=limits.kept_output_bytes,
                 cancellation=deadline.cancellation,
-                watch=LimitWatch(limits, layer.written_folders),
+                watch=watch,
             )
         if done.stopped_by is None:
             running.check_confined()
@@ -198,11 +199,12 @@ def own_files(layer: Layer, owner: tuple[int, int], *, has_network: bool) -> dic
     """Files under ``/etc`` that are the command's own, written into the layer's folder."""
     values = {"user": owner[0], "group": owner[1], "home": layer.seen_home}
     texts = {"passwd": visible.USERS.format(**values), "group": visible.GROUP.format(**values)}
-    if not has_network:
-        texts["hosts"] = visible.HOSTS
+    texts["hosts"] = visible.hosts(has_network=has_network)
     replaced = visible.network_files() if has_network else {}
     for name, text in texts.items():
         path = layer.folder / "etc" / name
         path.write_text(text)
         replaced[f"/etc/{name}"] = str(path)
-    return replaced
+    nothing = layer.folder / "etc/nothing"
+    nothing.touch()
+    return replaced | dict.fromkeys(visible.refused_hooks(), str(nothing))

@@ -20,6 +20,7 @@ from necrocode.agent_runner.sandbox.layer import Layer, open_layer
 from necrocode.agent_runner.sandbox.layered import LayeredSandbox
 from necrocode.agent_runner.sandbox.limits import LimitWatch
 from necrocode.agent_runner.sandbox.plain import command_environment
+from necrocode.agent_runner.sandbox.visible import HOST_NAME
 from necrocode.agent_runner.sandbox.walls import code_without_shell
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.sandbox.confined import Policy
 
 _ENGINE_SECONDS = 60
+_REASON_CHARACTERS = 500
 # A shell stays the first process: signals without a handler do not reach that one, and the command is to get them.
 _MAIN = 'exec >"$1" 2>&1; sh -c "$2"; exit $?'
 
@@ -63,7 +65,10 @@ class DockerSandbox(LayeredSandbox):
                 f"The Docker Engine has no image {self._image!r}.", hint="Build, load or pull it beforehand."
             ) from error
         except (docker.errors.DockerException, OSError) as error:
-            raise ConfigurationError(f"The Docker Engine does not answer: {error}.", hint="See DOCKER_HOST.") from error
+            raise ConfigurationError(
+                f"The Docker Engine does not answer: {_reason(error)}.",
+                hint="Start it, or name its address in DOCKER_HOST.",
+            ) from error
         finally:
             if self._engine is None and engine is not None:
                 engine.close()
@@ -104,6 +109,7 @@ class DockerSandbox(LayeredSandbox):
     ) -> ProcessResult:
         limits, started, seconds = self._policy.limits, time.monotonic(), deadline.remaining_seconds()
         hand_over(reports, layer)
+        watch = LimitWatch(limits, layer.written_folders, reports.stat().st_mtime_ns)
         with self._start(command, layer, reports, environment) as running:
             done = supervise(
                 running,
@@ -111,7 +117,7 @@ class DockerSandbox(LayeredSandbox):
                 timeout_seconds=seconds,
                 max_output_bytes=limits.kept_output_bytes,
                 cancellation=deadline.cancellation,
-                watch=LimitWatch(limits, layer.written_folders),
+                watch=watch,
             )
             if running.is_out_of_memory and done.exit_code:
                 return replace(done, exit_code=None, stopped_by="oom")
@@ -135,7 +141,7 @@ class DockerSandbox(LayeredSandbox):
                 finally:
                     container.remove(force=True, v=True)
             except docker.errors.DockerException as error:
-                raise TestExecutionError(f"The Docker Engine cannot run the test command: {error}.") from error
+                raise TestExecutionError(f"The Docker Engine cannot run the test command: {_reason(error)}.") from error
 
     def _options(
         self, command: str, layer: Layer, reports: Path, pipe: Path, environment: Mapping[str, str]
@@ -145,8 +151,10 @@ class DockerSandbox(LayeredSandbox):
         writable |= {str(layer.start_folder): str(layer.top), str(layer.seen_home): str(layer.home)}
         temporary = {"/tmp": str(layer.temporary), "/var/tmp": str(layer.temporary)}  # noqa: S108  the command's own
         binds = [f"{source}:{target}:rw" for target, source in (temporary | writable).items()]
-        users = own_files(layer, (owner.st_uid, owner.st_gid), has_network=True)
-        binds += [f"{users[path]}:{path}:ro" for path in ("/etc/passwd", "/etc/group")]
+        own = own_files(layer, (owner.st_uid, owner.st_gid), has_network=layer.has_network)
+        # With a network the engine makes the other two.
+        names = ("passwd", "group") if layer.has_network else ("passwd", "group", "hosts")
+        binds += [f"{own[path]}:{path}:ro" for path in (f"/etc/{name}" for name in names)]
         binds += [f"{path}:{path}:ro" for path in self._policy.read_paths]
         return {
             "image": self._image,
@@ -168,8 +176,18 @@ class DockerSandbox(LayeredSandbox):
                 {"Name": "fsize", "Soft": limits.file_bytes, "Hard": limits.file_bytes},
             ],
             "log_config": {"Type": "none"},
-            "hostname": "sandbox",
+            "hostname": HOST_NAME,
         }
+
+
+def _reason(error: BaseException) -> str:
+    """What the system says of a call that did not get through, below what the client libraries wrap around it."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OSError) and inner.strerror:
+            return inner.strerror
+        inner = inner.__cause__ or inner.__context__
+    return " ".join(str(error).split())[:_REASON_CHARACTERS].removesuffix(".")
 
 
 class _Container:

@@ -102,7 +102,21 @@ class LadderSandbox:
                 self._chosen = self._choose()
             return self._chosen
 
+    def warnings(self) -> tuple[str, ...]:
+        """What the operator asked for, and the chosen one does without."""
+        chosen = self._choice()
+        if self._last is None or chosen is self._last:
+            return ()
+        try:
+            self._last.ensure_available()
+        except ConfigurationError as error:
+            return (f"sandbox_image is not used, tests run in {chosen.name}: {error}",)
+        return ()
+
     def _choose(self) -> LayeredSandbox:
+        if self._last is not None and not self._walls:
+            self._last.ensure_available()
+            return self._last
         reasons = []
         for wall in self._walls:
             found = working_confinement(wall, self._root)
@@ -113,12 +127,12 @@ class LadderSandbox:
             try:
                 self._last.ensure_available()
             except ConfigurationError as error:
-                reasons.append(f"{self._last.name}: {error}")
+                reasons.append(f"{self._last.name}: {str(error).removesuffix('.')}")
             else:
                 return self._last
         raise ConfigurationError(
             f"There is nothing to confine test commands with. {'; '.join(reasons)}.",
-            hint=f"Install one ({'; or '.join(_INSTALL[wall] for wall in self._walls) or 'docker'}); or, only where"
+            hint=f"Install one ({'; or '.join(_INSTALL[wall] for wall in self._walls)}); or, only where"
             " all code that is tested can be trusted, say sandbox: none.",
         )
 

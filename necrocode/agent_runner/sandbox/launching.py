@@ -27,12 +27,14 @@ if TYPE_CHECKING:
 _START_SECONDS = 20.0  # of a machine under load; it takes milliseconds
 _END_SECONDS = 30.0
 _LOOK_SECONDS = 0.1
+_LAST_WORDS_BYTES = 500
+# sandlock looks for a home folder while it is loaded: a user without an entry in passwd has none but by the variable.
 _MAIN = """\
-import sys
+import os, socket, sys
 sys.path += sys.argv[2:]
+os.environ["HOME"] = "/"
 if sys.argv[3:]:
     import sandlock
-import socket
 from necrocode.agent_runner.sandbox.launcher import serve
 serve(socket.socket(fileno=int(sys.argv[1])))
 """
@@ -44,8 +46,9 @@ class Started:
     pid = 0
     """The top of the command's process tree, once it has started."""
 
-    def __init__(self, told: socket.socket, output: IO[bytes]) -> None:
+    def __init__(self, told: socket.socket, output: IO[bytes], launcher_said: IO[bytes]) -> None:
         self._told = told
+        self._launcher_said = launcher_said
         self._received = b""
         self._news: dict[str, Any] = {}
         self._is_over = False
@@ -95,7 +98,8 @@ class Started:
             raise TestExecutionError(self._trouble("it ended without an exit code"))
 
     def _trouble(self, otherwise: str) -> str:
-        return f"The test command cannot be confined: {self._news.get('error', otherwise)}."
+        why = self._news.get("error") or f"{otherwise}{_last_words(self._launcher_said)}"
+        return f"The test command cannot be confined: {why}."
 
     def _listen(self, seconds: float) -> None:
         """Take in what has been said."""
@@ -118,6 +122,7 @@ class Launcher:
         self._lock = threading.Lock()
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._said: IO[bytes] | None = None
         self._owner = 0
         self._with_sandlock = False
         atexit.register(self.close)
@@ -129,73 +134,93 @@ class Launcher:
         reads, writes = os.pipe()
         with ours, open(reads, "rb", buffering=0) as output:
             try:
-                self._send([theirs.fileno(), writes], needs_sandlock=request.wall == "sandlock")
+                said = self._send([theirs.fileno(), writes], needs_sandlock=request.wall == "sandlock")
             finally:
                 theirs.close()
                 os.close(writes)
-            started = Started(ours, output)
+            started = Started(ours, output, said)
             try:
                 ours.sendall(request.to_json() + b"\n")
                 yield started
             except (BrokenPipeError, ConnectionResetError) as error:
-                raise TestExecutionError(f"The test command cannot be confined: {error}.") from error
+                reason = f"{error}{_last_words(said)}"
+                raise TestExecutionError(f"The test command cannot be confined: {reason}.") from error
             finally:
                 started.stop()
 
     def close(self) -> None:
         """End the launcher, and with it whatever still runs."""
         with self._lock:
-            control, process, is_ours = self._control, self._process, self._owner == os.getpid()
-            self._control = self._process = None
-            if control is not None:
-                control.close()
+            control, process, said = self._control, self._process, self._said
+            is_ours = self._owner == os.getpid()
+            self._control = self._process = self._said = None
+            self._with_sandlock = False  # one that could not load it is of no use to bwrap either
+            for opened in (control, said):
+                if opened is not None:
+                    opened.close()
             if process is not None and is_ours:
                 process.wait()
 
-    def _send(self, handles: list[int], *, needs_sandlock: bool) -> None:
-        for is_last in (False, True):
-            control = self._opened(needs_sandlock=needs_sandlock)
-            try:
-                socket.send_fds(control, [b"."], handles)
-            except OSError as error:
-                self.close()  # it was killed: another is started
-                if is_last:
-                    raise TestExecutionError(f"Test commands cannot be started: {error}.") from error
-            else:
-                return
+    def _send(self, handles: list[int], *, needs_sandlock: bool) -> IO[bytes]:
+        """Hand them to the launcher; where it says what goes wrong with itself."""
+        try:
+            return self._sent(handles, needs_sandlock=needs_sandlock)
+        except TestExecutionError:
+            self.close()  # it was killed: another is started
+            return self._sent(handles, needs_sandlock=needs_sandlock)
 
-    def _opened(self, *, needs_sandlock: bool) -> socket.socket:
+    def _sent(self, handles: list[int], *, needs_sandlock: bool) -> IO[bytes]:
+        control, said = self._opened(needs_sandlock=needs_sandlock)
+        try:
+            socket.send_fds(control, [b"."], handles)
+        except OSError as error:
+            reason = f"{error}{_last_words(said)}"
+            raise TestExecutionError(f"Test commands cannot be started: {reason}.") from error
+        return said
+
+    def _opened(self, *, needs_sandlock: bool) -> tuple[socket.socket, IO[bytes]]:
         if self._owner != os.getpid() or (needs_sandlock and not self._with_sandlock):
             self.close()
         with self._lock:
-            if self._control is None:
-                self._with_sandlock = needs_sandlock or self._with_sandlock
-                self._control, self._process = _start_launcher(with_sandlock=self._with_sandlock)
+            if self._control is None or self._said is None:
+                self._with_sandlock = needs_sandlock
+                self._control, self._process, self._said = _start_launcher(with_sandlock=self._with_sandlock)
                 self._owner = os.getpid()
-            return self._control
+            return self._control, self._said
 
 
 LAUNCHER = Launcher()
 """The one of this process."""
 
 
-def _start_launcher(*, with_sandlock: bool) -> tuple[socket.socket, subprocess.Popen[bytes]]:
-    ours, theirs = socket.socketpair()
+def _last_words(said: IO[bytes]) -> str:
+    """The last line that a launcher said before it ended, with a colon before it; empty: it said nothing."""
+    with suppress(OSError, ValueError):  # another thread has closed it
+        size = os.fstat(said.fileno()).st_size
+        text = os.pread(said.fileno(), _LAST_WORDS_BYTES, max(0, size - _LAST_WORDS_BYTES)).decode(errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return f": {lines[-1].removesuffix('.')}" if lines else ""
+    return ""
+
+
+def _start_launcher(*, with_sandlock: bool) -> tuple[socket.socket, subprocess.Popen[bytes], IO[bytes]]:
     folders = [str(Path(__file__).parents[3])]
     if with_sandlock:
         found = find_spec("sandlock")
         if found is None or found.origin is None:
             raise TestExecutionError("sandlock is not installed any more.")
         folders.append(str(Path(found.origin).parents[1]))
+    said = open(os.memfd_create("said"), "rb", buffering=0)  # noqa: SIM115  the launcher's own lifetime
+    ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(  # noqa: S603  our own module
             [sys.executable, "-I", "-S", "-c", _MAIN, str(theirs.fileno()), *folders],
             env={},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=said,
             pass_fds=[theirs.fileno()],
             start_new_session=True,
             cwd="/",
         )
-    return ours, process
+    return ours, process, said

@@ -119,8 +119,8 @@ class Layer:
 
     @property
     def written_folders(self) -> tuple[Path, ...]:
-        """All that commands write to."""
-        return (self.written, self.written_home, self.temporary)
+        """All that commands write to, the reports of earlier ones included."""
+        return (self.written, self.written_home, self.temporary, *self.folder.glob("reports-*"))
 
     @property
     def entered(self) -> Path:

@@ -53,14 +53,17 @@ class Limits:
 
 
 class LimitWatch:
-    """The :class:`~necrocode.agent_runner._process.Watch` of one command, which writes below ``folders``."""
+    """The :class:`~necrocode.agent_runner._process.Watch` of one command, which writes below ``folders``.
+
+    Make it before the command is started: ``since_ns`` is when that is, by the clock of the files' own system.
+    """
 
     interval_seconds = _INTERVAL_SECONDS
 
-    def __init__(self, limits: Limits, folders: Sequence[Path]) -> None:
+    def __init__(self, limits: Limits, folders: Sequence[Path], since_ns: int) -> None:
         self._limits = limits
         self.max_output_bytes = limits.output_bytes
-        self._files = _WrittenFiles(folders, limits)
+        self._files = _WrittenFiles(folders, limits, since_ns)
         self._shared = _shared_memory()
         self._next_memory_look = 0.0
 
@@ -79,7 +82,7 @@ class LimitWatch:
         """Which limit ended a command that has ended by itself."""
         if exit_code in {-signal.SIGXFSZ, _SHELL_SIGNAL + signal.SIGXFSZ}:
             return "disk-limit"
-        return "disk-limit" if exit_code != 0 and self._files.has_full_file() else None
+        return "disk-limit" if self._files.has_full_file() else None
 
     def _is_out_of_memory(self, tree: Sequence[_Process]) -> bool:
         """What is resident, shared pages counted often, is a cheap bound; only when it is over, it is counted well."""
@@ -151,9 +154,10 @@ def _shared_memory() -> int:
 class _WrittenFiles:
     """The files below a layer's writable folders: measured when the disk's free space says that it may be worth it."""
 
-    def __init__(self, folders: Sequence[Path], limits: Limits) -> None:
+    def __init__(self, folders: Sequence[Path], limits: Limits, since_ns: int) -> None:
         self._folders = folders
         self._limits = limits
+        self._since_ns = since_ns
         self._used = 0
         self._free = self._free_bytes()
         self._next = 0.0
@@ -171,21 +175,21 @@ class _WrittenFiles:
         return self._used > limits.disk_bytes or largest >= limits.file_bytes
 
     def has_full_file(self) -> bool:
-        """Whether a file is as large as one may be: whoever wrote it may have been told that it is too large."""
-        used, largest = self._measured()
-        return used > self._limits.disk_bytes or largest >= self._limits.file_bytes
+        """Whether a file is as large as one may be: who wrote it was told that it is too large, or soon would be."""
+        return self._measured()[1] >= self._limits.file_bytes
 
     def _free_bytes(self) -> int:
         found = os.statvfs(self._folders[0])
         return found.f_bfree * found.f_frsize
 
     def _measured(self) -> tuple[int, int]:
-        """The bytes of all files, and of the largest."""
+        """The bytes of all files, and of the largest that the command wrote."""
         used = largest = 0
         for folder in self._folders:
             for found in _files_below(folder):
                 used += found.st_blocks * 512
-                largest = max(largest, min(found.st_size, found.st_blocks * 512))
+                if found.st_mtime_ns >= self._since_ns:
+                    largest = max(largest, min(found.st_size, found.st_blocks * 512))
         return used, largest
 
 

@@ -52,7 +52,6 @@ class PlainSandbox(LayeredSandbox):
     def _execute(
         self, command: str, layer: Layer, reports: Path, environment: Mapping[str, str], deadline: Deadline
     ) -> ProcessResult:
-        del reports  # may be written to, as anything may
         layer.entered.unlink(missing_ok=True)
         done = run_process(
             layer.argv(command),
@@ -61,7 +60,7 @@ class PlainSandbox(LayeredSandbox):
             timeout_seconds=deadline.remaining_seconds(),
             max_output_bytes=self._limits.kept_output_bytes,
             cancellation=deadline.cancellation,
-            watch=LimitWatch(self._limits, layer.written_folders),
+            watch=LimitWatch(self._limits, layer.written_folders, reports.stat().st_mtime_ns),
         )
         if done.exit_code == _LAYER_FAILED and layer.kind == "overlay" and not layer.entered.exists():
             reason = done.output.decode(errors="replace").strip() or "no reason given"

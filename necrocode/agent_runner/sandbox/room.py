@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner.sandbox import kernel
+from necrocode.agent_runner.sandbox.visible import HOST_NAME
 
 if TYPE_CHECKING:
     from necrocode.agent_runner.sandbox.request import Overlay, Request
@@ -34,6 +36,7 @@ def leave_namespaces(request: Request) -> None:
         _mount_overlay(overlay, request)
     if request.wall == "sandlock":
         kernel.unshare("pid", "ipc", "uts", *(() if request.has_network else ("net",)))
+        socket.sethostname(HOST_NAME)
         if not request.has_network:
             kernel.start_loopback()
 
@@ -52,7 +55,7 @@ def enter_room(request: Request) -> None:
     for path in request.readable:
         _show(path, room + path, _READ_ONLY)
     for path, source in request.replaced.items():
-        _show(source, room + path, _READ_ONLY)
+        _show(source, room + path, _READ_ONLY, replaces=True)
     _make_devices(f"{room}/dev", request.shared_memory_bytes)
     _make_folder(f"{room}/proc")
     if request.wall == "sandlock":
@@ -83,13 +86,16 @@ def _mount_overlay(overlay: Overlay, request: Request) -> None:
         kernel.mount(overlay.empty, str(git), flags=kernel.MS_BIND)
 
 
-def _show(source: str, target: str, attributes: int) -> None:
-    """Bind a file or folder to a place in the room, or make the symlink that it is; what is missing is left out."""
+def _show(source: str, target: str, attributes: int, *, replaces: bool = False) -> None:
+    """Bind a file or folder to a place in the room, or make the symlink that it is; what is missing is left out.
+
+    A file that is shown there already stays, unless this one ``replaces`` it.
+    """
     try:
         mode = os.lstat(source).st_mode
     except OSError:
         return
-    if os.path.lexists(target) and not stat.S_ISDIR(mode):
+    if os.path.lexists(target) and not stat.S_ISDIR(mode) and not replaces:
         return
     if stat.S_ISLNK(mode):
         _make_folder(os.path.dirname(target))
@@ -97,7 +103,7 @@ def _show(source: str, target: str, attributes: int) -> None:
         return
     if stat.S_ISDIR(mode):
         _make_folder(target)
-    else:
+    elif not os.path.lexists(target):
         _make_folder(os.path.dirname(target))
         os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
     kernel.mount(source, target, flags=kernel.MS_BIND | kernel.MS_REC)

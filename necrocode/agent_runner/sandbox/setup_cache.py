@@ -47,13 +47,18 @@ class SetupCache:
     def kept(self, key: str, fill: Fill, deadline: Deadline) -> Iterator[Path]:
         """The folder of the key, made by ``fill`` where there is none; it stays as long as the context lasts.
 
-        One that is larger than ``max_bytes`` is not kept for others. Raises what ``fill`` raises, ``OSError``, and what
+        One that is larger than ``max_bytes`` is not kept for others. With ``max_bytes`` 0 nothing that is there is
+        used, and all that nobody uses is removed. Raises what ``fill`` raises, ``OSError``, and what
         :meth:`Deadline.check` raises where another run is still at it when the time is up.
         """
         key = f"{key}-{int(self.clock.now().timestamp() // MAX_AGE.total_seconds())}"
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with ExitStack() as stack:
-            yield self._found(key, fill, deadline, stack)
+            if self.max_bytes:
+                yield self._found(key, fill, deadline, stack)
+            else:
+                self._sweep()
+                yield stack.enter_context(self.scratch(fill))
 
     @contextmanager
     def scratch(self, fill: Fill) -> Iterator[Path]:
@@ -107,7 +112,7 @@ class SetupCache:
         now, taken = self.clock.now().timestamp(), 0
         for used_at, size, key in sorted(self._entries(), reverse=True):
             taken += size
-            if taken > self.max_bytes or now - used_at > MAX_AGE.total_seconds():
+            if taken > self.max_bytes or not self.max_bytes or now - used_at > MAX_AGE.total_seconds():
                 taken -= size if self._is_removed(key) else 0
 
     def _entries(self) -> Iterator[tuple[float, int, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,10 +24,12 @@ _ETC = (
     "timezone",
 )  # fmt: skip
 _MAX_LINKS = 40  # as the kernel follows
-_NETWORK_ETC = ("hosts", "resolv.conf")
+_HOSTS = Path("/etc/hosts")
+_RESOLVER = Path("/etc/resolv.conf")
+HOST_NAME = "sandbox"
+"""What the machine is called, as commands see it."""
 USERS = "root:x:0:0:root:/nonexistent:/usr/sbin/nologin\nrunner:x:{user}:{group}:runner:{home}:/bin/sh\n"
 GROUP = "root:x:0:\nrunner:x:{group}:\n"
-HOSTS = "127.0.0.1 localhost sandbox\n::1 localhost sandbox\n"
 
 
 def readable_paths(extra: Sequence[str], *, hidden: Sequence[Path]) -> tuple[str, ...]:
@@ -54,9 +57,27 @@ def readable_paths(extra: Sequence[str], *, hidden: Sequence[Path]) -> tuple[str
 
 
 def network_files() -> dict[str, str]:
-    """What is needed to find hosts by name, where there is a network: path as shown, and the file itself."""
-    paths = [Path("/etc", name) for name in _NETWORK_ETC]
-    return {str(path): str(path.resolve()) for path in paths if path.exists()}
+    """What is needed to ask for hosts by name, where there is a network: path as shown, and the file itself."""
+    return {str(_RESOLVER): str(_RESOLVER.resolve())} if _RESOLVER.exists() else {}
+
+
+def hosts(*, has_network: bool) -> str:
+    """The hosts that are known by name: the command's own, and with a network those that the machine knows."""
+    known = "127.0.0.1 localhost\n::1 localhost\n"
+    if has_network:
+        with suppress(OSError):
+            known = _HOSTS.read_text(errors="replace").rstrip("\n") + "\n"
+    return f"{known}127.0.0.1 {HOST_NAME}\n::1 {HOST_NAME}\n"
+
+
+def refused_hooks() -> list[str]:
+    """Files of pyenv's that make it write among its own after each pip install, and fail: commands may not write there.
+
+    Without them it does not try.
+    """
+    shims = [Path(folder) for folder in _folders_on_path() if Path(folder).name == "shims"]
+    found = [shim.parent / "pyenv.d/exec/pip-rehash.bash" for shim in shims]
+    return [os.path.realpath(path) for path in found if path.is_file()]
 
 
 def make_rustup_home(folder: Path) -> bool:
@@ -73,8 +94,17 @@ def make_rustup_home(folder: Path) -> bool:
     return True
 
 
+def home_folders() -> list[Path]:
+    """The user's home folder; none: a user without an entry in passwd may have no such thing."""
+    try:
+        return [Path.home()]
+    except RuntimeError:
+        return []
+
+
 def _rustup_folder() -> Path:
-    return Path(os.environ.get("RUSTUP_HOME") or Path.home() / ".rustup")
+    named = os.environ.get("RUSTUP_HOME")
+    return Path(named) if named else next(iter(home_folders()), Path("/nonexistent")) / ".rustup"
 
 
 def _python_folders() -> list[str]:

@@ -6,6 +6,8 @@ import os
 import signal
 from typing import TYPE_CHECKING, NoReturn
 
+from necrocode.agent_runner.sandbox.visible import HOST_NAME
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -83,7 +85,7 @@ def bwrap_options(request: Request) -> list[str]:
     options = [
         "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try",
         *(() if request.has_network else ("--unshare-net",)),
-        "--disable-userns", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--hostname", "sandbox",
+        "--disable-userns", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--hostname", HOST_NAME,
     ]  # fmt: skip
     # A room shows what it should already, and as it should; without one bwrap makes it.
     options += ["--bind", "/", "/"] if request.has_own_root else _shown(request)

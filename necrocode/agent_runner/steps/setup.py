@@ -20,6 +20,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from necrocode.agent_runner._text import one_line
 from necrocode.agent_runner.errors import ChangedSetupError, SetupError, TestExecutionError
 from necrocode.agent_runner.sandbox.kept import made_fit
 from necrocode.agent_runner.sandbox.setup_cache import SetupCache
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.config import RunnerConfig
     from necrocode.agent_runner.models import TaskContext
     from necrocode.agent_runner.protocols import Sandbox
-    from necrocode.agent_runner.test_results import TestResult
+    from necrocode.agent_runner.test_results import StopReason, TestResult
     from necrocode.agent_runner.workspace import Workspace
 
 DEPENDENCY_FILES = (
@@ -63,6 +64,16 @@ _TOOLS = (
 )  # fmt: skip
 _FORMAT = 1
 _TOLD_CHARACTERS = 2_000
+_TOLD_LINES, _LINE_CHARACTERS = 3, 200
+_BASE_HINT = "Mend setup_commands, or what they need (setup_network, test_environment, sandbox_read_paths)."
+_LIMIT_SETTINGS: dict[StopReason, str] = {
+    "timeout": "the task's timeout_seconds",
+    "cpu-limit": "max_test_cpu_seconds",
+    "oom": "max_test_memory_bytes",
+    "process-limit": "max_test_processes",
+    "output-limit": "max_test_output_bytes",
+    "disk-limit": "max_test_file_bytes or max_test_disk_bytes",
+}
 
 
 class Setups:
@@ -184,16 +195,27 @@ class Setups:
         ]
         failed = masked(shown[-1], self._redactor.text)
         told = failed.output.strip()[-_TOLD_CHARACTERS:]
-        what = f"`{failed.command}` {ending(failed)}" + (f":\n{told}" if told else "")
+        self._on_note(f"set-up: `{failed.command}` {ending(failed)}; its output ends so:\n{told}")
+        what = f"`{one_line(failed.command)[:_LINE_CHARACTERS]}` {ending(failed)}{_last_lines(failed.output)}"
+        limit = _LIMIT_SETTINGS.get(failed.stopped_by) if failed.stopped_by else None
+        hint = None if limit is None else f"Raise {limit}, or have setup_commands need less."
         if self.key(tree) == self.key(self._base_tree):
             return SetupError(
                 f"The set-up of the tests fails before any change: {what}",
-                hint="Mend setup_commands, or what they need (setup_network, test_environment, sandbox_read_paths).",
+                hint=hint or _BASE_HINT,
             )
         feedback = failure_feedback(result.model_copy(update={"commands": (failed,)}), None)
         return ChangedSetupError(
-            f"The set-up of the tests fails with the dependencies that the change names: {what}", feedback=feedback
+            f"The set-up of the tests fails with the dependencies that the change names: {what}",
+            feedback=feedback,
+            hint=hint,
         )
+
+
+def _last_lines(output: str) -> str:
+    """What a command said last, on one line and with a colon before it; empty: it said nothing."""
+    lines = [one_line(line)[-_LINE_CHARACTERS:] for line in output.splitlines() if line.strip()]
+    return f": {' | '.join(lines[-_TOLD_LINES:]).removesuffix('.')}." if lines else ""
 
 
 def _machine(environment: Mapping[str, str]) -> list[object]:
