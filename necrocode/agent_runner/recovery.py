@@ -81,16 +81,15 @@ def _work_in(git: Git, path: Path) -> Iterator[KeptWork]:
             )
 
 
-def chosen_work(works: Iterable[KeptWork], run_id: str, answer: int | None = None) -> KeptWork:
+def chosen_work(
+    works: Iterable[KeptWork], run_id: str, answer: int | None = None, *, hint: str | None = None
+) -> KeptWork:
     """A run's commit of this answer (None: the last); ``ConfigurationError`` when there is none."""
     of_run = [work for work in works if work.run_id == run_id]
     fitting = [work for work in of_run if answer in {None, work.answer}]
     if not fitting:
         what = f"answer {answer} of the run {run_id!r}" if of_run else f"the run {run_id!r}"
-        raise ConfigurationError(
-            f"No work of {what} is kept here.",
-            hint="necrocode recover lists what is; --repository looks elsewhere too.",
-        )
+        raise ConfigurationError(f"No work of {what} is kept here.", hint=hint)
     return max(fitting, key=lambda work: work.answer)
 
 

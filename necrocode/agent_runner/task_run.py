@@ -71,7 +71,10 @@ class TaskRun:
         self._services = services
         playbook = load_playbook(record.task)
         self._header = header_of(record.task, playbook, config, services.redactor)
-        self._journal = journal or services.journals.found(self._header, on_note=record.log) or Journal(record.run_id)
+        self._overtaken: tuple[str, ...] = ()
+        if journal is None:
+            journal, self._overtaken = services.journals.found(self._header, on_note=record.log)
+        self._journal = journal or Journal(record.run_id)
         try:
             self._set_up(playbook, budget)
         except BaseException:
@@ -135,7 +138,12 @@ class TaskRun:
             self._reporter = self._new_reporter()
             return False
         self.record.restore(result, tests if isinstance(tests, TestResult) else None)
+        self._supersede()
         return True
+
+    def _supersede(self) -> None:
+        """Only a run that has begun takes the place of others: one that could not leaves them to be gone on with."""
+        self._services.journals.supersede(self._overtaken, on_note=self.record.log)
 
     def _status_in_registry(self) -> str | None:
         """The task's; None where the registry does not say."""
@@ -183,6 +191,7 @@ class TaskRun:
             self._begin_journal()
             self._take_task()
             self._reporter.started()
+            self._supersede()
             self._services.flusher.start(own_run=self.record.run_id)
             if not self._journal.is_resumed:  # what a resumed run has paid for already may be all that it needs
                 self._budget.check_room()

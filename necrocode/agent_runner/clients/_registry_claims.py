@@ -195,7 +195,7 @@ def _refuse_live_lease(row: Row, now: datetime) -> None:
         raise TaskLeasedError(
             f"Task {row['task_id']} of spec {row['spec_name']} is held by {row['lease_holder']} until"
             f" {row['lease_expires_at']:%Y-%m-%dT%H:%M:%SZ}, or longer if that run goes on.",
-            hint="Run it again later, or cancel the task first.",
+            hint="Run it again later, or with the lease of whoever has claimed it, or cancel the task first.",
             status_code=409,
         )
 

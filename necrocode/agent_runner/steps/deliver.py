@@ -8,6 +8,7 @@ one of them was made under a newer claim on the task: then this runner was overt
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,6 +75,8 @@ def deliver(
         check()
         if remote is not None:  # first of all: what was not pushed must not look delivered here
             delivery.push(remote)
+            if not stays_here:
+                delivery.note_pushed()
         if stays_here:
             repository.move_ref(delivery.ref, commit, expected=tip, deadline=deadline)
         if workspace.is_brought:
@@ -163,6 +166,12 @@ class _Delivery:
             if expected:
                 self._check_replaceable(expected)
             self.check_hold()
+
+    def note_pushed(self) -> None:
+        """Have the mirror know at once, as its next fetch would, where the branch is: `necrocode recover` tells it."""
+        with suppress(RunnerError):  # it is delivered all the same
+            tracking = f"refs/remotes/origin/{self.branch}"
+            self.repository.run("update-ref", tracking, self.implementation.commit, deadline=self.deadline)
 
     def _remote_tip(self, remote: str) -> str:
         """The commit that the branch is at over there, with its history fetched; empty where it is not there."""
