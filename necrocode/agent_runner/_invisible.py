@@ -1,9 +1,9 @@
 """Characters that people do not see and models read: taken out of what people wrote, told of where bytes must stay.
 
 What decides how visible characters look stays where it does so: a joiner within scripts that use it or between emoji,
-one variation selector after an emoji or symbol, the flags of England, Scotland and Wales, the blank within Braille.
-All other characters of
-Unicode's ``Default_Ignorable_Code_Point`` go, as do controls, soft hyphens, fillers and marks of direction.
+one variation selector after an emoji or symbol, the flags of England, Scotland and Wales, the blank within Braille,
+what puts hieroglyphs together, Syriac's line above an abbreviation. All other characters of Unicode's
+``Default_Ignorable_Code_Point`` go, as do controls, soft hyphens, fillers and marks of direction.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 _LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 _SUSPECTS = re.compile(
-    "[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e"
-    "\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u070f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e"
+    "\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U00013430-\U00013455\U0001bca0-\U0001bca3"
+    "\U0001d173-\U0001d17a"
     "\U000e0000-\U000e0fff]"
 )
 _FLAGS = re.compile("\U0001f3f4\U000e0067\U000e0062(?:\U000e0065\U000e006e\U000e0067|\U000e0073\U000e0063\U000e0074|"
                     "\U000e0077\U000e006c\U000e0073)\U000e007f")  # fmt: skip
 _BRAILLE_BLANK = "\u2800"
+_SYRIAC_LINE = "\u070f"
 _ZWNJ, _ZWJ, _EMOJI_SELECTORS = "\u200c", "\u200d", "\ufe0e\ufe0f"
 # Blocks of the scripts whose letters join or stack, and which have both joiners in their spelling: Arabic, Syriac,
 # N'Ko, Mandaic; those of India; Sinhala, Tibetan, Myanmar, Khmer, Mongolian, Balinese; Arabic's further forms.
@@ -38,7 +40,12 @@ def visible(text: str) -> str:
     """The text without what nobody sees; unusual line ends become newlines. Time is linear in its length."""
     if _is_plain(text):
         return text
-    return "".join(_kept(_LINE_ENDS.sub("\n", text)))
+    return "".join(_replaced(_LINE_ENDS.sub("\n", text), lambda _character: ""))
+
+
+def invisible_replaced(text: str, stand_in: Callable[[str], str]) -> str:
+    """The text with what ``stand_in`` gives for each character that nobody sees; unusual line ends are such."""
+    return text if _is_plain(text) else "".join(_replaced(text, stand_in))
 
 
 def invisible_in(texts: Iterable[str]) -> Counter[str]:
@@ -67,7 +74,7 @@ def _is_plain(text: str) -> bool:
     return _SUSPECTS.search(text) is None
 
 
-def _kept(text: str) -> Iterator[str]:
+def _replaced(text: str, stand_in: Callable[[str], str]) -> Iterator[str]:
     position, before = 0, ""
     flags = {place for found in _FLAGS.finditer(text) for place in range(*found.span())}
     for found in _SUSPECTS.finditer(text):
@@ -77,6 +84,8 @@ def _kept(text: str) -> Iterator[str]:
         if place in flags or _shapes_what_is_seen(found[0], before, text[place + 1 : place + 2]):
             seen += found[0]
             before = (before + found[0])[-2:]
+        else:
+            seen += stand_in(found[0])
         yield seen
         position = place + 1
     yield text[position:]
@@ -94,6 +103,14 @@ def _shapes_what_is_seen(character: str, before: str, after: str) -> bool:
         return _joins(last) and _joins(after)
     if character in _EMOJI_SELECTORS:
         return _is_symbol(last) or (bool(last) and last in "0123456789#*\u203c\u2049\u2139\u3030\u303d")
+    return _shapes_its_script(character, last, after)
+
+
+def _shapes_its_script(character: str, last: str, after: str) -> bool:
+    if character == _SYRIAC_LINE:
+        return "\u0710" <= after <= "\u074f"
+    if "\U00013430" <= character <= "\U00013455":  # of hieroglyphs, whose block they part
+        return any("\U00013000" <= one < "\U00013430" or "\U00013455" < one <= "\U000143fa" for one in (last, after))
     return "\u180b" <= character <= "\u180f" and character != "\u180e" and "\u1820" <= last <= "\u18aa"
 
 

@@ -48,6 +48,7 @@ _PORTS = {"https": 443, "http": 80, "ssh": 22, "git": 9418}
 _NO_HOST = re.compile(r"-|$|.*[\s<>\"{}|^`]")
 _BRACKETED = re.compile(r"(?:[^/:@]*@)?\[")
 _SCP_LIKE = re.compile(r"(?:[^/:\[]*@)?(?:\[(?P<bare>[^/\]]*)\]|(?P<host>[^/:]*)):(?P<path>.*)", re.DOTALL)
+_URL_USER = re.compile(r"(?i)(https?://)[^/?#\s'\"]{1,1024}@")
 _CLASS = re.compile(r"\[!?\]?[^\]]*\]")  # as fnmatch has it
 _BRANCH_FORBIDDEN = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//")
 
@@ -91,7 +92,7 @@ def check_branch_name(name: str) -> str:
 def _refuse_invisible(name: str) -> None:
     """Two names that look like one are a trap."""
     if hidden := invisible_in([f" {name}"]):
-        raise ValueError(f"{visible(name)!r} holds characters that nobody sees: {told(hidden)}")
+        raise ValueError(f"{_shown_path(visible(name))} holds characters that nobody sees: {told(hidden)}")
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,11 @@ class Remote:
     path: str = ""
     spelled: str = field(default="", compare=False)
     """Host and port as the URL has them, in its letters; empty where it is none."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder of this machine."""
+        return self.protocol == "file"
 
     @property
     def port_or_default(self) -> int:
@@ -164,6 +170,11 @@ def _remote_of_place(url: str) -> Remote:
         host, _, digits = host.partition(":")
         port = int(digits) if digits.isascii() and digits.isdigit() else 0
     return Remote("ssh", host.lower(), port, found["path"])
+
+
+def mask_users(text: str) -> str:
+    """The text with ``***`` for each user in an http or https URL: many hosts take a token there."""
+    return _URL_USER.sub(r"\1***@", text)
 
 
 def check_host(entry: str) -> str:
@@ -237,8 +248,10 @@ def check_path_inside(path: str) -> str:
 
 
 def check_change_path(path: str) -> str:
-    """A path inside a repository that is safe on every file system: for files that are not there yet."""
-    for component in check_path_inside(path).split("/"):
+    """A path inside a repository that is safe on every file system, and seen as it is: for files not there yet."""
+    check_path_inside(path)
+    _refuse_invisible(path)
+    for component in path.split("/"):
         if component.endswith((" ", ".")) or _WINDOWS_FORBIDDEN.search(component) or _WINDOWS_DEVICE.match(component):
             raise ValueError(
                 f"{_shown_path(path)} has a part that some file systems cannot hold or read as something else"

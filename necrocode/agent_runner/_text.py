@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from typing import TYPE_CHECKING
+
+from necrocode.agent_runner._invisible import invisible_replaced
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LONGEST_SHOWN = 4000
 """How many characters of somebody else's text an error, a warning or a line on a terminal holds."""
 # What moves a terminal's cursor, changes its colours or title, turns the reading order around (Unicode TR 9, "Bidi
-# Control" characters), or is not seen at all: C0 but tab and newline, DEL, C1, soft hyphen, spaces without width, line
-# and paragraph separators, bidi controls, invisible operators, annotations, tags, lone surrogates.
+# Control" characters), or is not seen at all wherever it stands: C0 but tab and newline, DEL, C1, soft hyphen, spaces
+# without width, line and paragraph separators, bidi controls, invisible operators, annotations, tags, lone surrogates.
 _UNSHOWABLE = re.compile(
     "[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e0fff]"
@@ -26,14 +32,14 @@ _REPLACEMENT = "\ufffd"
 
 
 def shown(text: str, limit: int = LONGEST_SHOWN) -> str:
-    """The text as a terminal may have it: control characters written out, the middle of a long one left out.
+    """The text as a terminal may have it: controls and what nobody sees written out, the middle of a long one left out.
 
     At most ``limit`` characters of the text itself are kept. Newlines and tabs stay.
     """
     if len(text) > limit:
         left_out = len(text) - limit
         text = f"{text[: limit - limit // 2]} [... {left_out} characters left out ...] {text[len(text) - limit // 2 :]}"
-    return _UNSHOWABLE.sub(lambda found: _written_out(found[0]), text.replace("\r\n", "\n"))
+    return _shown(text.replace("\r\n", "\n"), _written_out)
 
 
 def plain(text: str) -> str:
@@ -48,7 +54,7 @@ def written_out(text: str) -> str:
 
 def shown_json(text: str) -> str:
     """JSON in which those characters stand as escapes, as a terminal may have it; its meaning stays."""
-    return _UNSHOWABLE.sub(lambda found: json.dumps(found[0])[1:-1], text)
+    return _shown(text, lambda character: json.dumps(character)[1:-1])
 
 
 def one_line(text: str) -> str:
@@ -64,6 +70,10 @@ def inert(text: str) -> str:
 def inert_json(text: str) -> str:
     """The same for JSON, whose meaning stays; as a terminal may have it, too."""
     return _COMMAND.sub(r"#\\u0023", shown_json(text))
+
+
+def _shown(text: str, stand_in: Callable[[str], str]) -> str:
+    return _UNSHOWABLE.sub(lambda found: stand_in(found[0]), invisible_replaced(text, stand_in))
 
 
 def _written_out(character: str) -> str:

@@ -82,6 +82,7 @@ REFUSED_PATHS = {
     ],
     "git's folder by an ntfs stream or a backslash": [".git::$INDEX_ALLOCATION/x", ".git\\config"],
     "git's folder with a character that hfs+ ignores": [".g\u200cit/config"],
+    "characters that nobody sees": ["setup\u200b.py", "photo\u202egpj.py", ".git\u200b/config", "a/\u3164"],
     "nul, newline, control characters": ["a\0b", "a\nb", "a\x1bb", "a\x7f"],
     "a path of 4096 characters, a part of 256 bytes": ["x/" * 2048 + "x", "x" * 256],
     "a parent that is a symlink": ["folder_link/x", "link/x"],

@@ -19,6 +19,7 @@ from necrocode.agent_runner._names import (
     expand_home,
     fold_name,
     has_control_character,
+    mask_users,
     slug,
     task_branch,
 )
@@ -226,6 +227,22 @@ def test_an_ordinary_path_is_taken(path: str) -> None:
     assert check_change_path(path) == path
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["setup\u200b.py", "photo\u202egpj.py", ".git\u200b/config", ".git\xad/config", ".git\u2060/x", "\u200b.py",
+     "a/\u3164", "\ufeffa", ".github\u200c/workflows/x.yml", "ad\u200dmin.py", "a\U000e0041"],
+)  # fmt: skip
+def test_a_new_name_with_characters_that_nobody_sees_is_refused(path: str) -> None:
+    assert check_path_inside(path) == path
+    with pytest.raises(ValueError, match=r"nobody sees: U\+[0-9A-F]{4,5}$"):
+        check_change_path(path)
+
+
+@pytest.mark.parametrize("path", ["می\u200cخواهم.txt", "क्\u200dष.md", "👩\u200d💻.md", "❤\ufe0f.md"])
+def test_a_new_name_may_hold_what_its_script_needs(path: str) -> None:
+    assert check_change_path(path) == path
+
+
 @QUICK
 @given(st.lists(st.sampled_from([*"ab.gGiItT~1/\\ :\u200c\n", ".git", "../"]), max_size=10).map("".join))
 def test_an_accepted_path_stays_inside_and_out_of_git(path: str) -> None:
@@ -298,3 +315,15 @@ def test_a_url_that_git_takes_to_another_place_than_it_seems_is_refused(url: str
 def test_a_file_url_of_this_machine_is_taken() -> None:
     for url in ("file:///srv/a.git", "file://localhost/srv/a.git", "https://host/a%20b.git"):
         assert check_repository_url(url) == url
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("HTTPS://t0ken@host/r", "HTTPS://***@host/r"),
+        ("'http://t0ken@host:1/r', https://me:t0ken@host", "'http://***@host:1/r', https://***@host"),
+        ("https://host/a@b ssh://git@host/r git@host:r", "https://host/a@b ssh://git@host/r git@host:r"),
+    ],
+)
+def test_the_user_of_a_web_address_is_masked(text: str, shown: str) -> None:
+    assert mask_users(text) == shown

@@ -98,6 +98,38 @@ def test_base64_is_masked_wherever_in_it_the_secret_stands(before: bytes, secret
             assert masked == encoded[:start] + MASK + encoded[end:]
 
 
+def wrapped(text: str, width: int, between: str) -> str:
+    return between.join(text[start : start + width] for start in range(0, len(text), width))
+
+
+@pytest.mark.parametrize("between", ["\n", "\r\n", "\n    ", "\\n", "\\r\\n"])
+@pytest.mark.parametrize("before", [b"", b"remote: ", b"x" * 40])
+def test_encodings_are_masked_over_line_ends_and_blanks(between: str, before: bytes) -> None:
+    secret = "operator-token-" + "0123456789-aBcD-" * 6
+    data = before + secret.encode() + b" after\n"
+    for text in (
+        wrapped(base64.b64encode(data).decode(), 76, between),
+        wrapped(base64.b64encode(data).decode(), 7, between),
+        wrapped(data.hex(), 60, between),
+        wrapped(data.hex().upper(), 2, " "),
+        wrapped(wrapped(data.hex(), 2, " "), 48, between),
+        wrapped(data.decode(), 20, between),
+        data.hex(":"),
+    ):
+        bare = re.sub(r"\\[nr]|[\s:]", "", text)
+        left = re.sub(r"\\[nr]|[\s:]", "", Redactor((SECRET, secret)).text(text))
+        first, _, last = left.partition(MASK)
+        assert bare.startswith(first)
+        assert bare.endswith(last)
+        assert len(bare) - len(first) - len(last) >= len(secret)
+
+
+def test_blanks_between_ordinary_words_make_no_secret_of_them() -> None:
+    redactor = Redactor(("teapot", "a longer pass phrase"))
+    assert redactor.text("tea\npot") == "tea\npot"
+    assert redactor.text("tea pot; a longer  pass\nphrase; end: x\n") == f"tea pot; {MASK}; end: x\n"
+
+
 def test_a_long_text_is_masked_as_its_lines_are() -> None:
     redactor = Redactor((SECRET, "two\nlines"))
     one_line = Redactor((SECRET,))
@@ -133,6 +165,18 @@ def test_well_known_keys_are_masked(key: str) -> None:
     [
         ("https://me:p4ss@host/r", "https://me:***@host/r"),
         ("clone https://:p4ss@host", "clone https://:***@host"),
+        ("https://me:p@ss@host.x/r", "https://me:***@host.x/r"),
+        ("https://me:p4/ss@host/r", "https://me:***@host/r"),
+        ("https://me:p@s/s@host.x", "https://me:***@host.x"),
+        (f"https://{'u' * 300}:{'p' * 300}@host", f"https://{'u' * 300}:***@host"),
+        ("https://me@mail.com:p4ss@host.x", "https://me@mail.com:***@host.x"),
+        ("git+https://me:p4ss@host.x/r.git@v1,https://b:c@d", "git+https://me:***@host.x/r.git@v1,https://b:***@d"),
+        (r'"https:\/\/me:p4ss@host\/r"', r'"https:\/\/me:***@host\/r"'),
+        ("https://abcdef0123456789abcdef:x@host", "https://***:***@host"),
+        ("https://abcdef0123456789abcdef@host", "https://***@host"),
+        ("Authorization: token abc", "Authorization: token ***"),
+        ("('Authorization', 'Bearer abc')", "('Authorization', 'Bearer ***')"),
+        ("(b'Authorization', b'Basic abc')", "(b'Authorization', b'Basic ***')"),
         ("Authorization: Bearer abc.def-ghi", "Authorization: Bearer ***"),
         ("authorization:basic YWJjOmRlZg==\nnext", "authorization:basic ***\nnext"),
         ("{'Authorization': 'Bearer abc'}", "{'Authorization': 'Bearer ***'}"),
@@ -146,7 +190,9 @@ def test_passwords_in_urls_and_headers_are_masked(text: str, masked: str) -> Non
 
 @pytest.mark.parametrize(
     "text",
-    ["", "risk-free", "sk-short", "AKIA", "xoxo", "https://host:80/a@b", "git@host:a/b", "ssh://git@host/r",
+    ["", "risk-free", "sk-short", "AKIA", "xoxo", "https://host:80/a@b", "http://[::1]:80/a@b", "https://host.x:80?a=b@c",
+     "https://host/a:b@c", "-----BEGIN PRIVATE KEY-----", "-----BEGIN PRIVATE KEY----- it is",
+     "git@host:a/b", "ssh://git@host/r",
      "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----", "authorization is needed", "日本語 ~ *** ~"],
 )  # fmt: skip
 def test_ordinary_text_is_left_alone(text: str) -> None:
@@ -229,11 +275,36 @@ BEGIN, END = "-----BEGIN PRIVATE KEY-----", "-----END PRIVATE KEY-----"
         (f"{END} a {BEGIN}\nMIIB\n{END}", f"{END} a {MASK}"),
         ("-----BEGIN EC PRIVATE KEY-----END EC PRIVATE KEY-----BEGIN PRIVATE KEY-----x" + END, MASK + MASK),
         (f"{BEGIN}\nnever ended", f"{BEGIN}\nnever ended"),
+        (f"a {BEGIN}\n{'MIIB' * 16}\nabcd==\n\n[end]", f"a {MASK}[end]"),
+        (f"{BEGIN}\\n{'MIIB' * 16}\\nabcd==", MASK),
+        (f"{BEGIN}\n{'MIIB' * 5}\n{BEGIN}\n{'MIIB' * 5}", MASK * 2),
+        (f"{BEGIN}\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,AB\n\n{'MIIB' * 16}", MASK),
+        ("-----BEGIN PGP PRIVATE KEY BLOCK-----\nlQdG\n-----END PGP PRIVATE KEY BLOCK-----", MASK),
         ("-----BEGIN PUBLIC KEY-----\nx\n-----END PUBLIC KEY-----",) * 2,
     ],
 )
 def test_key_blocks_are_masked_from_their_beginning_to_the_next_end(text: str, masked: str) -> None:
     assert Redactor().text(text) == masked
+
+
+TELLING = [*KEYS.values(), *"-:@/ \n\\'\"", "a", "a-" * 10, "://", ":\\/\\/", "eyJ", ".eyJ", BEGIN, END, "A1b2C3d4" * 3]
+TELLING += [
+    "authorization",
+    ": ",
+    "bearer ",
+    SECRET,
+    base64.b64encode(SECRET.encode()).decode()[:20],
+    "70 34 73 73 2f ",
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(TELLING), min_size=1, max_size=5).map("".join), st.sampled_from(TELLING))
+def test_no_mixture_takes_longer_than_its_length_says(repeated: str, last: str) -> None:
+    text = repeated * (100_000 // len(repeated)) + last
+    started = time.process_time()
+    Redactor((SECRET, "secret-and-more")).text(text)
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize(
@@ -243,20 +314,22 @@ def test_key_blocks_are_masked_from_their_beginning_to_the_next_end(text: str, m
         "A ", "PRIVATE KEY-----", "sk-", "sk-a ", "ghp_", "ghp_" + "a" * 35 + " ", "github_pat_", "glpat-", "AKIA",
         "xoxb-", "://a@", "://:", "://a:", ":", "://" + "a" * 255 + ":", "@", "authorization", "authorization: ",
         "authorization ", "authorization: bearer ", 'authorization:\\"basic ', " ", "\\", '"', "secret",
+        "eyJ" + "a-" * 10, "-eyJ", "eyJ" + "a" * 10 + ".", ".eyJ" + "a" * 10, f"-AKIA{'A' * 16}-eyJ", "xoxb-eyJ ",
     ],
 )  # fmt: skip
 def test_masking_takes_time_in_proportion_to_the_length(piece: str) -> None:
-    """Two million characters; each of these took minutes, or would, with a pattern that looks ahead from everywhere."""
-    size = 2_000_000
+    """Each of these took minutes, or would, with a pattern that looks ahead from everywhere."""
+    size = 500_000
     redactor = Redactor((SECRET, "secret-and-more"))
     for text in (
         piece * (size // len(piece)),
         "authorization" + piece * (size // len(piece)) + "://x:y@z sk-",
         f"{BEGIN}\n" + piece * (size // len(piece)),
+        piece * (size // len(piece)) + ".eyJ",
     ):
         started = time.process_time()
         redactor.text(text)
-        assert time.process_time() - started < 5
+        assert time.process_time() - started < 2
 
 
 def test_what_a_run_masks_includes_the_secret_headers_of_its_model(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from necrocode.agent_runner._text import inert, inert_json, is_writable, shown, 
         ("\u2066a\u2069\u200f\u061c", "\\u2066a\\u2069\\u200f\\u061c"),
         ("\ud800", "\\ud800"),
         ("\0", "\\x00"),
+        ("ad\u200cmin\u200d \U0001bca0\U0001d173\u3164", "ad\\u200cmin\\u200d \\U0001bca0\\U0001d173\\u3164"),
+        ("می\u200cخواهم 👩\u200d💻", "می\u200cخواهم 👩\u200d💻"),
     ],
 )
 def test_what_steers_a_terminal_is_written_out(text: str, expected: str) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -343,6 +344,36 @@ def test_lines_that_are_no_events_stay_in_the_text() -> None:
     cases, text = parse_go("\n".join([*odd, event, '{"Action":"output","Package":"p","Output":"ok\\n"}']).encode())
     assert statuses(cases) == {"p.T": "passed"}
     assert "warning: x\n" in text
+
+
+# --- reports that are small and would become large
+
+
+def test_names_around_many_cases_are_bounded_and_different_ones_stay_different() -> None:
+    suites = "".join(f'<testsuite name="{"n" * 2000}">' for _ in range(90))
+    cases = "".join(f'<testcase classname="test" name="{number}"/>' for number in range(500))
+    other = f'<testsuite name="{"m" * 2000}"><testcase classname="test" name="1"/></testsuite>'
+    read = parse_junit([f"<testsuites>{suites}{cases}{'</testsuite>' * 90}{other}</testsuites>".encode()])
+    assert len(read) == 501
+    assert sum(len(case.name) for case in read) < 501 * 30
+    report = {"name": "f" * 200_000, "assertionResults": [{"status": "passed", "title": str(n)} for n in range(500)]}
+    told = parse_jest(json.dumps({"testResults": [report]}).encode(), "")
+    assert len(told) == 500
+    assert sum(len(case.name) for case in told) < 500 * 30
+
+
+def test_more_elements_or_lines_than_any_report_has_are_not_read() -> None:
+    with pytest.raises(UnreadableReport, match="elements"):
+        parse_junit([b"<testsuite>" + b"<a/>" * 500_001 + b"</testsuite>"])
+    with pytest.raises(UnreadableReport, match="lines"):
+        parse_go(b"\n" * 500_001)
+
+
+def test_lines_that_are_no_events_cost_little() -> None:
+    started = time.process_time()
+    with pytest.raises(UnreadableReport, match="no events"):
+        parse_go(b"\n" * 400_000)
+    assert time.process_time() - started < 2
 
 
 any_text = st.text(alphabet=st.sampled_from('abT(). ...\n=-:"<>/&;{}[],\x1b\r01FAILEDokruns日\ud800'), max_size=300)

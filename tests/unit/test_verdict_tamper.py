@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from necrocode.agent_runner.verdict.tamper import tamper_report, tampered_paths
+from necrocode.agent_runner.verdict.tamper import protected_files, tamper_report, tampered_paths
+
+POM = "<project xmlns='http://maven.apache.org/POM/4.0.0'><version>2</version><dependencies/>{}</project>"
 
 TESTS = [
     "tests/test_a.py",
@@ -45,6 +47,9 @@ CONFIGURATION = [
     ".mvn/maven.config",
     ".npmrc",
     "node_modules/jest/index.js",
+    "vite.config.ts",
+    ".pytest.toml",
+    "crates/x/build.rs",
 ]
 # Where the base has none of that name.
 SHADOWS = [
@@ -69,7 +74,18 @@ CI = [
     ".pre-commit-config.yaml",
     "sub/.github/workflows/x.yml",
     "bitbucket-pipelines.yml",
+    ".drone.jsonnet",
+    ".drone.yaml",
+    "cloudbuild.yml",
+    "buildspec.yaml",
+    ".cirrus.star",
+    ".tekton/pull.yaml",
+    ".builds/a.yml",
+    ".gitlab-ci.yaml",
+    "ci/Jenkinsfile.groovy",
 ]
+PROTECTED = ["lefthook.yaml", ".lefthook.toml", ".overcommit.yml", ".githooks/pre-commit", ".vscode/tasks.json",
+             ".gitpod.yml", "CODEOWNERS", "docs/CODEOWNERS", ".envrc", ".husky/x"]  # fmt: skip
 OTHERS = [
     "src/app.py",
     "src/latest.java",
@@ -97,6 +113,11 @@ OTHERS = [
 @pytest.mark.parametrize("path", [*TESTS, *CONFIGURATION, *CI])
 def test_paths_that_judge_are_known(path: str) -> None:
     assert tampered_paths([path, "a.txt"]) == (path,)
+
+
+def test_what_runs_elsewhere_is_protected() -> None:
+    assert protected_files([*PROTECTED, *CI]) == (*PROTECTED, *CI)
+    assert not protected_files(["src/app.py", ".vscode/extensions.json", "cloudbuild.py", "owners", ".gitignore"])
 
 
 @pytest.mark.parametrize("path", OTHERS)
@@ -162,6 +183,17 @@ def test_a_test_that_is_removed_is_one(path: str) -> None:
         ("web/package.json", "{}", '{"jest": {"bail": true}}', True),
         ("package.json", "{}", "[" * 9999, True),
         ("package.json", "{}", "\udcff", True),
+        ("pom.xml", "<project><version>1</version></project>", POM.format(""), False),
+        ("pom.xml", POM.format(""), POM.format("<build><plugins/></build>"), True),
+        ("pom.xml", POM.format(""), POM.format("<properties><skipTests>true</skipTests></properties>"), True),
+        ("pom.xml", POM.format(""), POM.format("<build>"), True),
+        ("pom.xml", POM.format(""), '<!DOCTYPE p [<!ENTITY a "b">]><p>&a;</p>', True),
+        ("build.gradle", "version = '1'\n", "version = '2'\n// x\n", False),
+        ("build.gradle", "dependencies {\n}", "dependencies {\n  implementation 'a:b:1.0'\n}", False),
+        ("build.gradle.kts", "dependencies {\n}", 'dependencies {\n  api("a:b:1.0")\n}\n', False),
+        ("build.gradle", "test { useJUnit() }", "test { enabled = false }", True),
+        ("build.gradle", "test {\n}", "test {\n  exclude 'ATest.class'\n}", True),
+        ("build.gradle", "a", "a\nimplementation 'a:b:1'; test.enabled = false", True),
         ("composer.json", '{"scripts": {"test": "x"}}', "{}", True),
     ],
 )

@@ -31,7 +31,15 @@ COLLECTED = (
 _PYTEST_OPTIONS = "--junitxml=$NECROCODE_REPORTS/pytest.xml -o junit_family=xunit1"  # pytest itself fills in the folder
 # Where the cases decide, a module that cannot be imported, or a first failure, must not keep the others from being run.
 _PYTEST_WHOLE = "--continue-on-collection-errors --maxfail=0"
-_PYTEST_SETTINGS = ("pyproject.toml", "pytest.ini", ".pytest.ini", "tox.ini", "setup.cfg", "pytest.toml")
+_PYTEST_SETTINGS = (
+    "pyproject.toml",
+    "pytest.ini",
+    ".pytest.ini",
+    "tox.ini",
+    "setup.cfg",
+    "pytest.toml",
+    ".pytest.toml",
+)
 _BUILD_FILES = {"pom.xml", "build.gradle", "build.gradle.kts", "settings.gradle", "settings.gradle.kts", "Cargo.toml"}
 _JEST_OPTIONS = '--json --outputFile="$NECROCODE_REPORTS/jest.json"'
 _VITEST_OPTIONS = (

@@ -24,6 +24,7 @@ MAX_DETAILS_CHARACTERS = 4_000
 MAX_TOLD_CASES = 200
 """How many failing cases of one command keep their message and details; of the others the name is known."""
 _LONGEST_SCANNED = 200_000
+_LONGEST_GROUP = 500
 _WORST_FIRST: tuple[CaseStatus, ...] = ("failed", "error", "passed", "skipped")
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,16}\b")
 
@@ -85,6 +86,16 @@ class CaseBook:
 def case_name(text: str) -> str:
     """A name on one line that is the same in every run: an object's address in it is not."""
     return _ADDRESS.sub("0x…", shown(" ".join(plain(text[:_LONGEST_SCANNED]).split()), _LONGEST_SCANNED))
+
+
+def group_name(text: str) -> str:
+    """What many cases have at the beginning of their names, such as a file or the suites around them.
+
+    For one beyond all measure a digest stands, as a part could be half of a secret.
+    """
+    if len(text) <= _LONGEST_GROUP:
+        return text
+    return f"…{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:12]}"
 
 
 def shortened(case: TestCase) -> TestCase:

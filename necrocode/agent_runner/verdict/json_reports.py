@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from necrocode.agent_runner.verdict.cases import MAX_CASES, CaseBook, UnreadableReport, seconds_of
+from necrocode.agent_runner.verdict.cases import MAX_CASES, CaseBook, UnreadableReport, group_name, seconds_of
 
 if TYPE_CHECKING:
     from necrocode.agent_runner.test_results import CaseStatus, TestCase
@@ -21,6 +22,7 @@ _GO_PROGRESS = ("=== RUN", "=== PAUSE", "=== CONT", "=== NAME")
 # Before Go 1.24 a package that cannot be built is told in this line alone, which is no event.
 _GO_NOT_BUILT = re.compile(r"^FAIL\t(\S{1,500}) \[(?:build|setup) failed\]")
 _GO_REASON = re.compile(r"^\s+\S{1,200}\.go:\d{1,9}: ")
+_MAX_GO_LINES = 500_000
 _MAX_JSON_BYTES = 16 * 1024 * 1024  # parsed it may take twenty times as much
 
 
@@ -61,15 +63,17 @@ def _heard(content: bytes) -> tuple[dict[tuple[str, str], _GoTest], list[tuple[s
     """Everything by package and test, and all output in order: (package, test, text)."""
     tests: dict[tuple[str, str], _GoTest] = {}
     order: list[tuple[str, str, str]] = []
-    for line in content.decode(errors="replace").splitlines():
-        event = _object(line)
+    if content.count(b"\n") > _MAX_GO_LINES:
+        raise UnreadableReport(f"holds more than {_MAX_GO_LINES} lines")
+    for line in io.StringIO(content.decode(errors="replace"), newline=None):
+        event = _object(line) if line.startswith("{") else {}
         package, name, action = (_text(event.get(key)) for key in ("Package", "Test", "Action"))
         if action == "build-output":
             package, action = _text(event.get("ImportPath")).partition(" ")[0], "output"
         if not action:
-            order.append(("", "", f"{line}\n"))
+            order.append(("", "", line))
             if found := _GO_NOT_BUILT.match(line):
-                tests[found[1], ""] = _GoTest(found[1], "", "failed", output=[f"{line}\n"])
+                tests[found[1], ""] = _GoTest(found[1], "", "failed", output=[line])
             continue
         one = tests.setdefault((package, name), _GoTest(package, name))
         if len(tests) > 2 * MAX_CASES:
@@ -125,7 +129,7 @@ def parse_jest(content: bytes, top: str) -> tuple[TestCase, ...]:
         if not isinstance(suite, dict) or not isinstance(cases := suite.get("assertionResults"), list):
             raise UnreadableReport("is not in the shape that jest writes")
         file = _text(suite.get("name"))
-        file = file.removeprefix(f"{top.rstrip('/')}/") if top else file
+        file = group_name(file.removeprefix(f"{top.rstrip('/')}/") if top else file)
         if not cases and suite.get("status") == "failed":
             message = _text(suite.get("message"))
             book.add(file, "error", message=_first_line(message), details=message, ran=False)

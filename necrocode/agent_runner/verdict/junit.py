@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from xml.sax import SAXException
 from xml.sax.handler import ContentHandler
 
-from necrocode.agent_runner.verdict.cases import CaseBook, UnreadableReport, seconds_of
+from necrocode.agent_runner.verdict.cases import CaseBook, UnreadableReport, group_name, seconds_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,14 +21,16 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.test_results import CaseStatus, TestCase
 
 _MAX_DEPTH = 100
+_MAX_ELEMENTS = 500_000
 _STATUS_OF: dict[str, CaseStatus] = {"failure": "failed", "error": "error", "skipped": "skipped"}
 
 
 def parse_junit(contents: Iterable[bytes]) -> tuple[TestCase, ...]:
     """The cases in these files together; :class:`UnreadableReport` when one of them is no whole report."""
     book = CaseBook()
+    handler = _JUnitHandler(book)
     for content in contents:
-        _read(content, _JUnitHandler(book))
+        _read(content, handler)
     return book.cases()
 
 
@@ -55,7 +57,8 @@ class _JUnitHandler(ContentHandler):
         super().__init__()
         self._book = book
         self._path: list[str] = []
-        self._suites: list[str] = []
+        self._elements = 0
+        self._suites: list[str] = []  # for each that is open, its name after those around it
         self._name = ""
         self._is_file = False
         self._status: CaseStatus = "passed"
@@ -68,10 +71,13 @@ class _JUnitHandler(ContentHandler):
         if not self._path and name not in {"testsuites", "testsuite"}:
             raise UnreadableReport(f"is no JUnit report: its root is {name[:40]!r}")
         self._path.append(name)
+        self._elements += 1
+        if self._elements > _MAX_ELEMENTS:
+            raise UnreadableReport(f"holds more than {_MAX_ELEMENTS} elements")
         if len(self._path) > _MAX_DEPTH:
             raise UnreadableReport(f"is nested more than {_MAX_DEPTH} deep")
         if name == "testsuite":
-            self._suites.append(attrs.get("name") or "")
+            self._suites.append(group_name(" > ".join([*self._suites[-1:], attrs.get("name") or ""])))
         elif name == "testcase":
             classname, name = attrs.get("classname") or "", attrs.get("name") or ""
             self._name = self._named(classname, name)
@@ -83,7 +89,7 @@ class _JUnitHandler(ContentHandler):
 
     def _named(self, classname: str, name: str) -> str:
         if classname == "test":  # node says that of every case, and who contains it by nested suites
-            return " > ".join([*self._suites, name])
+            return " > ".join([*self._suites[-1:], name])
         return f"{classname}::{name}" if classname and name else classname or name
 
     def _reason(self, status: CaseStatus, message: str) -> None:

@@ -34,11 +34,11 @@ _TEST_NAMES = (
 )  # fmt: skip
 _JAVASCRIPT_TEST = re.compile(r"\.(?:test|spec|e2e)\.[cm]?[jt]sx?$")
 _CONFIGURATION = (
-    "conftest.py", "pytest.ini", ".pytest.ini", "pytest.toml", "tox.ini", "noxfile.py", ".coveragerc",
-    "sitecustomize.py", "usercustomize.py", "jest.config.*", "jest.setup.*", "vitest.config.*",
-    "vitest.workspace.*", "vitest.setup.*", "karma.conf.*", "playwright.config.*", "cypress.config.*", "cypress.json",
-    ".mocharc*", ".rspec", "phpunit.xml*", "phpunit.dist.xml", "nextest.toml", "*.runsettings", "codecov.yml",
-    ".codecov.yml", "*.pth", "entry_points.txt", ".npmrc", ".yarnrc", ".yarnrc.yml", ".pnpmfile.cjs",
+    "conftest.py", "pytest.ini", ".pytest.ini", "pytest.toml", ".pytest.toml", "tox.ini", "noxfile.py", ".coveragerc",
+    "sitecustomize.py", "usercustomize.py", "jest.config.*", "jest.setup.*", "vitest.config.*", "vite.config.*",
+    "build.rs", "vitest.workspace.*", "vitest.setup.*", "karma.conf.*", "playwright.config.*", "cypress.config.*",
+    "cypress.json", ".mocharc*", ".rspec", "phpunit.xml*", "phpunit.dist.xml", "nextest.toml", "*.runsettings",
+    "codecov.yml", ".codecov.yml", "*.pth", "entry_points.txt", ".npmrc", ".yarnrc", ".yarnrc.yml", ".pnpmfile.cjs",
 )  # fmt: skip
 _CONFIGURATION_FOLDERS = (".cargo", ".mvn", "node_modules", "site-packages")  # with who runs tests, or in place of it
 # What Python finds in the checkout before what is installed: the tools themselves, and all that they load.
@@ -50,17 +50,27 @@ _LOADED_EARLY = (_PYTHON_TOOLS | sys.stdlib_module_names) - {"test"}
 _PYTHON_TOPS = frozenset({"src", "lib", "python", "test", "tests"})  # often on Python's path as well, but later
 _PYTHON_ENDINGS = frozenset({"py", "pyc", "so", "pyd"})
 _CI = (
-    ".github/workflows/*", ".github/actions/*", ".gitlab-ci.yml", ".gitlab/*", ".circleci/*", "jenkinsfile",
-    "azure-pipelines*.yml", ".azure-pipelines/*", ".travis.yml", "appveyor.yml", ".appveyor.yml", ".buildkite/*",
-    ".drone.yml", ".woodpecker*", "bitbucket-pipelines.yml", ".ci/*", ".pre-commit-config.yaml", "buildspec.yml",
-    "cloudbuild.yaml", ".teamcity/*", ".semaphore/*", ".cirrus.yml",
+    ".github/workflows/*", ".github/actions/*", ".gitlab-ci.y*ml", ".gitlab/*", ".circleci/*", "jenkinsfile*",
+    "azure-pipelines*.y*ml", ".azure-pipelines/*", ".travis.y*ml", "appveyor.y*ml", ".appveyor.y*ml", ".buildkite/*",
+    ".drone.*", ".woodpecker*", "bitbucket-pipelines.y*ml", ".ci/*", ".pre-commit-config.yaml", "buildspec*.y*ml",
+    "cloudbuild*.y*ml", "cloudbuild*.json", ".teamcity/*", ".semaphore/*", ".cirrus.*", ".tekton/*", ".builds/*",
+    ".build.yml", ".harness/*", "wercker.y*ml",
 )  # fmt: skip
 # Files that decide what runs elsewhere, besides those of continuous integration.
 _PROTECTED = (
     ".gitmodules", ".gitattributes", ".lfsconfig", ".github/*", ".gitlab/*", ".gitea/*", ".forgejo/*", ".husky/*",
-    ".devcontainer/*", ".envrc", "lefthook.yml",
+    ".devcontainer/*", ".envrc", "lefthook.*", ".lefthook.*", "lefthook-local.*", ".lefthook-local.*",
+    ".overcommit.yml", ".githooks/*", ".pre-commit-hooks.yaml", ".vscode/tasks.json", ".vscode/launch.json",
+    ".vscode/settings.json", ".gitpod.y*ml", "codeowners",
 )  # fmt: skip
-_MIXED = frozenset({"pyproject.toml", "setup.cfg", "package.json", "composer.json"})
+_MIXED = frozenset({
+    "pyproject.toml", "setup.cfg", "package.json", "composer.json", "pom.xml", "build.gradle", "build.gradle.kts",
+})  # fmt: skip
+_POM_PARTS = frozenset({"build", "profiles", "properties", "parent", "modules"})
+# Lines that say nothing on tests: blank, a comment, one dependency, a version.
+_GRADLE_OTHER = re.compile(
+    r"""(?://.*|\w+[ (]["'][\w.${}-]+:[\w.:${}+-]+["']\)?|(?:version|group)(?: = | )["'][\w.+-]+["'])?"""
+)
 _MAKEFILES = frozenset({"makefile", "gnumakefile", "justfile", "taskfile.yml", "rakefile"})
 _PYTHON_TABLES = ("pytest", "coverage", "tox", "nox", "hatch", "poe", "pdm", "taskipy", "unittest")
 _SCRIPT_KEYS = ("scripts", "jest", "vitest", "mocha", "ava", "tap", "nyc", "c8", "autoload-dev")
@@ -204,14 +214,18 @@ def _settings_differ(path: str, before: Callable[[str], bytes | None], after: Ca
         return False
     try:
         return _settings(name, before(path)) != _settings(name, after(path))
-    except (ValueError, RecursionError, configparser.Error):
+    except (ValueError, RecursionError, SyntaxError, configparser.Error):  # XML's is a SyntaxError
         return True
 
 
-def _settings(name: str, content: bytes | None) -> dict[str, Any]:
+def _settings(name: str, content: bytes | None) -> dict[str, Any] | list[str]:
     if content is None:
         return {}
+    if name == "pom.xml":
+        return _pom_settings(content)
     text = content[:_MAX_READ_BYTES].decode()
+    if name.startswith("build.gradle"):
+        return [line for line in map(str.strip, text.split("\n")) if not _GRADLE_OTHER.fullmatch(line)]
     if name == "pyproject.toml":
         return _chosen(tomllib.loads(text).get("tool"), _PYTHON_TABLES)
     if name == "setup.cfg":
@@ -220,6 +234,13 @@ def _settings(name: str, content: bytes | None) -> dict[str, Any]:
         told = ("pytest", "coverage", "tox", "aliases", "test")
         return {one: dict(parser[one]) for one in parser.sections() if any(word in one for word in told)}
     return _chosen(json.loads(text), _SCRIPT_KEYS)
+
+
+def _pom_settings(content: bytes) -> list[str]:
+    from defusedxml.ElementTree import fromstring, tostring  # noqa: PLC0415  only Maven's projects need it
+
+    root = fromstring(content[:_MAX_READ_BYTES], forbid_dtd=True)
+    return [tostring(part, encoding="unicode").strip() for part in root if part.tag.rpartition("}")[2] in _POM_PARTS]
 
 
 def _chosen(values: object, keys: Iterable[str]) -> dict[str, Any]:
