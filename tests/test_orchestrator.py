@@ -538,6 +538,10 @@ def test_tests_that_never_end_are_stopped_at_the_tasks_time(bench: Bench) -> Non
     result = bench.run(GOOD_ANSWER, task=bench.task(test_commands=["sleep 600"], timeout_seconds=2))
     assert result.duration_seconds < 30
     assert "ran out of the task's time" in str(result.error)
+    assert result.error_details is not None
+    assert (result.error_details.type, result.error_details.step) == ("RunnerTimeoutError", "test")
+    assert result.test_result is not None
+    assert [one.outcome for one in result.rounds] == ["tests-failed"]
     assert bench.status() == "failed"
     bench.assert_nothing_is_left()
 

@@ -216,6 +216,7 @@ def test_a_store_that_is_down_at_the_end_gets_its_bytes_later_and_the_end_waits_
     assert (result.status, result.reported, [one.type for one in result.artifacts]) == ("done", "pending", ["diff"])
     assert "The transcript artifact was not stored: Failed to connect" in result.warnings[1]
     assert "kept, and sent later" in result.warnings[1]
+    assert "final status 'done': it waits for the artifacts, which are sent first. Failed to" in result.warnings[-1]
     assert (bench.status(), records(bench)) == ("running", [])
     assert bench.orchestrator(ScriptedLLM([])).flush_outbox().waiting == 0
     assert (bench.status(), records(bench)) == ("done", ["diff", "log", "manifest", "transcript"])

@@ -53,7 +53,7 @@ def command(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, 
 
 def test_every_answer_of_every_run_is_listed(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     failed = bench.run(USELESS_ANSWER, USELESS_ANSWER.replace("0", "1"), max_repair_rounds=1)
-    done = bench.run(GOOD_ANSWER, push=False)
+    done = bench.run(GOOD_ANSWER)
     code, out, _ = command(capsys, "--json")
     works = json.loads(out)["work"]
     assert code == 0
@@ -66,6 +66,26 @@ def test_every_answer_of_every_run_is_listed(bench: Bench, capsys: pytest.Captur
     code, out, _ = command(capsys)
     assert (code, out.count("\n")) == (0, 6)
     assert f"on {BRANCH}" in out
+
+
+@pytest.mark.usefixtures("bench")
+def test_a_run_that_is_not_kept_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(capsys) == (0, "no work is kept here\n", "")
+    code, out, err = command(capsys, "nope")
+    assert (code, out) == (2, "")
+    assert "No work of the run 'nope' is kept here" in err
+
+
+def test_with_a_pool_service_its_mirror_is_to_be_named(
+    bench: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = bench.run(GOOD_ANSWER)
+    (mirror,) = mirrors(pool_of(bench))
+    monkeypatch.setenv("REPO_POOL_URL", "http://127.0.0.1:9")
+    assert command(capsys)[1].startswith("no work is known here. The pool is a service")
+    code, _, err = command(capsys, done.run_id)
+    assert (code, "--repository" in err) == (2, True)
+    assert command(capsys, done.run_id, "--repository", str(mirror))[0] == 0
 
 
 def test_a_failed_runs_work_becomes_a_branch_where_it_is_wanted(

@@ -175,7 +175,7 @@ def test_without_the_base_commit_there_is_no_replay(bench: Bench, tmp_path: Path
     git(bench.repository, "init", "--quiet", str(other))
     with pytest.raises(JournalError, match="is in none of the repositories here"):
         bench.orchestrator(ScriptedLLM([])).replay(result.run_id, repository=other)
-    with pytest.raises(JournalError, match="cannot be read: No such file"):
+    with pytest.raises(JournalError, match="There is no journal of a run"):
         bench.orchestrator(ScriptedLLM([])).replay("20260101T000000Z-00")
 
 
@@ -193,7 +193,10 @@ def test_the_commands_list_resume_and_replay(
     assert capsysbinary.readouterr().out.startswith(f"the same: run {run_id}".encode())
     assert main(["replay", str(altered(journal_of(bench), "committed", commit="0" * 40)), "--json"]) == 1
     assert json.loads(capsysbinary.readouterr().out)["divergence"]["kind"] == "committed"
+    assert main(["resume", "--all", "--json"]) == 0
+    assert json.loads(capsysbinary.readouterr().out) == {"schema_version": 1, "runs": []}
     assert main(["replay", "nothing"]) == 2
+    assert b"There is no journal of a run 'nothing'" in capsysbinary.readouterr().err
     assert main(["resume", run_id]) == 2
     assert b"is done" in capsysbinary.readouterr().err
     assert main(["resume", run_id, "--all", "--json"]) == 2

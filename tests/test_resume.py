@@ -214,6 +214,17 @@ def test_an_unknown_run_and_a_name_that_is_a_path_are_told(runs: Runs) -> None:
             runner.resume(name)
 
 
+@pytest.mark.parametrize("kind", ["answer", "tests"])
+def test_a_resumed_run_is_replayed_with_each_commit_under_the_claim_it_was_made_under(runs: Runs, kind: str) -> None:
+    runs.interrupted(kind, USELESS_ANSWER, GOOD_ANSWER)
+    resumed = runs.run(GOOD_ANSWER)
+    assert resumed.success, resumed.error
+    assert resumed.lease_epoch == 2
+    found = runs.orchestrator(ScriptedLLM([])).replay(resumed.run_id)
+    assert found.same, found.divergence
+    assert found.notes == ()
+
+
 def test_another_task_starts_afresh_and_the_interrupted_run_is_superseded(runs: Runs) -> None:
     journal = runs.interrupted("answer", GOOD_ANSWER)
     result = runs.run(GOOD_ANSWER, task=runs.task(description="add() must add."))
@@ -223,11 +234,52 @@ def test_another_task_starts_afresh_and_the_interrupted_run_is_superseded(runs: 
     assert runs.run(GOOD_ANSWER).run_id not in {result.run_id, journal.parent.name}
 
 
+def test_a_run_that_never_began_supersedes_none(runs: Runs) -> None:
+    journal = runs.interrupted("answer", GOOD_ANSWER)
+    with Down(f"sqlite:///{runs.state_dir / 'down.db'}") as registry:
+        changed = runs.task(description="add() must add.")
+        assert not runs.run(GOOD_ANSWER, task=changed, services={"task_registry": registry}).success
+    (result,) = runs.orchestrator(ScriptedLLM([])).resume_all()
+    assert (result.run_id, result.success, result.resumed) == (journal.parent.name, True, True)
+
+
+def test_tests_that_the_time_has_cut_off_are_run_again(runs: Runs) -> None:
+    gate = runs.state_dir.parent / "gate"
+    task = runs.task(test_commands=[f"test -e {gate} || sleep 600"], timeout_seconds=3)
+    cut = runs.run(GOOD_ANSWER, task=task, sandbox="none")
+    assert cut.error_details is not None
+    assert (cut.error_details.type, cut.error_details.step) == ("RunnerTimeoutError", "test")
+    runner = runs.orchestrator(ScriptedLLM([]), sandbox="none")
+    found = runner.replay(cut.run_id)
+    assert found.same, found.divergence
+    gate.touch()
+    result = runner.resume(cut.run_id)
+    assert (result.status, result.resumed) == ("done", True), result.error
+    assert runner.replay(cut.run_id).same
+
+
 def test_a_superseded_run_can_still_be_gone_on_with_by_its_id(runs: Runs) -> None:
     journal = runs.interrupted("answer", GOOD_ANSWER)
-    runs.run(GOOD_ANSWER, task=runs.task(description="add() must add."))
+    runs.run(USELESS_ANSWER, task=runs.task(description="add() must add."), max_repair_rounds=0)
     result = runs.orchestrator(ScriptedLLM([])).resume(journal.parent.name)
     assert (result.success, result.resumed) == (True, True)
+
+
+def test_an_interrupted_run_whose_task_another_has_done_since_changes_nothing(runs: Runs) -> None:
+    journal = runs.interrupted("answer", GOOD_ANSWER)
+    runs.run(GOOD_ANSWER + "\n", task=runs.task(description="add() must add."))
+    tip = git(runs.repository, "rev-parse", runs.task().branch)
+    result = runs.orchestrator(ScriptedLLM([])).resume(journal.parent.name)
+    assert (result.status, result.reported) == ("failed", "no")
+    assert "another run has done its task since" in (result.error or "")
+    assert git(runs.repository, "rev-parse", runs.task().branch) == tip
+    assert not runs.orchestrator(ScriptedLLM([])).interrupted_runs()
+
+
+def test_a_run_goes_on_in_its_own_slot_though_nothing_else_tells_that_it_died(runs: Runs) -> None:
+    runs.interrupted("answer", GOOD_ANSWER, outbox_max_bytes=0, pool_size=1, slot_timeout_seconds=0)
+    result = runs.run(outbox_max_bytes=0, pool_size=1, slot_timeout_seconds=0)
+    assert (result.success, result.resumed) == (True, True), result.error
 
 
 def test_the_base_stays_where_it_was_though_its_branch_has_moved(runs: Runs) -> None:

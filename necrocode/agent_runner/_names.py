@@ -48,6 +48,7 @@ _PORTS = {"https": 443, "http": 80, "ssh": 22, "git": 9418}
 _NO_HOST = re.compile(r"-|$|.*[\s<>\"{}|^`]")
 _BRACKETED = re.compile(r"(?:[^/:@]*@)?\[")
 _SCP_LIKE = re.compile(r"(?:[^/:\[]*@)?(?:\[(?P<bare>[^/\]]*)\]|(?P<host>[^/:]*)):(?P<path>.*)", re.DOTALL)
+_URL_USER = re.compile(r"(?i)(https?://)[^/?#\s'\"]{1,1024}@")
 _CLASS = re.compile(r"\[!?\]?[^\]]*\]")  # as fnmatch has it
 _BRANCH_FORBIDDEN = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//")
 
@@ -109,6 +110,11 @@ class Remote:
     """Host and port as the URL has them, in its letters; empty where it is none."""
 
     @property
+    def is_local(self) -> bool:
+        """Whether it is a folder of this machine."""
+        return self.protocol == "file"
+
+    @property
     def port_or_default(self) -> int:
         """The port that git connects to."""
         return self.port or _PORTS.get(self.protocol, 0)
@@ -164,6 +170,11 @@ def _remote_of_place(url: str) -> Remote:
         host, _, digits = host.partition(":")
         port = int(digits) if digits.isascii() and digits.isdigit() else 0
     return Remote("ssh", host.lower(), port, found["path"])
+
+
+def mask_users(text: str) -> str:
+    """The text with ``***`` for each user in an http or https URL: many hosts take a token there."""
+    return _URL_USER.sub(r"\1***@", text)
 
 
 def check_host(entry: str) -> str:

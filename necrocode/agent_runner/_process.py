@@ -221,11 +221,19 @@ def kill_group(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+def ends_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Whether the process has ended, for which it is waited so long."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
 def end_group(process: subprocess.Popen[bytes]) -> None:
     """Ask the process's group to end, so that it can remove its lock files; then kill what is left, and reap it."""
     signal_group(process, signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(_TERM_SECONDS)
+    ends_within(process, _TERM_SECONDS)
     kill_group(process)
 
 

@@ -47,7 +47,9 @@ def _emptied(name: str, top: int) -> list[str]:
 def _left_in(folder: int) -> list[str]:
     """Remove whatever is no folder, or an empty one; the names of the others."""
     with os.scandir(folder) as entries:
-        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+        # In the order in which they lie on the disk: many times faster where there are thousands.
+        listed = sorted(entries, key=lambda entry: entry.inode())
+        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in listed]
     left = []
     for name, is_folder in found:
         try:

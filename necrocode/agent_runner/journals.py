@@ -20,7 +20,7 @@ from necrocode.agent_runner.journal import Journal
 from necrocode.agent_runner.models import TaskContext
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from necrocode.agent_runner._clock import Clock
@@ -66,6 +66,15 @@ class Journals:
             raise JournalError(f"There is no run {run_id!r}.", hint="necrocode resume lists those that have not ended.")
         return self.folder / run_id / "journal"
 
+    def existing(self, run_id: str) -> Path:
+        """The same; ``JournalError`` too where there is none."""
+        path = self.path(run_id)
+        if not path.is_file():
+            raise JournalError(
+                f"There is no journal of a run {run_id!r}.", hint="necrocode resume lists the runs that have not ended."
+            )
+        return path
+
     def begin(self, run_id: str, header: Fields) -> Journal:
         """The journal of a new run, with its first entry. One that cannot be written says so, and keeps nothing."""
         try:
@@ -88,13 +97,14 @@ class Journals:
         with suppress(OSError):
             self.path(journal.run_id).parent.rmdir()
 
-    def found(self, header: Fields, *, on_note: Callable[[str], None]) -> Journal | None:
+    def found(self, header: Fields, *, on_note: Callable[[str], None]) -> tuple[Journal | None, tuple[str, ...]]:
         """The journal of the latest run of the same task that was interrupted, if its task was just the same.
 
-        Other interrupted runs of the task will not go on by themselves any more: a later one takes their place. None
-        where there is none, or all are being run by other processes.
+        None where there is none, or all are being run by other processes. The ids beside it are of the task's other
+        interrupted runs, which :meth:`supersede` is for once this one has begun.
         """
         found: Journal | None = None
+        others = []
         for run_id in sorted(self._unfinished(), reverse=True):
             if not _is_of_task(_header_of(self.path(run_id)), header):
                 continue
@@ -109,18 +119,25 @@ class Journals:
                 found = journal
             else:
                 if not journal.reading.ended:
+                    others.append(run_id)
+                journal.close()
+        return found, tuple(others)
+
+    def supersede(self, run_ids: Sequence[str], *, on_note: Callable[[str], None]) -> None:
+        """These will not go on by themselves any more: a later run has taken their place."""
+        for run_id in run_ids:
+            with suppress(JournalError):  # what cannot be read was told when it was found
+                journal = self._taken(run_id, patiently=True)
+                if journal is None:
+                    continue  # somebody goes on with it after all
+                if not journal.reading.ended:
                     on_note(f"run {run_id} of this task was interrupted, and is not gone on with: a later one is there")
                     journal.end("superseded")
                 journal.close()
-        return found
 
     def opened(self, run_id: str) -> Journal:
         """The journal of a run that is to go on; ``JournalError`` when it cannot."""
-        path = self.path(run_id)
-        if not path.is_file():
-            raise JournalError(
-                f"There is no journal of a run {run_id!r}.", hint="necrocode resume lists the runs that have not ended."
-            )
+        self.existing(run_id)
         journal = self._taken(run_id)
         if journal is None:
             raise JournalError(f"Run {run_id} is under way in another process.")

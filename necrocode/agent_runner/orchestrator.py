@@ -131,7 +131,7 @@ class RunnerOrchestrator:
         """
         services = self._wire()
         try:
-            reading = read(run if isinstance(run, Path) else services.journals.path(run))
+            reading = read(run if isinstance(run, Path) else services.journals.existing(run))
             own = repositories_of(reading, getattr(services.repo_pool, "root", None))
             return replay(reading, own if repository is None else [repository], services.redactor)
         finally:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner import _names
-from necrocode.agent_runner._git import UPLOAD_PACK, Git, GitError, Repository
+from necrocode.agent_runner._git import Git, GitError, Repository
 from necrocode.agent_runner._strict import Value
 from necrocode.agent_runner.errors import ConfigurationError, RepositoryNotFoundError
 
@@ -81,16 +81,15 @@ def _work_in(git: Git, path: Path) -> Iterator[KeptWork]:
             )
 
 
-def chosen_work(works: Iterable[KeptWork], run_id: str, answer: int | None = None) -> KeptWork:
+def chosen_work(
+    works: Iterable[KeptWork], run_id: str, answer: int | None = None, *, hint: str | None = None
+) -> KeptWork:
     """A run's commit of this answer (None: the last); ``ConfigurationError`` when there is none."""
     of_run = [work for work in works if work.run_id == run_id]
     fitting = [work for work in of_run if answer in {None, work.answer}]
     if not fitting:
         what = f"answer {answer} of the run {run_id!r}" if of_run else f"the run {run_id!r}"
-        raise ConfigurationError(
-            f"No work of {what} is kept here.",
-            hint="necrocode recover lists what is; --repository looks elsewhere too.",
-        )
+        raise ConfigurationError(f"No work of {what} is kept here.", hint=hint)
     return max(fitting, key=lambda work: work.answer)
 
 
@@ -108,9 +107,9 @@ def restore_branch(git: Git, work: KeptWork, target: Path, branch: str) -> None:
     if _has(repository, ref):
         raise ConfigurationError(f"{target} has a branch {branch!r} already.", hint="Choose another name.")
     if not _has(repository, f"{work.commit}^{{commit}}"):
-        refspec = f"{work.ref}:{work.ref}"
-        options = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", UPLOAD_PACK)
-        repository.run("fetch", *options, "--", str(work.repository.absolute()), refspec, network=True)
+        with repository.objects() as objects:
+            known = filter(None, [objects.resolve("HEAD")])
+        repository.fetch_commit(str(work.repository.absolute()), work.ref, known=tuple(known))
     repository.move_ref(ref, work.commit, expected=None)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from necrocode.agent_runner._redact import Redactor
-    from necrocode.agent_runner.models import RoundResult
+    from necrocode.agent_runner.models import ImplementationResult, RoundResult
 
 _LONGEST_SHOWN = 2_000
 _NOT_COMPARED = {"when", "ref", "fence"}  # the time is the journal's, and a ref may have been taken
@@ -135,6 +135,20 @@ class _Compared(Journal):
         found = Divergence(entry=number, kind=entry.kind, key=entry.key, recorded=told[0], now=told[1])
         self.divergence = self.divergence or found
         raise _Diverged
+
+
+class _ReplayedWork(KeptWork):
+    """Each commit as it was made then: a run that was resumed has made its later ones under another claim."""
+
+    journal: _Compared
+
+    def commit(self, *given: Any, number: int, **named: Any) -> ImplementationResult:  # noqa: ANN401
+        """Of that answer, with the trailers of the claim under which the journal has it."""
+        _, entry = self.journal.find("commit", str(number))
+        fence = None
+        with suppress(ValueError):
+            fence = None if entry is None else Fence.model_validate(entry.data.get("fence"))
+        return KeptWork.commit(replace(self, fence=fence), *given, number=number, **named)
 
 
 def _told_of_question(was: object, now: Sequence[str]) -> tuple[str, str]:
@@ -340,7 +354,7 @@ def _run(journal: _Compared, workspace: Workspace, redactor: Redactor, scratch: 
         deadline=deadline,
         asker=Asker(model, config.llm_config, task.max_tokens, deadline, redactor, journal),
         attempts=Attempts(config.max_repair_rounds, config.llm_config.candidates),
-        kept=KeptWork(journal, config, task, workspace.base_commit, redactor, _first_fence(journal.reading)),
+        kept=_ReplayedWork(journal, config, task, workspace.base_commit, redactor),
         setups=nobody,
     )
     with suppress(RunnerError):  # which is what the run had ended with, if the rounds are the same
@@ -360,15 +374,6 @@ def _task_of(header: Fields) -> tuple[TaskContext, Playbook]:
         return TaskContext(**header["task"]), Playbook(**header["playbook"])
     except (RunnerError, TypeError, LookupError) as error:
         raise JournalError(f"The journal holds no task: {error}") from error
-
-
-def _first_fence(reading: Reading) -> Fence | None:
-    """What the run's commits carried when it began."""
-    claim = next((entry.data for entry in reading.entries if entry.kind == "claim"), {})
-    try:
-        return Fence.model_validate(claim.get("fence"))
-    except ValueError:
-        return None
 
 
 def _config_of(header: Fields, scratch: Path) -> RunnerConfig:

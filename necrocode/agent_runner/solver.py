@@ -41,6 +41,7 @@ from necrocode.agent_runner.steps.run_tests import (
     TestPlan,
     failure_text,
     plan_tests,
+    refuse_cut_off,
     refuse_tampering,
     run_tests,
     set_up_base,
@@ -236,6 +237,8 @@ class Solver:
             self.reporter.event(
                 "tests_completed", {"success": tests.success, "tree": tests.tree, "round": attempt.round}
             )
+            attempt.outcome = attempt.outcome if tests.success else "tests-failed"
+            refuse_cut_off(tests)
             if self.config.tamper == "refuse":
                 refuse_tampering(tests)
         if tests.success:

@@ -10,7 +10,9 @@ from necrocode.agent_runner._bounded import closing, outrun, within
 from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner.attempts import Attempts
 from necrocode.agent_runner.errors import (
+    JournalError,
     RunCancelledError,
+    RunnerError,
     RunnerTimeoutError,
     StaleLeaseError,
 )
@@ -39,11 +41,13 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.generation.budget import ProcessBudget
     from necrocode.agent_runner.models import ImplementationResult, PushResult
     from necrocode.agent_runner.playbook import Playbook
+    from necrocode.agent_runner.records import TaskRecord
     from necrocode.agent_runner.run_record import RunRecord
     from necrocode.agent_runner.steps.lease import HeldTask
     from necrocode.agent_runner.wiring import Services
     from necrocode.agent_runner.workspace import Workspace
 
+_ENDED = {"done", "failed", "cancelled"}
 _NOT_TOLD = {"pending": "kept in the outbox", "no": "not recorded"}
 
 
@@ -67,7 +71,10 @@ class TaskRun:
         self._services = services
         playbook = load_playbook(record.task)
         self._header = header_of(record.task, playbook, config, services.redactor)
-        self._journal = journal or services.journals.found(self._header, on_note=record.log) or Journal(record.run_id)
+        self._overtaken: tuple[str, ...] = ()
+        if journal is None:
+            journal, self._overtaken = services.journals.found(self._header, on_note=record.log)
+        self._journal = journal or Journal(record.run_id)
         try:
             self._set_up(playbook, budget)
         except BaseException:
@@ -125,12 +132,37 @@ class TaskRun:
                 tests = TestResult.model_validate(tests)
         except ValueError:
             return False
-        if not self._reporter.takes_up(self._journal.fence) and not self._journal.is_told:
+        is_told = self._journal.is_told and self._status_in_registry() in {None, *_ENDED}
+        if not self._reporter.takes_up(self._journal.fence) and not is_told:
             self._reporter.close()
             self._reporter = self._new_reporter()
             return False
         self.record.restore(result, tests if isinstance(tests, TestResult) else None)
+        self._supersede()
         return True
+
+    def _supersede(self) -> None:
+        """Only a run that has begun takes the place of others: one that could not leaves them to be gone on with."""
+        self._services.journals.supersede(self._overtaken, on_note=self.record.log)
+
+    def _status_in_registry(self) -> str | None:
+        """The task's; None where the registry does not say."""
+        look: Callable[..., TaskRecord] | None = getattr(self._services.task_registry, "get_task", None)
+        if look is None:
+            return None
+        try:
+            return look(self._task.task_id, spec_name=self._task.spec_name).status
+        except RunnerError:
+            return None
+
+    def _refuse_what_others_have_done(self) -> None:
+        """``JournalError`` for an interrupted run whose task another one has finished since."""
+        if self._journal.is_resumed and self._status_in_registry() == "done":
+            self._journal.end("superseded")
+            raise JournalError(
+                f"Run {self.record.run_id} was interrupted, and another run has done its task since.",
+                hint="Run the task again, if it is to be done once more.",
+            )
 
     @contextmanager
     def limits(self) -> Iterator[None]:
@@ -153,11 +185,13 @@ class TaskRun:
             check: Callable[[], None] | None = getattr(self._services.llm, "check", None)
             if check is not None:
                 check()
+            self._refuse_what_others_have_done()
             if not self._journal.is_resumed:
                 self._reporter.tell_of_earlier_runs()
             self._begin_journal()
             self._take_task()
             self._reporter.started()
+            self._supersede()
             self._services.flusher.start(own_run=self.record.run_id)
             if not self._journal.is_resumed:  # what a resumed run has paid for already may be all that it needs
                 self._budget.check_room()

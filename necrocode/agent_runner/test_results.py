@@ -166,3 +166,8 @@ class TestResult(Value):
     """What the change does to the tests that judge it; None: nothing."""
     base_version: TestResult | None = None
     """The changed code under the base's version of the tests that it touched; None where that was not run."""
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the task's time was over before the tests were: then they have not judged the tree."""
+        return not self.success and any(command.timed_out for command in self.commands)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.config import RunnerConfig
     from necrocode.agent_runner.journal import Journal
     from necrocode.agent_runner.models import TaskContext
+    from necrocode.agent_runner.protocols import RepoPool
     from necrocode.agent_runner.run_record import RunRecord
     from necrocode.agent_runner.wiring import Services
     from necrocode.agent_runner.workspace import Workspace
@@ -38,12 +39,15 @@ def first_or_same_workspace(
     Else at the base that the task names today; then what the journal has holds no more.
     """
     start = StartPoint.of(journal.recorded("workspace"))
+    holder = slot_holder(record.runner_id, record.run_id)
+    if journal.is_resumed:
+        give_back(services.repo_pool, holder)  # the journal is ours, so the process that held a slot is dead
     workspace = partial(
         workspace_for,
         task,
         services,
         config,
-        holder=slot_holder(record.runner_id, record.run_id),
+        holder=holder,
         deadline=deadline,
         on_trouble=record.warn,
     )
@@ -58,6 +62,15 @@ def first_or_same_workspace(
         journal.forget_all(f"the workspace is at {made.base_commit[:12]} instead of its base commit")
     journal.record("workspace", base_commit=made.base_commit, head=made.head)
     return made
+
+
+def give_back(pool: RepoPool, holder: str) -> list[str]:
+    """Give back the slots of a dead run, where the pool can tell them; a service's leases end by themselves.
+
+    Their ids. Raises ``RunnerError`` and :class:`OSError`.
+    """
+    release: Callable[[str], list[str]] | None = getattr(pool, "release_abandoned", None)
+    return [] if release is None else release(holder)
 
 
 def workspace_for(

@@ -43,7 +43,7 @@ class Workspace:
     slot_id: str
     base_commit: str
     remote: str | None
-    """Where the branch is pushed to: a URL, a path or a remote's name. None: nowhere."""
+    """Where the branch is pushed to: a URL or a path. None: nowhere."""
     epoch: int | None = None
     is_brought: bool = False
     """Whether the caller brought it: then its files and its HEAD are the caller's."""

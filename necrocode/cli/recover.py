@@ -87,9 +87,27 @@ def _recover(arguments: argparse.Namespace, config: RunnerConfig) -> None:
         before = datetime.now(UTC) - timedelta(days=_checked_days(arguments.prune_older_than))
         print_text(f"{recovery.prune(git, works, before)} commits are kept no longer")
     elif arguments.branch is not None or arguments.patch is not None:
-        _restore(arguments, git, works)
+        _restore(arguments, git, works, hint=_hint(config))
     else:
-        _show([work for work in works if arguments.run_id in {None, work.run_id}], as_json=arguments.json)
+        if arguments.run_id is not None:
+            recovery.chosen_work(works, arguments.run_id, hint=_hint(config))
+        works = tuple(work for work in works if arguments.run_id in {None, work.run_id})
+        _show(works, as_json=arguments.json, nothing=_nothing(config))
+
+
+def _hint(config: RunnerConfig) -> str:
+    from necrocode.agent_runner.wiring import pool_folder  # noqa: PLC0415
+
+    if pool_folder(config) is not None:
+        return "necrocode recover lists what is; --repository looks elsewhere too."
+    return "The pool is a service (repo_pool_url): name the mirror in its data folder by --repository PATH."
+
+
+def _nothing(config: RunnerConfig) -> str:
+    """What is told where there is none."""
+    from necrocode.agent_runner.wiring import pool_folder  # noqa: PLC0415
+
+    return "no work is kept here" if pool_folder(config) is not None else f"no work is known here. {_hint(config)}"
 
 
 def _repositories(arguments: argparse.Namespace, config: RunnerConfig) -> list[Path]:
@@ -109,12 +127,12 @@ def _checked_days(days: float) -> float:
     return days
 
 
-def _restore(arguments: argparse.Namespace, git: Git, works: tuple[KeptWork, ...]) -> None:
+def _restore(arguments: argparse.Namespace, git: Git, works: tuple[KeptWork, ...], *, hint: str) -> None:
     from necrocode.agent_runner import ConfigurationError, recovery  # noqa: PLC0415
 
     if arguments.run_id is None:
         raise ConfigurationError("--branch and --patch need RUN_ID.", hint="necrocode recover lists the runs.")
-    work = recovery.chosen_work(works, arguments.run_id, arguments.answer)
+    work = recovery.chosen_work(works, arguments.run_id, arguments.answer, hint=hint)
     if arguments.patch is not None:
         recovery.save_patch(git, work, arguments.patch)
         print_text(f"{work.commit} is in {arguments.patch}")
@@ -136,12 +154,12 @@ def _reconciled(config: RunnerConfig) -> list[str]:
         services.close()
 
 
-def _show(works: list[KeptWork], *, as_json: bool) -> None:
+def _show(works: tuple[KeptWork, ...], *, as_json: bool, nothing: str) -> None:
     if as_json:
         data = {"schema_version": 1, "work": [work.model_dump(mode="json") for work in works]}
         print_json(data)
         return
-    _print_lines([_line(work) for work in works], nothing="no work is kept here")
+    _print_lines([_line(work) for work in works], nothing=nothing)
 
 
 def _line(work: KeptWork) -> str:

@@ -64,11 +64,7 @@ def resume(arguments: argparse.Namespace) -> int:
         return code_of_error(type(error).__name__)
     if arguments.all:
         return _all_resumed(arguments, [run.run_id for run in runs if not run.is_running])
-    if arguments.json:
-        found = {"schema_version": 1, "runs": [run.model_dump(mode="json") for run in runs]}
-        print_json(found)
-    else:
-        print_text("\n".join(map(shown, _table(runs))))
+    _print_list(runs, as_json=arguments.json)
     return EXIT_DONE
 
 
@@ -80,9 +76,16 @@ def _all_resumed(arguments: argparse.Namespace, run_ids: list[str]) -> int:
         if code in {EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_HUNG_UP}:
             return code
         worst = max(worst, code)
-    if not run_ids and not arguments.json:
-        print_text("There are no interrupted runs.")
+    if not run_ids:
+        _print_list((), as_json=arguments.json)
     return worst
+
+
+def _print_list(runs: tuple[InterruptedRun, ...], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"schema_version": 1, "runs": [run.model_dump(mode="json") for run in runs]})
+    else:
+        print_text("\n".join(map(shown, _table(runs))))
 
 
 def _resumed(arguments: argparse.Namespace, run_id: str) -> int:

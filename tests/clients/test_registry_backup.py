@@ -225,6 +225,7 @@ def test_a_backup_holds_one_moment_while_others_write(
         assert len(registry.list_artifacts("1")) == 1 + len(KEPT)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_memory_does_not_grow_with_the_number_of_rows(
     dialect: str, new_url: Callable[[str], str], backup: Path

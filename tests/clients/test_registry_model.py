@@ -201,6 +201,7 @@ class RegistryMachine(RuleBasedStateMachine):
         if release and task.token is not None:
             assert task.token == token
             task.status = "cancelled" if task.cancel_requested else "ready"
+            task.epoch += 1
             task.free()
         elif not release:
             assert task.token == token

@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults.world import World, Zygote
 
-EVERY = 7
+EVERY = 13
 """One place in so many belongs to the ordinary tests, the others to ``make soak``."""
 
 

@@ -20,7 +20,7 @@ STEPS = ("prepare", "allocate", "examine", "generate", "apply", "test", "deliver
 SLOW_ONLY: tuple[Fault, ...] = ("latency", "rate")
 NEEDED = {"task_registry": "prepare", "repo_pool": "allocate", "artifact_store": "prepare", "llm": "generate"}
 """The last step for which the service must answer; a run that begins this step without it fails."""
-EVERY = 8
+EVERY = 13
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ The titles are the lines of the table in docs/security.md. None of them harms th
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import tempfile
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from necrocode.agent_runner.sandbox import kernel, syscalls
+from necrocode.agent_runner.sandbox.launching import LAUNCHER
 from tests.contracts.sandbox_contract import assert_gone, processes_with
 from tests.security.boxes import SECRET, Attack, Box, snapshot
 from tests.support.repositories import git
@@ -160,7 +163,66 @@ for address in ["{box.unix_path}", "\\0{box.abstract}"]:
     assert "CONNECTED" not in box.python(program).output
 
 
+@attack("connects to abstract Unix sockets of the host in a set-up command, which has the network")
+def connect_abstract(box: Box) -> None:
+    if not kernel.can_leave_abstract_sockets():
+        pytest.skip("the kernel is older than Linux 6.12")
+    program = f"""
+import socket
+for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+    try:
+        socket.socket(socket.AF_UNIX, kind).connect("\\0{box.abstract}")
+        print("CONNECTED")
+    except OSError as error:
+        print(error.strerror)
+"""
+    (box.slot / "attack.py").write_text(program)
+    seen = box.set_up("python3 attack.py").output
+    assert "CONNECTED" not in seen
+    assert "Operation not permitted" in seen
+
+
+@attack("opens sockets to the hypervisor, and others that no namespace divides")
+def open_other_sockets(box: Box) -> None:
+    program = """
+import ctypes, socket
+AF_ALG, AF_VSOCK, SOCK_DIAG, IO_URING_SETUP = 38, 40, 4, 425
+for family, kind, protocol in ((AF_VSOCK, 1, 0), (AF_VSOCK, 2, 0), (AF_ALG, 5, 0), (socket.AF_NETLINK, 3, SOCK_DIAG)):
+    try:
+        socket.socket(family, kind, protocol)
+        print("OPENED", family)
+    except OSError as error:
+        print(error)
+if ctypes.CDLL(None).syscall(IO_URING_SETUP, 8, ctypes.create_string_buffer(120)) >= 0:
+    print("OPENED io_uring")
+"""
+    assert "OPENED" not in box.python(program).output
+
+
 # --- the host's files and processes
+
+
+@attack("reads or changes keys in the runner's keyring")
+def use_keyring(box: Box) -> None:
+    add, call = {"x86_64": (248, 250), "aarch64": (217, 219)}[os.uname().machine]
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(call, 1, b"necrocode-test") < 0:  # join a session keyring of this name
+        pytest.skip("this machine has no keyrings")
+    key = libc.syscall(add, b"user", b"token", SECRET.encode(), len(SECRET), -3)
+    assert key > 0
+    LAUNCHER.close()  # one that is started now would inherit the keyring
+    program = f"""
+import ctypes
+call = ctypes.CDLL(None).syscall
+seen = ctypes.create_string_buffer(64)
+for key in ({key}, call({call}, 10, -3, b"user", b"token", 0)):
+    print(call({call}, 11, key, seen, 64), seen.raw, call({call}, 2, key, b"changed", 7))
+"""
+    seen = box.python(program).output
+    kept = ctypes.create_string_buffer(64)
+    libc.syscall(call, 11, key, kept, 64)
+    assert SECRET not in seen
+    assert kept.value == SECRET.encode()
 
 
 @attack("writes, deletes, renames or links files outside")
@@ -335,9 +397,92 @@ time.sleep(20)
     assert done.stopped_by is not None or int(done.output.split()[-1]) < 256 << 20
 
 
+AFTER_ITS_FIRST_THREAD = """
+import ctypes, os, threading, time
+def go_on():
+    time.sleep(0.3)
+    {work}
+    time.sleep(20)
+    os._exit(0)
+threading.Thread(target=go_on).start()
+EXIT = dict(x86_64=60, aarch64=93)[os.uname().machine]
+ctypes.CDLL(None).syscall(EXIT, 0)  # of this thread alone
+"""
+
+
+@attack("takes all memory behind a first thread that has ended, or in segments of System V")
+def hide_memory(box: Box) -> None:
+    hog = AFTER_ITS_FIRST_THREAD.format(work='held = b"x" * (600 << 20)')
+    assert box.python(hog).stopped_by == "oom"
+    program = """
+import ctypes
+libc = ctypes.CDLL(None)
+libc.shmat.restype = ctypes.c_void_p
+for number in range(8):
+    segment = libc.shmget(0, ctypes.c_size_t(50 << 20), 0o1600)
+    if segment < 0:
+        break
+    address = libc.shmat(segment, None, 0)
+    libc.shmctl(segment, 0, None)  # it goes with this process
+    ctypes.memset(address, 1, 50 << 20)
+    print("TOOK", number)
+"""
+    assert "TOOK 2" not in box.python(program).output
+
+
+@attack("fills the disk with folders and links, or where a look does not reach: modes 000, threads")
+def hide_files(box: Box) -> None:
+    few = {"disk_bytes": 4 << 20}
+    for make in ("os.mkdir(str(n))", "os.symlink('x' * 3000, str(n))", "os.symlink('x', str(n))"):
+        program = f"import os, time\nfor n in range(1200):\n    {make}\ntime.sleep(20)\n"
+        assert box.python(program, cpu_seconds=20, **few).stopped_by == "disk-limit"
+    work = (
+        "held = open('f', 'wb'); os.unlink('f'); held.write(bytes(30 << 20)); time.sleep(3); print('TOOK', flush=True)"
+    )
+    assert "TOOK" not in box.python(AFTER_ITS_FIRST_THREAD.format(work=work), **few).output
+    program = """
+import os, time
+os.makedirs("d/e")
+inner = os.open("d/e", os.O_RDONLY)
+os.chmod("d", 0)
+for number in range(6):
+    with open(os.open(str(number), os.O_WRONLY | os.O_CREAT, dir_fd=inner), "wb") as file:
+        file.write(bytes(5 << 20))
+time.sleep(20)
+"""
+    assert box.python(program, **few).stopped_by == "disk-limit"
+
+
 @attack("uses the processor without end")
 def burn_processor(box: Box) -> None:
     assert box.run("(while :; do :; done) & while :; do :; done").stopped_by == "cpu-limit"
+
+
+@attack("uses the processor in many short processes that nobody waits for")
+def burn_processor_unseen(box: Box) -> None:
+    if not clock_works():
+        pytest.skip("the kernel tells no processor time of process trees")
+    program = """
+import os, signal, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+until = time.monotonic() + 7
+while time.monotonic() < until:
+    if os.fork() == 0:
+        end = time.process_time() + 0.05
+        while time.process_time() < end:
+            pass
+        os._exit(0)
+    time.sleep(0.05)
+"""
+    assert box.python(program).stopped_by == "cpu-limit"
+
+
+def clock_works() -> bool:
+    clock = syscalls.count_processor_time()
+    if clock is None:
+        return False
+    os.close(clock)
+    return True
 
 
 # --- the host's git, and cleaning up
@@ -371,6 +516,22 @@ def hinder_cleaning(box: Box) -> None:
     assert done.exit_code == 0
     assert snapshot(box.folder / "home") == before
     assert list((box.folder / "state/layers").glob("layer-*")) == []
+
+
+@attack("tells the runner another exit code through a handle that it inherited")
+def forge_exit_code(box: Box) -> None:
+    program = """
+import os, socket, sys
+for handle in range(3, 64):
+    try:
+        os.write(handle, b'{"exit": 0}\\n')
+        socket.socket(fileno=handle).shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
+sys.exit(7)
+"""
+    done = box.python(program)
+    assert (done.exit_code, done.output) == (7, "")
 
 
 @attack("hands in a link, a device or a FIFO as its report")

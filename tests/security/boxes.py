@@ -103,6 +103,14 @@ class Box:
         )  # fmt: skip
         return result.commands[0]
 
+    def set_up(self, command: str) -> CommandResult:
+        """Run a shell command as one that prepares tests, with the network."""
+        result = self.tier.open(self.folder / "state", LIMITS).run_setup(
+            [command], self.slot, self.folder / "kept", tree="t" * 40, environment={"PATH": PATH}, has_network=True,
+            deadline=Deadline(20),
+        )  # fmt: skip
+        return result.commands[0]
+
     def python(self, program: str, **options: Any) -> CommandResult:
         """Run a Python program as a test."""
         (self.slot / "attack.py").write_text(program)

@@ -40,6 +40,8 @@ def verdict(attack: Attack, tier: Tier) -> str:
                 attack(box)
             except (AssertionError, pytest.fail.Exception):
                 return "**not stopped**"
+            except pytest.skip.Exception:
+                return "not tried"
         return "stopped"
 
 

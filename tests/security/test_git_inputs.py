@@ -206,13 +206,49 @@ def test_the_remote_of_a_brought_checkout_keeps_to_the_rules_however_its_configu
     git(checkout, "config", "url.http://169.254.169.254/.insteadOf", "https://github.com/")
     door = Git(tmp_path / "home")
     door.prepare()
-    for argv in (
-        ("fetch", "--", "origin"),
-        ("push", "--", "origin", "HEAD"),
-        ("fetch", "--", "https://github.com/a/b"),
-    ):
+    for argv in (("fetch", "--", "origin"), ("push", "--", "origin", "HEAD")):
         with pytest.raises(RemoteRefusedError, match="link-local"):
             Repository(door, checkout).run(*argv, network=True)
+
+
+def test_a_remote_of_a_brought_checkout_is_one_place(tmp_path: Path) -> None:
+    checkout = make_repository(tmp_path / "r")
+    git(checkout, "remote", "add", "origin", "https://github.com/a/b")
+    for url in ("https://github.com/a/b", "http://169.254.169.254/x"):
+        git(checkout, "remote", "set-url", "--add", "--push", "origin", url)
+    door = Git(tmp_path / "home")
+    door.prepare()
+    with pytest.raises(RemoteRefusedError, match="several URLs to push to"):
+        Repository(door, checkout).check_remote("origin")
+
+
+def test_the_configuration_of_a_brought_checkout_has_no_say_in_what_is_sent_where(tmp_path: Path) -> None:
+    """So the token, which goes over https alone, is shown to no proxy, and no file is written for the remote."""
+    checkout, victim = make_repository(tmp_path / "r"), tmp_path / "victim"
+    victim.write_text("precious\n")
+    cookie = {"Set-Cookie": "a=line-of-the-remote; Max-Age=99999"}
+    with serving([Answer(500, "", cookie)]) as server, serving([Answer(500, "")]) as thief:
+        url, to_thief = f"{server.url}/r", f"{thief.url}/r"
+        for key, value in (
+            ("http.proxy", thief.url), (f"http.{server.url}/.proxy", thief.url), ("remote.origin.proxy", thief.url),
+            (f"remote.{url}.proxy", thief.url), (f"remote.{url}.pushurl", to_thief), ("remote.origin.url", url),
+            (f"url.{to_thief}.pushInsteadOf", url), (f"url.{to_thief}.insteadOf", url),
+            ("http.extraHeader", "X-Evil: 1"), ("http.cookieFile", str(victim)), ("http.saveCookies", "true"),
+            (f"http.{server.url}/.curloptResolve", "127.0.0.1:1:127.0.0.2"), (f"remote.{url}.vcs", "evil"),
+        ):  # fmt: skip
+            git(checkout, "config", key, value)
+        door = Git(tmp_path / "home", TOKEN)
+        door.prepare()
+        refspec = f"{git(checkout, 'rev-parse', 'HEAD')}:refs/heads/x"
+        for argv in (("ls-remote", "--", url), ("push", "--", url, refspec)):
+            with pytest.raises(GitError, match="500"):
+                Repository(door, checkout).run(*argv, network=True)
+        with pytest.raises(GitError, match="500"):
+            Repository(door, checkout).fetch_commit(url, "refs/heads/x", known=())
+        assert len(server.requests) == 3
+        assert not any("x-evil" in request.headers for request in server.requests)
+        assert thief.requests == []
+    assert victim.read_text() == "precious\n"
 
 
 def test_a_brought_checkout_whose_remote_is_not_allowed_ends_the_run_before_the_model_is_asked(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def running(place: str | Path, folder: Path, environment: dict[str, str] | None 
             process.kill()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.soak) for seed in (1, 2))])
 def test_every_acknowledged_artifact_is_whole_after_a_kill(tmp_path: Path, seed: int) -> None:
     acknowledged: dict[str, str] = {}
     many = threading.Event()
@@ -151,6 +151,7 @@ def s3() -> Iterator[S3Server]:
         yield server
 
 
+@pytest.mark.soak
 def test_memory_stays_flat_with_a_bucket(s3: S3Server, tmp_path: Path) -> None:
     with running(f"s3://{s3.new_bucket()}/x", tmp_path, s3.environment) as (url, process):
         check_growth(url, process.pid, LARGE_MIB)

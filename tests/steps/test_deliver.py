@@ -133,6 +133,15 @@ def test_a_later_attempt_may_start_from_an_older_commit(bench: Bench) -> None:
     assert bench.tip() == second.commit
 
 
+def test_a_token_as_the_user_of_the_remote_is_not_told(bench: Bench) -> None:
+    made = bench.commit()
+    with bench.repository.objects() as objects:
+        workspace = Workspace(bench.repository, objects, "slot-1", bench.base, "http://t0ken-of-a-host@127.0.0.1:1/r")
+        with pytest.raises(PushError, match=r"to http://\*\*\*@127\.0\.0\.1:1/r: git push failed") as caught:
+            deliver(workspace, made, BRANCH, push=True, committer_email=OURS, deadline=Deadline(60))
+    assert "t0ken-of-a-host" not in f"{caught.value}{caught.value.hint}"
+
+
 def test_what_was_not_pushed_does_not_look_delivered_in_a_brought_checkout(bench: Bench, tmp_path: Path) -> None:
     bench.remote = tmp_path / "gone"
     with pytest.raises(PushError):

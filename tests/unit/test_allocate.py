@@ -349,6 +349,14 @@ def test_a_checkout_without_a_commit_is_told(bench: Bench, tmp_path: Path) -> No
         pass
 
 
+def test_a_base_ref_that_stands_for_too_much_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    git(bench.repository, "branch", "old")
+    commit_files(bench.repository, {"a": "1"})
+    monkeypatch.setattr("necrocode.agent_runner._git.sizes.MOST_ENTRIES", 0)
+    with pytest.raises(WorkspacePreparationError, match="more than 0 files"), bench.bring(base_ref="old"):
+        pytest.fail("not reached")
+
+
 def test_a_worktree_can_be_brought(bench: Bench, tmp_path: Path) -> None:
     git(bench.repository, "worktree", "add", "--quiet", "-b", "side", str(tmp_path / "side"))
     with bench.bring(tmp_path / "side") as workspace:

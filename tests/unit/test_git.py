@@ -5,7 +5,8 @@ import os
 import ssl
 import stat
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from necrocode.agent_runner._git import (
     ObjectReader,
     Repository,
     TreeEntry,
+    TreeTooLargeError,
     open_checkout,
 )
 from necrocode.agent_runner._names import remote_of
@@ -256,6 +258,29 @@ def test_git_is_stopped_with_all_its_children_at_the_time_limit(door: Git, tmp_p
     assert_gone(marker)
 
 
+def test_what_a_flood_of_messages_leaves_is_small_and_has_the_end(door: Git) -> None:
+    with pytest.raises(GitError, match="the end") as caught:
+        door.run(["-c", "alias.flood=!yes x | head -c 9000000 >&2; echo fatal: the end >&2; exit 1", "flood"])
+    assert len(caught.value.output) < 300_000
+
+
+def test_a_flood_of_messages_does_not_outlast_the_time_limit(door: Git) -> None:
+    with pytest.raises(RunnerTimeoutError, match="stopped after"):
+        door.run(["-c", "alias.flood=!yes >&2", "flood"], deadline=Deadline(0.3))
+
+
+def test_output_without_end_is_stopped(door: Git, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("necrocode.agent_runner._git.pipes.MOST_OUTPUT_BYTES", 1_000_000)
+    with pytest.raises(GitError, match="printed more than 1000000 bytes"):
+        door.run(["-c", "alias.flood=!yes", "flood"])
+
+
+def test_input_of_any_size_is_given_and_need_not_be_read(door: Git) -> None:
+    content = b"0123456789" * 100_000
+    assert door.run(["-c", "alias.copy=!cat; :", "copy"], stdin=content) == content
+    assert door.run(["-c", "alias.deaf=!exec <&-; echo done; :", "deaf"], stdin=content) == b"done\n"
+
+
 def test_no_git_is_told_with_what_to_do(door: Git, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(WorkspacePreparationError, match="Install git"):
@@ -291,6 +316,12 @@ def test_the_token_reaches_the_server_and_no_message(door: Git, tls: ssl.SSLCont
     assert base64.b64decode(sent).decode() == f"x-access-token:{TOKEN}"
     assert "no entry with ***" in caught.value.output
     assert TOKEN not in f"{caught.value}{caught.value.output}"
+
+
+def test_a_token_as_the_user_of_a_url_is_in_no_message(door: Git) -> None:
+    with serving([Answer(403, "no")]) as server, pytest.raises(GitError, match="403") as caught:
+        ask(door, f"{server.url.replace('//', '//0ther-t0ken@')}/r.git")
+    assert "0ther-t0ken" not in f"{caught.value}{caught.value.output}"
 
 
 def test_a_token_in_a_url_is_refused_by_git_itself(door: Git) -> None:
@@ -497,6 +528,90 @@ def test_repositories_with_sha256_work(door: Git, tmp_path: Path) -> None:
         }
 
 
+# --- remotes
+
+
+def of_sha256(folder: Path) -> Path:
+    (folder / "from").mkdir()
+    git(folder / "from", "init", "--quiet", "--object-format=sha256")
+    commit_files(folder / "from", {"a": "1"})
+    git(folder, "clone", "--quiet", str(folder / "from"), "clone")
+    return folder / "clone"
+
+
+def of_worktree(folder: Path) -> Path:
+    git(make_repository(folder / "from"), "worktree", "add", "--quiet", "--detach", str(folder / "linked"))
+    return folder / "linked"
+
+
+def of_part(option: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        source = make_repository(folder / "from")
+        commit_files(source, {"b/c": "2"})
+        git(source, "config", "uploadpack.allowFilter", "true")
+        git(folder, "clone", "--quiet", option, source.as_uri(), "clone")
+        return folder / "clone"
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "make",
+    [of_sha256, of_worktree, of_part("--depth=1"), of_part("--filter=blob:none"), of_part("--filter=tree:0")],
+    ids=["sha256", "worktree", "shallow", "without blobs", "without trees"],
+)
+def test_a_commit_is_pushed_and_fetched_whatever_kind_of_repository_has_it(
+    door: Git, tmp_path: Path, make: Callable[[Path], Path]
+) -> None:
+    repository, remote = Repository(door, make(tmp_path)), tmp_path / "remote.git"
+    git(tmp_path, "clone", "--quiet", "--bare", str(tmp_path / "from"), str(remote))
+    git(repository.path, "remote", "add", "elsewhere", "../remote.git")
+    base = git(repository.path, "rev-parse", "HEAD")
+    made = write(repository, FileChange("new", content=b"x"))
+    repository.run("push", "--", "elsewhere", f"{made}:refs/heads/x", network=True)
+    theirs = git(remote, "commit-tree", "-p", made, "-m", "y", f"{made}^{{tree}}")
+    git(remote, "update-ref", "refs/heads/x", theirs)
+    assert repository.fetch_commit(str(remote), "refs/heads/x", known=(made,)) == theirs
+    assert git(repository.path, "log", "--format=%H", theirs, "--not", base).split() == [theirs, made]
+    assert list(door.home.glob("apart-*")) == []
+
+
+def test_what_a_killed_push_has_left_is_removed_a_day_later(door: Git, tmp_path: Path) -> None:
+    for age in (0, 90_000):
+        folder = door.home / f"apart-{age}"
+        folder.mkdir()
+        (folder / "objects").symlink_to(tmp_path)
+        os.utime(folder, (time.time() - age,) * 2)
+    door.prepare()
+    assert [folder.name for folder in door.home.glob("apart-*")] == ["apart-0"]
+    assert tmp_path.is_dir()
+
+
+# --- trees that stand for too much
+
+
+def nested(folder: Path, depth: int, content: bytes = b"boom") -> str:
+    """A commit of ten names for ten names for ... one file."""
+    oid, kind = git(folder, "hash-object", "-w", "--stdin", stdin=content), "100644 blob"
+    for _ in range(depth):
+        entries = "".join(f"{kind} {oid}\tf{number}\n" for number in range(10))
+        oid, kind = git(folder, "mktree", stdin=entries.encode()), "040000 tree"
+    return git(folder, "commit-tree", "-m", "bomb", oid)
+
+
+def test_a_tree_that_stands_for_more_than_there_is_is_not_checked_out(
+    checkout: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("necrocode.agent_runner._git.sizes.MOST_ENTRIES", 20_000)
+    with pytest.raises(TreeTooLargeError, match="more than 20000 files and folders"):
+        checkout.check_size(nested(checkout.path, 10))
+    many_names = nested(checkout.path, 2, b"0123456789")
+    checkout.check_size(many_names, room_bytes=1000)
+    with pytest.raises(TreeTooLargeError, match="more than 999 bytes") as caught:
+        checkout.check_size(many_names, room_bytes=999)
+    assert "room" in str(caught.value.hint)
+
+
 # --- a checkout that is brought
 
 
@@ -529,6 +644,12 @@ def test_a_checkout_whose_own_files_are_broken_is_told(door: Git, repository: Pa
     with pytest.raises(UnusableCheckoutError, match=r"cannot be read as a git checkout|is not the top") as caught:
         open_checkout(door, repository)
     assert "\n" not in str(caught.value)
+
+
+def test_a_checkout_that_does_not_let_itself_be_read_is_left_when_the_time_is_over(door: Git, repository: Path) -> None:
+    os.mkfifo(repository / ".git/packed-refs")
+    with pytest.raises(RunnerTimeoutError, match=r"task's 0\.5 seconds are used up"):
+        open_checkout(door, repository, Deadline(0.5))
 
 
 @pytest.mark.parametrize("path", ["/" + "a" * 5000, "/" + "a" * 300, "/a\0b"])

@@ -19,6 +19,7 @@ from necrocode.agent_runner._names import (
     expand_home,
     fold_name,
     has_control_character,
+    mask_users,
     slug,
     task_branch,
 )
@@ -314,3 +315,15 @@ def test_a_url_that_git_takes_to_another_place_than_it_seems_is_refused(url: str
 def test_a_file_url_of_this_machine_is_taken() -> None:
     for url in ("file:///srv/a.git", "file://localhost/srv/a.git", "https://host/a%20b.git"):
         assert check_repository_url(url) == url
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("HTTPS://t0ken@host/r", "HTTPS://***@host/r"),
+        ("'http://t0ken@host:1/r', https://me:t0ken@host", "'http://***@host:1/r', https://***@host"),
+        ("https://host/a@b ssh://git@host/r git@host:r", "https://host/a@b ssh://git@host/r git@host:r"),
+    ],
+)
+def test_the_user_of_a_web_address_is_masked(text: str, shown: str) -> None:
+    assert mask_users(text) == shown

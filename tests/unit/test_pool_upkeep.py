@@ -438,6 +438,21 @@ def test_a_slot_that_cannot_be_mended_is_set_aside_and_another_taken(bench: Benc
     bench.assert_usable(pool.allocate_slot(str(bench.repository), "me"))
 
 
+def test_a_commit_that_is_too_large_ends_the_allocation_and_no_slot_is_set_aside(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = bench.pool(1)
+    slot = pool.allocate_slot(str(bench.repository), "me")
+    pool.release_slot(slot.slot_id, lease_token=slot.lease_token)
+    commit_files(bench.repository, {"more": "x" * 1000})
+    with monkeypatch.context() as patch:
+        patch.setattr("necrocode.agent_runner._git.sizes.MOST_BYTES", 1000)
+        with pytest.raises(WorkspacePreparationError, match=r"cannot be checked out: .* more than 1000 bytes"):
+            pool.allocate_slot(str(bench.repository), "me")
+    assert pool.pools_status()[0].counts["quarantined"] == 0
+    bench.assert_usable(pool.allocate_slot(str(bench.repository), "me"))
+
+
 def test_quarantined_slots_are_tried_again_before_there_is_none(bench: Bench, broken_slots: set[str]) -> None:
     pool = bench.pool(2)
     broken_slots.update("12")

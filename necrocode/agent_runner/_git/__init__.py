@@ -13,6 +13,7 @@ from necrocode.agent_runner._git.door import Git as Git
 from necrocode.agent_runner._git.failures import GitError as GitError
 from necrocode.agent_runner._git.failures import ObjectTooLargeError as ObjectTooLargeError
 from necrocode.agent_runner._git.failures import RemoteRefusedError as RemoteRefusedError
+from necrocode.agent_runner._git.failures import TreeTooLargeError as TreeTooLargeError
 from necrocode.agent_runner._git.objects import MODE_EXECUTABLE as MODE_EXECUTABLE
 from necrocode.agent_runner._git.objects import MODE_FILE as MODE_FILE
 from necrocode.agent_runner._git.objects import MODE_SUBMODULE as MODE_SUBMODULE

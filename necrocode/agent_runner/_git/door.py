@@ -8,7 +8,6 @@ import secrets
 import signal
 import stat
 import subprocess
-import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +16,9 @@ from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._bounded import current_deadline
 from necrocode.agent_runner._clock import Deadline
+from necrocode.agent_runner._git.apart import sweep
 from necrocode.agent_runner._git.failures import GitError, last_words
+from necrocode.agent_runner._git.pipes import OutputTooLongError, communicate
 from necrocode.agent_runner._git.remotes import RemoteRules
 from necrocode.agent_runner._git.settings import (
     ASKPASS,
@@ -27,20 +28,18 @@ from necrocode.agent_runner._git.settings import (
     SSH_COMMAND,
     variables,
 )
+from necrocode.agent_runner._names import mask_users
 from necrocode.agent_runner._process import end_group, kill_group, living, signal_group
 from necrocode.agent_runner._redact import Redactor
 from necrocode.agent_runner.errors import RunnerTimeoutError, WorkspacePreparationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from necrocode.agent_runner._cancellation import Cancellation
     from necrocode.agent_runner._names import Remote
 
 DEFAULT_TIMEOUT_SECONDS = 600.0
-LOOK_SECONDS = 0.1
-"""How often it is looked whether a running git is to stop."""
 _NO_ENTRY = re.compile(r"could not read Username|Authentication failed|returned error: 403")
 _BAD_CERTIFICATE = re.compile(r"SSL certificate problem|certificate verif\w+ failed|SSL: no alternative certificate")
 _NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -57,6 +56,7 @@ class Git:
     def prepare(self) -> None:
         """Lay out the private HOME; harmless when it is there already."""
         self.home.mkdir(parents=True, exist_ok=True)
+        sweep(self.home)
         for name, content, mode in (("gitconfig", GLOBAL_CONFIG, 0o600), ("askpass", ASKPASS, 0o700)):
             file = self.home / name
             if not file.exists() or file.read_text() != content or stat.S_IMODE(file.stat().st_mode) != mode:
@@ -131,12 +131,14 @@ class Git:
         config: Mapping[str, str] = _NOTHING,
         deadline: Deadline | None = None,
         pass_fds: Sequence[int] = (),
+        take: Callable[[bytes], None] | None = None,
     ) -> bytes:
         """Standard output of a git command; :class:`GitError` when it fails.
 
         ``address``: the URL or path that a network command talks to; :class:`RemoteRefusedError` if it may not.
         ``deadline`` None: the one that this thread works under, or ten minutes.
         ``pass_fds``: locks that shall last until git has ended, should this process die before.
+        ``take``: is handed the output piece by piece, and what it raises stops git; then none is returned.
         """
         verb = next((word for word in argv if not word.startswith(("-", "/"))), "git")
         remote = None if address is None else self.remotes.check(address)
@@ -146,15 +148,17 @@ class Git:
         process = self.start(argv, self.environment(remote, addresses, config), pass_fds=pass_fds)
         try:
             with living(partial(signal_group, process, signal.SIGKILL)):
-                output, errors = _communicate(process, stdin, timeout, deadline.cancellation)
-        except subprocess.TimeoutExpired as error:
+                output, errors = communicate(process, stdin, timeout, deadline.cancellation, take)
+        except TimeoutError as error:
             raise RunnerTimeoutError(f"git {verb} was stopped after {timeout:g} seconds.") from error
+        except OutputTooLongError as error:
+            raise GitError(f"git {verb} was stopped: {error}") from error
         finally:
             if process.returncode is None:
                 end_group(process)
             end_process(process)
         if process.returncode != 0:
-            text = Redactor((self.token or "",)).text((errors + output).decode(errors="replace")).strip()
+            text = mask_users(Redactor((self.token or "",)).text((errors + output).decode(errors="replace"))).strip()
             raise GitError(f"git {verb} failed: {last_words(text)}", output=text, hint=self._hint(remote, text))
         return output
 
@@ -172,22 +176,6 @@ class Git:
                 f"The git token is not sent to {remote.authority}: name it in git_token_hosts if it is meant for that."
             )
         return None
-
-
-def _communicate(
-    process: subprocess.Popen[bytes], stdin: bytes, seconds: float, cancellation: Cancellation
-) -> tuple[bytes, bytes]:
-    """Standard output and error of the process, once it has ended; ``TimeoutExpired`` and ``RunCancelledError``."""
-    end, given = time.monotonic() + seconds, stdin or None
-    while True:
-        left = end - time.monotonic()
-        try:
-            return process.communicate(given, timeout=max(0.0, min(left, LOOK_SECONDS)))
-        except subprocess.TimeoutExpired:
-            cancellation.check()
-            if left <= LOOK_SECONDS:
-                raise
-        given = None  # what is not written yet still is
 
 
 def _listed(addresses: Sequence[str]) -> str:

@@ -25,6 +25,10 @@ class ObjectTooLargeError(GitError):
     """An object is larger than anything that is read whole."""
 
 
+class TreeTooLargeError(GitError):
+    """A tree has more files, or more bytes in them, than are checked out."""
+
+
 _ADVICE = ("Please ", "Aborting")
 _OURS = "error: unable to read askpass response"  # our own askpass, which had no answer: what follows tells the reason
 

@@ -5,20 +5,25 @@ from __future__ import annotations
 import os
 import selectors
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from necrocode.agent_runner._git.door import DEFAULT_TIMEOUT_SECONDS, LOOK_SECONDS, Git, end_process
-from necrocode.agent_runner._git.failures import GitError, last_words
+from necrocode.agent_runner._bounded import current_deadline
+from necrocode.agent_runner._clock import Deadline
+from necrocode.agent_runner._git.apart import apart
+from necrocode.agent_runner._git.door import DEFAULT_TIMEOUT_SECONDS, Git, end_process
+from necrocode.agent_runner._git.failures import GitError, RemoteRefusedError, last_words
 from necrocode.agent_runner._git.objects import ObjectReader, TreeEntry, commit_stream
+from necrocode.agent_runner._git.pipes import LOOK_SECONDS, MOST_MESSAGE_BYTES
+from necrocode.agent_runner._git.sizes import NAMES, NAMES_AND_SIZES, Tally
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Iterable, Sequence
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator, Sequence
 
     from necrocode.agent_runner._cancellation import Cancellation
-    from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner._git.objects import Author, FileChange
 
 REMOTE_HEAD = "refs/necrocode/remote-head"
@@ -55,35 +60,93 @@ class Repository:
         """Standard output of a git command in this repository.
 
         A command that uses the ``network`` names its remote after ``--``; :class:`RemoteRefusedError` if it may not.
+        It has this repository's objects, but not its configuration, nor, unless it is ``bare``, its refs.
         """
+        if network and not self.bare:
+            return self._run_apart(argv, deadline, pass_fds)
         return self.git.run(
             [*self._where, *argv],
             stdin=stdin,
-            address=self._address(argv, deadline) if network else None,
+            address=self._own_address(argv, deadline) if network else None,
             config=self._no_filters(deadline) if argv[0] in _READS_OR_WRITES_FILES and not self.bare else {},
             deadline=deadline,
             pass_fds=pass_fds,
         )
 
-    def check_remote(self, remote: str, *, deadline: Deadline | None = None) -> None:
-        """Return if a push to this remote would be allowed; else :class:`RemoteRefusedError`. Nothing is sent."""
-        self.git.remotes.check(self._address(("push", "--", remote), deadline))
+    def fetch_commit(self, remote: str, ref: str, *, known: Sequence[str], deadline: Deadline | None = None) -> str:
+        """Fetch what one ``ref`` of a remote is at, with its history; its id. No ref is written.
 
-    def _address(self, argv: Sequence[str], deadline: Deadline | None) -> str:
-        """The URL or path that the command will talk to, the repository's own rewriting of URLs included."""
-        remote = argv[argv.index("--") + 1]
-        is_name = not set(":/") & set(remote)
-        told = ("remote", "get-url", "--push") if argv[0] == "push" and is_name else ("ls-remote", "--get-url")
-        return self.git.run([*self._where, *told, "--", remote], deadline=deadline).decode(errors="replace").strip()
+        ``known``: commits that are here with all their history.
+        """
+        seen = "refs/necrocode/seen"
+        options = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", UPLOAD_PACK)
+        address = self.address(remote, deadline=deadline)
+        with self._apart(deadline, known) as folder:
+            where = _where_bare(folder)
+            argv = [*where, "fetch", *options, "--", address, f"+{ref}:{seen}"]
+            self.git.run(argv, address=address, deadline=deadline)
+            return self.git.run([*where, "rev-parse", "--verify", seen], deadline=deadline).decode().strip()
+
+    def check_remote(self, remote: str, *, deadline: Deadline | None = None) -> str:
+        """The one URL or path that a push to this remote goes to, if it is allowed. Nothing is sent.
+
+        :class:`RemoteRefusedError` if it is not.
+        """
+        address = self.address(remote, push=True, deadline=deadline)
+        self.git.remotes.check(address)
+        return address
+
+    def address(self, remote: str, *, push: bool = False, deadline: Deadline | None = None) -> str:
+        """What a remote's name stands for in the configuration, rewritten as git would; a URL or path is itself.
+
+        ``RemoteRefusedError`` where a push would go to more than one place.
+        """
+        if set(":/") & set(remote):
+            found = remote
+        else:
+            told = ("--push", "--all") if push else ()
+            argv = [*self._where, "remote", "get-url", *told, "--", remote]
+            found, *others = self.git.run(argv, deadline=deadline).decode(errors="replace").splitlines() or [""]
+            if others:
+                raise RemoteRefusedError(
+                    f"The remote {remote} has several URLs to push to, and a branch is delivered to one place.",
+                    hint="Give repo_url, or leave that remote one URL.",
+                )
+        is_relative = not found.startswith("/") and "://" not in found and self.git.remotes.check(found).is_local
+        return str(self.path.absolute() / found) if is_relative else found
+
+    def _run_apart(self, argv: Sequence[str], deadline: Deadline | None, pass_fds: Sequence[int]) -> bytes:
+        place = argv.index("--") + 1
+        address = self.address(argv[place], push=argv[0] == "push", deadline=deadline)
+        with self._apart(deadline) as folder:
+            command = [*_where_bare(folder), *argv[:place], address, *argv[place + 1 :]]
+            return self.git.run(command, address=address, deadline=deadline, pass_fds=pass_fds)
+
+    @contextmanager
+    def _apart(self, deadline: Deadline | None, known: Sequence[str] = ()) -> Iterator[Path]:
+        argv = [*self._where, "rev-parse", "--show-object-format", "--git-path", "objects"]
+        told = self.git.run(argv, deadline=deadline).decode(errors="surrogateescape").removesuffix("\n")
+        object_format, _, objects = told.partition("\n")
+        top = (Path() if self.bare else self.path).absolute()
+        with apart(self.git.home, top / objects, object_format, known) as folder:
+            yield folder
+
+    def _own_address(self, argv: Sequence[str], deadline: Deadline | None) -> str:
+        """The URL or path that a command of a bare repository will talk to, its own rewriting of URLs included."""
+        told = ("ls-remote", "--get-url", "--", argv[argv.index("--") + 1])
+        return self.git.run([*self._where, *told], deadline=deadline).decode(errors="replace").strip()
 
     def _no_filters(self, deadline: Deadline | None) -> dict[str, str]:
         """Settings that turn off every filter driver which this repository's configuration has."""
+        deadline = deadline or current_deadline() or Deadline(DEFAULT_TIMEOUT_SECONDS)
         found, is_cut = self.first_output(
             "config", "--null", "--name-only", "--get-regexp", r"^filter\.",
             limit_bytes=_MOST_FILTER_BYTES,
-            seconds=DEFAULT_TIMEOUT_SECONDS if deadline is None else deadline.check("look for filters"),
+            seconds=deadline.check("look for filters"),
+            cancellation=deadline.cancellation,
         )  # fmt: skip
         if is_cut:
+            deadline.check("look for filters")
             raise GitError(f"The configuration of {self.path} names too many filters.", hint="Remove them.")
         keys = found.decode(errors="surrogateescape").split("\0")
         drivers = {key.partition(".")[2].rpartition(".")[0] for key in keys if key.count(".") > 1}
@@ -105,7 +168,7 @@ class Repository:
         try:
             is_cut = not _read_until(process, output, limit_bytes, time.monotonic() + seconds, cancellation)
             if not is_cut:
-                errors = process.stderr.read() if process.stderr is not None else b""
+                errors = process.stderr.read(MOST_MESSAGE_BYTES) if process.stderr is not None else b""
                 if process.wait() > 1 or errors:
                     text = errors.decode(errors="replace").strip()
                     raise GitError(f"git {argv[0]} failed: {last_words(text)}", output=text)
@@ -127,6 +190,12 @@ class Repository:
             if kind == "blob":
                 found[path.decode(errors="surrogateescape")] = (TreeEntry(mode, oid), int(size))
         return found
+
+    def check_size(self, commit: str, *, room_bytes: int | None = None, deadline: Deadline | None = None) -> None:
+        """Return if the commit's files may be checked out, where there is room for so much; ``TreeTooLargeError``."""
+        tally = Tally(commit, room_bytes)
+        for argv, take in ((NAMES, tally.take_names), (NAMES_AND_SIZES, tally.take_sizes)):
+            self.git.run([*self._where, *argv, commit], take=take, deadline=deadline)
 
     def write_commit(
         self,
@@ -179,6 +248,10 @@ class Repository:
     def remove_untracked(self, *, deadline: Deadline | None = None) -> None:
         """Remove everything git does not track, ignored files and nested repositories included."""
         self.run("clean", "-ffdxq", deadline=deadline)
+
+
+def _where_bare(folder: Path) -> list[str]:
+    return ["-C", str(folder), "--git-dir=."]
 
 
 def _read_until(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -58,9 +59,13 @@ class SlotCheckout:
     def make_ready(self, base: str) -> None:
         """Exactly the files of ``base``, HEAD detached there; raises ``GitError`` and ``OSError``.
 
-        What cannot be cleaned, or was altered by something else than git, is moved aside and made anew.
+        ``TreeTooLargeError`` when they are too many, or too large. What cannot be cleaned, or was altered by something
+        else than git, is moved aside and made anew.
         """
         known = self._read_known()
+        if known is None or known.commit != base:
+            room = shutil.disk_usage(self._path.parent.parent).free if known is None else None
+            self._mirror.repository.check_size(base, room_bytes=room)
         trouble = "it is not known how it was" if known is None else self._alteration()
         if known is not None and trouble is None:
             try:

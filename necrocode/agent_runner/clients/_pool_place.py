@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from necrocode.agent_runner._clock import Deadline
-from necrocode.agent_runner._git import GitError
+from necrocode.agent_runner._git import GitError, TreeTooLargeError
 from necrocode.agent_runner.clients._pool_book import Page, PoolBook, Slot, Taken
 from necrocode.agent_runner.clients._pool_checkout import SlotCheckout
 from necrocode.agent_runner.clients._pool_files import removal_told, try_lock
@@ -126,7 +126,7 @@ class PoolPlace:
                 self.make_ready(taken, base)
                 self.book.confirm(taken.slot, self.clock.now(), "", seconds=0.0, fetches=fetches, state="available")
             except (GitError, OSError) as error:
-                self.book.give_up(taken.slot, trouble=str(error))
+                self.book.give_up(taken.slot, trouble="" if isinstance(error, TreeTooLargeError) else str(error))
                 return str(error)
             except StaleLeaseError as error:
                 return str(error)

@@ -195,7 +195,7 @@ def _refuse_live_lease(row: Row, now: datetime) -> None:
         raise TaskLeasedError(
             f"Task {row['task_id']} of spec {row['spec_name']} is held by {row['lease_holder']} until"
             f" {row['lease_expires_at']:%Y-%m-%dT%H:%M:%SZ}, or longer if that run goes on.",
-            hint="Run it again later, or cancel the task first.",
+            hint="Run it again later, or with the lease of whoever has claimed it, or cancel the task first.",
             status_code=409,
         )
 
@@ -213,15 +213,19 @@ def renew(  # noqa: PLR0917  what the call says
 
 
 def give_back(transaction: Transaction, now: datetime, task_id: str, spec_name: str | None, token: str) -> Row:
-    """Let others have the task: ``ready``, or ``cancelled`` where that was asked for. Nobody's task stays as it is."""
+    """Let others have the task: ``ready``, or ``cancelled`` where that was asked for. Nobody's task stays as it is.
+
+    Its new epoch refuses what its holder had sent and what arrives only now.
+    """
     row = find(transaction, task_id, spec_name, lock=True)
     if row["lease_token"] is None:
         return row
     if not _is_held_with(row, token):
         raise _lost_lease(row)
     status = "cancelled" if row["cancel_requested"] else "ready"
-    changed = {"status": status, "cancel_requested": False, "updated_at": now, **NO_LEASE}
-    transaction.run(_free, **_place(row), **new_values(changed))
+    epoch = row["epoch"] + 1
+    changed = {"status": status, "epoch": epoch, "cancel_requested": False, "updated_at": now, **NO_LEASE}
+    transaction.run(_put_back, **_place(row), **new_values(changed))
     return row | changed | {"cancel_requested": row["cancel_requested"]}
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._bounded import is_over, own_deadline
 from necrocode.agent_runner._clock import SYSTEM_CLOCK, Clock, Deadline
-from necrocode.agent_runner._git import DEFAULT_TIMEOUT_SECONDS, Git, GitError, RemoteRefusedError
+from necrocode.agent_runner._git import DEFAULT_TIMEOUT_SECONDS, Git, GitError, RemoteRefusedError, TreeTooLargeError
 from necrocode.agent_runner._names import check_branch_name, check_repository_url, expand_home
 from necrocode.agent_runner.clients._pool_book import key_of
 from necrocode.agent_runner.clients._pool_files import Trash, removal_told
@@ -178,6 +178,9 @@ class LocalRepoPool:
             seconds = max(0.0, self._clock.monotonic() - request.started)
             now, expiry = self._clock.now(), place.expiry(request.lease_seconds)
             slot = book.confirm(taken.slot, now, expiry, seconds=seconds, fetches=request.fetches)
+        except TreeTooLargeError as error:  # no slot is to blame
+            book.give_up(taken.slot)
+            raise WorkspacePreparationError(f"{place.url} cannot be checked out: {error}", hint=error.hint) from error
         except (GitError, OSError) as error:
             if is_over():  # the slot is not to blame
                 book.give_up(taken.slot)

@@ -110,6 +110,7 @@ class ConfinedSandbox(LayeredSandbox):
         watch = LimitWatch(limits, layer.written_folders, reports.stat().st_mtime_ns)
         with LAUNCHER.start(request) as running:
             running.wait_for_start(deadline.cancellation)
+            watch.processor_seconds = running.processor_seconds
             done = supervise(
                 running,
                 started=started,

@@ -36,6 +36,11 @@ _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
 _OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = 1, 4
 _AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
+_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
+_LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF = 444, 446
+_RULESET_VERSION, _SCOPE_ABSTRACT_UNIX_SOCKET, _FIRST_WITH_SCOPES = 1, 1, 6
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -47,6 +52,14 @@ class _MountAttr(ctypes.Structure):
         ("propagation", ctypes.c_uint64),
         ("userns_fd", ctypes.c_uint64),
     )
+
+
+class _FilterProgram(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+class _LandlockRules(ctypes.Structure):
+    _fields_ = (("files", ctypes.c_uint64), ("network", ctypes.c_uint64), ("scoped", ctypes.c_uint64))
 
 
 def unshare(*kinds: str) -> None:
@@ -182,6 +195,52 @@ def set_openness(*, is_open: bool) -> None:
 def give_up_gains() -> None:
     """Let no program that is executed give more rights than this process has."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1, "giving up setuid programs")
+
+
+def filter_calls(program: bytes) -> None:
+    """Put a filter, in the words of BPF, before all further system calls; needs :func:`give_up_gains`."""
+    filters = _FilterProgram(len(program) // 8, program)
+    mode = ctypes.c_ulong(_SECCOMP_MODE_FILTER)
+    _checked(_libc.prctl(_PR_SET_SECCOMP, mode, ctypes.byref(filters), 0, 0), "filtering system calls")
+
+
+def can_leave_abstract_sockets() -> bool:
+    """Whether Landlock is there, and new enough for it."""
+    version: int = _libc.syscall(_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), _RULESET_VERSION)
+    return version >= _FIRST_WITH_SCOPES
+
+
+def leave_abstract_sockets() -> None:
+    """Connect to no abstract Unix socket but those made from here on; Linux 6.12 or later, before it does nothing.
+
+    Needs :func:`give_up_gains`. It forbids nothing else: mounts are still possible.
+    """
+    if not can_leave_abstract_sockets():
+        return
+    rules = _LandlockRules(0, 0, _SCOPE_ABSTRACT_UNIX_SOCKET)
+    size = ctypes.c_size_t(ctypes.sizeof(rules))
+    handle = call(_LANDLOCK_CREATE_RULESET, ctypes.byref(rules), size, 0, what="making rules of Landlock")
+    try:
+        call(_LANDLOCK_RESTRICT_SELF, handle, 0, what="leaving abstract sockets")
+    finally:
+        os.close(handle)
+
+
+def bound_messages_and_segments(most_bytes: int) -> bool:
+    """Limit System V's shared memory, queues and semaphores of this process's own namespace; whether it may."""
+    try:
+        for name, value in (("shmall", str(most_bytes // _PAGE)), ("msgmni", "64"), ("sem", "250 32000 500 128")):
+            Path("/proc/sys/kernel", name).write_text(value)
+    except OSError:
+        return False
+    return True
+
+
+def call(number: int, *arguments: object, what: str) -> int:
+    """A system call by its number, which may differ between architectures; :class:`OSError` says ``what`` failed."""
+    result: int = _libc.syscall(number, *arguments)
+    _checked(result, what)
+    return result
 
 
 def sync_file_system(path: str) -> None:

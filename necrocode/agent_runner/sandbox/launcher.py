@@ -1,10 +1,10 @@
 """The process that starts confined commands: small, with an empty environment, and forking a child for each.
 
-The runner cannot do this itself: it has threads, and secrets in its memory and environment. The runner starts this one
-with a socket, and sends over it, for each command, a socket of the command's own and the pipe for its output. On its
-own socket a command's child says, a JSON object a line, ``pid`` (the top of the process tree) and then either ``exit``
-or ``error``; when it closes the socket, no process of the command is left. The runner ends a command by closing its
-side, which happens too when the runner dies.
+The runner cannot do this itself: it has threads, and secrets in its memory and environment. The runner starts this
+one with a socket, and sends over it, for each command, a socket of the command's own and the pipe for its output. On
+its own socket a command's child says, a JSON object a line, ``pid`` (the top of the process tree) and then either
+``exit`` or ``error``, and hands over a clock of its processor time where there is one; when it closes the socket, no
+process of the command is left. The runner ends a command by closing its side, which happens too when the runner dies.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from necrocode.agent_runner.sandbox import kernel
+from necrocode.agent_runner.sandbox import kernel, syscalls
 from necrocode.agent_runner.sandbox.request import Request
 from necrocode.agent_runner.sandbox.room import enter_room, leave_namespaces
 from necrocode.agent_runner.sandbox.walls import exec_bwrap, exec_landlocked, exit_code_of, run_supervised
@@ -39,10 +39,13 @@ def serve(control: socket.socket) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the children are reaped by the kernel
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.umask(0o022)
+    syscalls.leave_keyring()
     while True:
         message, handles, _, _ = socket.recv_fds(control, 1, 2)
         if not message:
             return
+        for handle in handles:  # a command that got the socket could tell an exit code of its own choice
+            os.set_inheritable(handle, False)
         if os.fork() == 0:
             control.close()
             with socket.socket(fileno=handles[0]) as told:
@@ -78,8 +81,10 @@ def _start(told: socket.socket, output: int) -> None:
 def _first_process(request: Request, told: socket.socket) -> None:
     """The top of the command's process tree: in its process namespace it has the number 1, and reaps what is left."""
     kernel.die_with_parent()
+    has_segments = False
     if request.has_own_root:
         enter_room(request)
+        has_segments = kernel.bound_messages_and_segments(request.shared_memory_bytes)
     else:
         os.chdir(request.layer)
     if request.user is not None:
@@ -94,9 +99,10 @@ def _first_process(request: Request, told: socket.socket) -> None:
         signal.signal(number, signal.SIG_DFL)
     os.environ.clear()
     os.environ.update(request.environment)
+    _hand_over_clock(told)
     command = os.fork()
     if command == 0:
-        _guarded(told, lambda: _become_command(request, told))
+        _guarded(told, lambda: _become_command(request, told, has_segments=has_segments))
     kernel.set_openness(is_open=False)
     while True:
         ended, status = os.wait()
@@ -106,12 +112,23 @@ def _first_process(request: Request, told: socket.socket) -> None:
             os._exit(0)
 
 
-def _become_command(request: Request, told: socket.socket) -> None:
+def _become_command(request: Request, told: socket.socket, *, has_segments: bool) -> None:
+    if request.has_own_root or request.wall == "bwrap":  # sandlock's supervisor refuses the like itself
+        syscalls.refuse_calls(has_segments=has_segments)
     if request.wall == "bwrap":
+        kernel.leave_abstract_sockets()
         exec_bwrap(request)
     if request.has_own_root:
         exec_landlocked(request)
     _tell(told, exit=run_supervised(request))
+
+
+def _hand_over_clock(told: socket.socket) -> None:
+    clock = syscalls.count_processor_time()
+    if clock is not None:
+        with suppress(OSError):  # the runner has gone
+            socket.send_fds(told, [b"{}\n"], [clock])
+        os.close(clock)
 
 
 def _limit(request: Request) -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -52,6 +52,7 @@ class Started:
         self._received = b""
         self._news: dict[str, Any] = {}
         self._is_over = False
+        self._clock: int | None = None
         self.output = output
 
         self.ended: int | None = told.fileno()
@@ -60,6 +61,16 @@ class Started:
     def exit_code(self) -> int | None:
         """Once it has ended: the command's; None when it was stopped before it had one."""
         return self._news.get("exit")
+
+    def processor_seconds(self) -> float:
+        """What all its processes have used, those too that nobody waited for; 0 where the machine does not tell."""
+        return 0.0 if self._clock is None else int.from_bytes(os.read(self._clock, 8), sys.byteorder) / 1e9
+
+    def close(self) -> None:
+        """Give back what it holds."""
+        if self._clock is not None:
+            os.close(self._clock)
+            self._clock = None
 
     def wait_for_start(self, cancellation: Cancellation) -> None:
         """Wait until it has a process; ``TestExecutionError`` if there is none, ``RunCancelledError``."""
@@ -106,9 +117,12 @@ class Started:
         if self._is_over or not select.select([self._told], [], [], seconds)[0]:
             return
         try:
-            chunk = self._told.recv(65_536)
+            chunk, clocks, _, _ = socket.recv_fds(self._told, 65_536, 1)
         except ConnectionError:
-            chunk = b""
+            chunk, clocks = b"", []
+        for clock in clocks:
+            os.set_inheritable(clock, False)
+            self._clock = clock
         self._is_over = not chunk
         *lines, self._received = (self._received + chunk).split(b"\n")
         for line in lines:
@@ -146,7 +160,8 @@ class Launcher:
                 reason = f"{error}{_last_words(said)}"
                 raise TestExecutionError(f"The test command cannot be confined: {reason}.") from error
             finally:
-                started.stop()
+                with closing(started):
+                    started.stop()
 
     def close(self) -> None:
         """End the launcher, and with it whatever still runs."""

@@ -22,10 +22,10 @@ _SAFE = kernel.MS_NOSUID | kernel.MS_NODEV
 
 
 def leave_namespaces(request: Request) -> None:
-    """Take a new mount namespace, with the layer in it, and what else sandlock does not make itself.
+    """Take new namespaces of mounts, with the layer in it, of messages, and of the network if there is to be none.
 
-    Processes that this one starts afterwards are in a new process namespace, the first one at its top. bwrap makes all
-    but the first.
+    For sandlock, of processes and names too; bwrap makes these itself. Processes that this one starts afterwards are in
+    the new process namespace, the first one at its top.
     """
     if request.user is None:
         kernel.unshare_as_self("mount")
@@ -34,11 +34,12 @@ def leave_namespaces(request: Request) -> None:
     kernel.mount("none", "/", flags=kernel.MS_REC | kernel.MS_PRIVATE)
     for overlay in request.overlays:
         _mount_overlay(overlay, request)
+    own = ("pid", "uts") if request.wall == "sandlock" else ()
+    kernel.unshare("ipc", *own, *(() if request.has_network else ("net",)))
+    if not request.has_network:
+        kernel.start_loopback()
     if request.wall == "sandlock":
-        kernel.unshare("pid", "ipc", "uts", *(() if request.has_network else ("net",)))
         socket.sethostname(HOST_NAME)
-        if not request.has_network:
-            kernel.start_loopback()
 
 
 def enter_room(request: Request) -> None:

@@ -83,8 +83,9 @@ def _existing(paths: Iterable[str]) -> list[str]:
 def bwrap_options(request: Request) -> list[str]:
     """All that bwrap is told of a request."""
     options = [
-        "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try",
-        *(() if request.has_network else ("--unshare-net",)),
+        "--unshare-user", "--unshare-pid", "--unshare-uts", "--unshare-cgroup-try",
+        *(() if request.has_own_root else ("--unshare-ipc",)),  # who has a root has left it before
+        *(() if request.has_own_root or request.has_network else ("--unshare-net",)),
         "--disable-userns", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--hostname", HOST_NAME,
     ]  # fmt: skip
     # A room shows what it should already, and as it should; without one bwrap makes it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -100,7 +101,7 @@ def brought_workspace(
     if task.slot_path is None:  # pragma: no cover - the orchestrator has seen to it
         raise WorkspacePreparationError("The task names no slot_path.")
     git.prepare()
-    checkout = open_checkout(git, task.slot_path.expanduser().absolute())
+    checkout = open_checkout(git, task.slot_path.expanduser().absolute(), deadline)
     repository = Repository(git, checkout.root)
     changed = (
         repository.run("status", "--porcelain", "--untracked-files=no", "--ignore-submodules=dirty", deadline=deadline)
@@ -121,9 +122,11 @@ def brought_workspace(
         if not base:
             missing = task.base_ref if start is None else start.base_commit
             raise RepositoryNotFoundError(f"{checkout.root} has no branch, tag or commit {missing!r}.")
+        if base != head:
+            _refuse_large(repository, base, deadline)
         remote = task.repo_url or ("origin" if checkout.origin_url else None)
         if pushes and remote is not None:
-            _refuse_forbidden_remote(repository, remote, deadline)
+            remote = _allowed_address(repository, remote, deadline)
         place = (start and start.head) or checkout.head_branch or head
         slot_id = task.slot_id or str(checkout.root)
         try:
@@ -133,10 +136,17 @@ def brought_workspace(
                 _return_head(repository, place, task.branch, on_trouble)
 
 
-def _refuse_forbidden_remote(repository: Repository, remote: str, deadline: Deadline) -> None:
-    """Before a model is paid for work that could not be delivered."""
+def _refuse_large(repository: Repository, base: str, deadline: Deadline) -> None:
     try:
-        repository.check_remote(remote, deadline=deadline)
+        repository.check_size(base, room_bytes=shutil.disk_usage(repository.path).free, deadline=deadline)
+    except GitError as error:
+        raise WorkspacePreparationError(f"The checkout {repository.path} cannot be used: {error}") from error
+
+
+def _allowed_address(repository: Repository, remote: str, deadline: Deadline) -> str:
+    """Looked at before a model is paid for work that could not be delivered, and before any test can change it."""
+    try:
+        return repository.check_remote(remote, deadline=deadline)
     except RemoteRefusedError as error:
         raise RepositoryNotFoundError(f"Nothing may be pushed to {remote}: {error}", hint=error.hint) from error
 

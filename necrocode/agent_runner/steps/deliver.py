@@ -8,12 +8,14 @@ one of them was made under a newer claim on the task: then this runner was overt
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._bounded import closing
 from necrocode.agent_runner._git import RECEIVE_PACK, REMOTE_HEAD, UPLOAD_PACK, GitError
+from necrocode.agent_runner._names import mask_users
 from necrocode.agent_runner.errors import PushError, RunnerError, StaleLeaseError
 from necrocode.agent_runner.fencing import LOG_FORMAT, fence_in
 from necrocode.agent_runner.models import PushResult
@@ -73,16 +75,18 @@ def deliver(
         check()
         if remote is not None:  # first of all: what was not pushed must not look delivered here
             delivery.push(remote)
+            if not stays_here:
+                delivery.note_pushed()
         if stays_here:
             repository.move_ref(delivery.ref, commit, expected=tip, deadline=deadline)
         if workspace.is_brought:
             repository.run("symbolic-ref", "HEAD", delivery.ref, deadline=deadline)
     except GitError as error:
         raise PushError(
-            f"Cannot deliver branch {branch} to {remote or workspace.path}: {error}",
+            f"Cannot deliver branch {branch} to {mask_users(remote or str(workspace.path))}: {error}",
             hint=error.hint or _hint(error.output),
         ) from error
-    place = str(workspace.path) if remote is None else _address(repository, remote)
+    place = str(workspace.path) if remote is None else mask_users(remote)
     return PushResult(branch=branch, commit=commit, repository=place, pushed=remote is not None)
 
 
@@ -163,21 +167,21 @@ class _Delivery:
                 self._check_replaceable(expected)
             self.check_hold()
 
+    def note_pushed(self) -> None:
+        """Have the mirror know at once, as its next fetch would, where the branch is: `necrocode recover` tells it."""
+        with suppress(RunnerError):  # it is delivered all the same
+            tracking = f"refs/remotes/origin/{self.branch}"
+            self.repository.run("update-ref", tracking, self.implementation.commit, deadline=self.deadline)
+
     def _remote_tip(self, remote: str) -> str:
         """The commit that the branch is at over there, with its history fetched; empty where it is not there."""
-        seen = f"refs/necrocode/seen/{self.implementation.commit}"
-        options = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", UPLOAD_PACK)
+        known = (self.implementation.commit,)
         try:
-            self.repository.run(
-                "fetch", *options, "--", remote, f"+{self.ref}:{seen}", network=True, deadline=self.deadline
-            )
+            return self.repository.fetch_commit(remote, self.ref, known=known, deadline=self.deadline)
         except GitError as error:
             if "couldn't find remote ref" in error.output:
                 return ""
             raise
-        tip = self.objects.resolve(seen) or ""
-        self.repository.run("update-ref", "-d", seen, deadline=self.deadline)
-        return tip
 
     def _push_expecting(self, remote: str, expected: str) -> None:
         lease = f"--force-with-lease={self.ref}:{expected}"
@@ -210,11 +214,6 @@ class _Delivery:
                 f" {ours.epoch}); it was left as it is.",
                 hint=f"The commit is kept under {self.implementation.ref}.",
             )
-
-
-def _address(repository: Repository, remote: str | None) -> str:
-    """The remote's URL, for people."""
-    return repository.run("remote", "get-url", "origin").decode().strip() if remote == "origin" else remote or ""
 
 
 def _hint(output: str) -> str:

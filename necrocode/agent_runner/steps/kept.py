@@ -128,7 +128,10 @@ class KeptWork:
         return all(number in ours for number in range(since, epoch + 1))
 
     def tests(self, plan: TestPlan, tree: str, make: Callable[[], TestResult]) -> TestResult:
-        """What the tests say of a tree; ``make`` runs them where that is not journalled."""
+        """What the tests say of a tree; ``make`` runs them where that is not journalled.
+
+        Tests that the task's time has cut off are not: a run that goes on has its time anew, and runs them again.
+        """
         base = None if plan.base is None else plan.base.model_dump(mode="json")
         commands = (*self.task.setup_commands, "", *plan.commands)
         basis = basis_of(self.base_commit, commands, plan.pass_rule, base, self.task.fail_fast, self._settings())
@@ -137,7 +140,8 @@ class KeptWork:
             with suppress(ValueError):
                 return TestResult.model_validate(data.get("result"))
         result = make()
-        self.journal.record("tests", tree, basis, result=result.model_dump(mode="json"))
+        if not result.is_cut:
+            self.journal.record("tests", tree, basis, result=result.model_dump(mode="json"))
         return result
 
     def _settings(self) -> Fields:

@@ -198,7 +198,8 @@ class Reporter:
         for status in (entry for entry in self._book.entries.values() if entry.kind == "status"):
             if status.state == "done":
                 return "yes"
-            why = status.reason if status.state == "refused" else f"{trouble} It is {self._fate(status)}."
+            behind = "it waits for the artifacts, which are sent first. " if self._book.waiting(*_UPLOADS) else ""
+            why = status.reason if status.state == "refused" else f"{behind}{trouble} It is {self._fate(status)}."
             told = status.body["status"]
             self._on_trouble(f"The task registry does not have the final status {told!r}: {why}")
             return "pending" if status.state == "waiting" and status.record is not None else "no"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._bounded import closing
 from necrocode.agent_runner._git import Author, GitError
-from necrocode.agent_runner.errors import TamperedTestsError, TestExecutionError
+from necrocode.agent_runner.errors import RunnerTimeoutError, TamperedTestsError, TestExecutionError
 from necrocode.agent_runner.verdict.base_runs import BaseRuns
 from necrocode.agent_runner.verdict.comparison import (
     is_success,
@@ -226,7 +226,10 @@ def _ran_nothing(command: CommandResult) -> bool:
 
 def failure_text(result: TestResult) -> str:
     """What to tell of tests that said no: the first command that failed, how, and the last line it wrote."""
-    failed = next((command for command in result.commands if not command.passed), None)
+    failing = [command for command in result.commands if not command.passed]
+    failed = max(
+        failing, key=lambda command: command.timed_out, default=None
+    )  # the first, but for one that was cut off
     if failed is None:
         return "The tests failed."
     stopped = "ran out of the task's time" if failed.timed_out else f"was stopped at a limit ({failed.stopped_by})"
@@ -235,6 +238,15 @@ def failure_text(result: TestResult) -> str:
     lines = [line.strip() for line in failed.output.splitlines() if line.strip()]
     last = f": {lines[-1][:200]}" if lines else ""
     return f"The tests failed: `{failed.command}` {how}{last}"
+
+
+def refuse_cut_off(result: TestResult) -> None:
+    """Return unless the task's time was over before the tests were: ``RunnerTimeoutError``."""
+    if result.is_cut:
+        raise RunnerTimeoutError(
+            failure_text(result),
+            hint="Raise timeout_seconds. `necrocode resume` with the run's id tests the same commit again.",
+        )
 
 
 def _place(workspace: Workspace, commit: str, hint: str, deadline: Deadline) -> None:
