@@ -55,10 +55,11 @@ _MARKS = (
 _KEY_BLOCK_EDGE = re.compile(r"-----(BEGIN|END) [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?(?=-----)")
 _DASHES = len("-----")
 _LONGEST_KEY_BLOCK = 16_384  # an RSA key of 16384 bits takes up 12 700 characters
-# What may follow a BEGIN line whose END is missing: headers, then base64, with line ends as they are or escaped.
+# What may follow a BEGIN line whose END is missing: headers, then base64, with line ends as they are or escaped. No
+# part of it gives back what it has.
 _KEY_BODY = re.compile(
-    r"(?:\s|\\[nrt]){0,64}(?:[A-Z][A-Za-z-]{1,20}: [^\r\n\\-][^\r\n\\]{0,200}(?:\s|\\[nrt]){1,64}){0,8}"
-    rf"[A-Za-z0-9+/=\s\\]{{16,{_LONGEST_KEY_BLOCK}}}"
+    r"(?:\s|\\[nrt]){0,64}+(?:[A-Z][A-Za-z-]{1,20}+: [^\r\n\\]{1,200}+(?:[\r\n]|\\[nr]){1,8}+){0,8}+"
+    rf"[A-Za-z0-9+/=\s\\]{{16,{_LONGEST_KEY_BLOCK}}}+"
 )
 _KEY_LINE = re.compile(r"[A-Za-z0-9+/]{16}")
 # A URL up to where it must end; the slashes may be escaped, as JSON may have them.
@@ -348,7 +349,7 @@ def _without_key_blocks(text: str, stand_in: Callable[[str], str]) -> str:
             kept += [text[position : open_ones[0].start()], stand_in(text[open_ones[0].start() : end])]
             position, open_ones = end, []
     for edge in open_ones:
-        body = _KEY_BODY.match(text, edge.end() + _DASHES)
+        body = _KEY_BODY.match(text, edge.end() + _DASHES) if edge.start() >= position else None
         if body and _KEY_LINE.search(body[0]):
             kept += [text[position : edge.start()], stand_in(text[edge.start() : body.end()])]
             position = body.end()

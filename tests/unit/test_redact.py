@@ -289,6 +289,7 @@ def test_key_blocks_are_masked_from_their_beginning_to_the_next_end(text: str, m
 
 TELLING = [*KEYS.values(), *"-:@/ \n\\'\"", "a", "a-" * 10, "://", ":\\/\\/", "eyJ", ".eyJ", BEGIN, END, "A1b2C3d4" * 3]
 TELLING += [
+    "Proc-Type: ",
     "authorization",
     ": ",
     "bearer ",
@@ -314,7 +315,8 @@ def test_no_mixture_takes_longer_than_its_length_says(repeated: str, last: str) 
         "A ", "PRIVATE KEY-----", "sk-", "sk-a ", "ghp_", "ghp_" + "a" * 35 + " ", "github_pat_", "glpat-", "AKIA",
         "xoxb-", "://a@", "://:", "://a:", ":", "://" + "a" * 255 + ":", "@", "authorization", "authorization: ",
         "authorization ", "authorization: bearer ", 'authorization:\\"basic ', " ", "\\", '"', "secret",
-        "eyJ" + "a-" * 10, "-eyJ", "eyJ" + "a" * 10 + ".", ".eyJ" + "a" * 10, f"-AKIA{'A' * 16}-eyJ", "xoxb-eyJ ",
+        "eyJ" + "a-" * 10, "-eyJ", f"Proc-Type: a: b {BEGIN}", f"{BEGIN}\nA: b b\n", f"{BEGIN}\n{'MIIB' * 5} A: ",
+        "eyJ" + "a" * 10 + ".", ".eyJ" + "a" * 10, f"-AKIA{'A' * 16}-eyJ", "xoxb-eyJ ",
     ],
 )  # fmt: skip
 def test_masking_takes_time_in_proportion_to_the_length(piece: str) -> None:
