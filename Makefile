@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python examples/basic_runner_usage.py
 
 test: $(VENV)/.installed
-	$(BIN)/pytest -n 2 $(PYTEST_ARGS)
+	$(BIN)/pytest -n 3 $(PYTEST_ARGS)
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

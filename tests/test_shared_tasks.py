@@ -32,7 +32,7 @@ def load() -> list[dict[str, Any]]:
 
 
 TASKS = load()
-EVERY = 4
+EVERY = 10
 """One whole run in so many belongs to the ordinary tests, the others to ``make soak``."""
 
 

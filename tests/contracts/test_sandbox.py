@@ -29,6 +29,7 @@ class TestPlainSandbox(SandboxContract):
         assert list(root.glob("*")) == []
 
 
+@pytest.mark.soak
 class TestPlainSandboxOnCopies(TestPlainSandbox):
     """As on a machine without overlays."""
 
