@@ -24,6 +24,7 @@ from tests.support.cancelling import (
     Stopwatch,
     assert_cancelled,
     hanging_git,
+    note_processes,
     processes_left,
 )
 from tests.support.http_server import Answer, Request, serving
@@ -181,6 +182,7 @@ def test_the_first_reason_counts_and_secrets_in_it_are_masked(bench: Bench) -> N
 def test_at_the_deadline_git_is_killed_and_the_work_kept(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, verb: str
 ) -> None:
+    note_processes()
     monkeypatch.setenv("PATH", hanging_git(tmp_path, verb, Bell(tmp_path, lambda: None)))
     task = bench.task(timeout_seconds=3, test_commands=["true"])
     result = bench.orchestrator(ScriptedLLM([GOOD_ANSWER]), sandbox="none").run(task)

@@ -22,6 +22,10 @@ SOON_SECONDS = 5.0
 _NEVER_ENDING_SECONDS = 120.0
 
 
+_BEFORE: set[int] = set()
+"""Processes that were there before the test: servers of others."""
+
+
 class Stopwatch:
     """Cancels a run once it hangs, and knows how long it took to end after that."""
 
@@ -31,6 +35,7 @@ class Stopwatch:
         self.ended_at = 0.0
         self.orchestrator: RunnerOrchestrator | None = None
         self.reason = "Somebody asked."
+        note_processes()
 
     def hang(self, *_anything: Any) -> None:
         """To be called by what hangs, from whatever thread: it is cancelled now."""
@@ -86,6 +91,12 @@ def hanging_git(folder: Path, verb: str, bell: Bell) -> str:
     return f"{script.parent}:{os.environ['PATH']}"
 
 
+def note_processes() -> None:
+    """From here on, what is running now is not of interest."""
+    _BEFORE.clear()
+    _BEFORE.update(process.pid for process in psutil.Process().children(recursive=True))
+
+
 def processes_left() -> list[str]:
     """What this process has started and still runs, but for the launcher of confined commands, and no zombies."""
     left = []
@@ -94,7 +105,7 @@ def processes_left() -> list[str]:
             line = " ".join(process.cmdline())
         except psutil.NoSuchProcess:
             continue
-        if line and "sandbox.launcher" not in line and "multiprocessing" not in line:
+        if process.pid not in _BEFORE and line and "sandbox.launcher" not in line and "multiprocessing" not in line:
             left.append(line)
     return left
 

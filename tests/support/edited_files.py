@@ -55,7 +55,7 @@ class Trees:
         subprocess.run(["git", "-C", str(path), "fast-import", "--quiet"], input=stream, check=True)
         home = Git(path.with_name(f"{path.name}-home"))
         home.prepare()
-        self._repository = Repository(home, path)
+        self._repository = Repository(home, path, bare=True)
 
     @staticmethod
     def _commit(number: int, files: Files) -> bytes:
