@@ -223,7 +223,7 @@ def _check_pip(arguments: list[str]) -> None:
 
 
 def _check_pytest(arguments: list[str]) -> None:
-    assert arguments == ["-n", "2"]
+    assert arguments == ["-n", "3"]
     assert any(requirement.startswith("pytest-xdist") for requirement in _PROJECT["optional-dependencies"]["dev"])
 
 
