@@ -520,6 +520,8 @@ def test_a_damaged_middle_is_told_kept_aside_and_done_again(runs: Runs) -> None:
 def test_a_journal_damaged_from_its_beginning_cannot_be_resumed(runs: Runs) -> None:
     journal = runs.interrupted("answer", GOOD_ANSWER)
     journal.write_bytes(b"?" + journal.read_bytes())
+    (found,) = runs.orchestrator(ScriptedLLM([])).interrupted_runs()
+    assert (found.run_id, found.is_damaged, found.is_running) == (journal.parent.name, True, False)
     with pytest.raises(JournalError, match="damaged from its beginning"):
         runs.orchestrator(ScriptedLLM([])).resume(journal.parent.name)
     assert runs.run(GOOD_ANSWER).success

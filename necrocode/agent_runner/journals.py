@@ -51,6 +51,8 @@ class InterruptedRun(Value):
     """Whether a process is at it: then it cannot be resumed."""
     answers: int
     """How many questions to the model are journalled, and so need not be paid for again."""
+    is_damaged: bool = False
+    """Whether its journal is damaged from its beginning: nothing is known of it, and it cannot go on."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,10 @@ class Journals:
         for run_id in sorted(self._unfinished()):
             path = self.path(run_id)
             reading = _reading_of(path)
-            if reading is None or not reading.header or reading.ended:
+            if reading is None or reading.ended:
+                continue
+            is_running = _is_locked(path)
+            if not reading.header and is_running:  # it is only just beginning
                 continue
             task = reading.header.get("task")
             texts = task if isinstance(task, dict) else {}
@@ -166,7 +171,8 @@ class Journals:
                     task_id=str(texts.get("task_id", "")),
                     title=str(texts.get("title", "")),
                     started_at=_moment(reading.header.get("started_at")),
-                    is_running=_is_locked(path),
+                    is_running=is_running,
+                    is_damaged=not reading.header,
                     answers=Journal(run_id, reading=reading).count_of_answers,
                 )
             )

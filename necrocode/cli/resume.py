@@ -103,5 +103,8 @@ def _table(runs: tuple[InterruptedRun, ...]) -> Iterator[str]:
     if not runs:
         yield "There are no interrupted runs."
     for run in runs:
+        if run.is_damaged:
+            yield f"{run.run_id}  its journal is damaged from its beginning: run its task again"
+            continue
         state = "is running" if run.is_running else f"interrupted, {run.answers} answers of the model known"
         yield f"{run.run_id}  task {run.task_id} of {run.spec_name}: {run.title}  ({state})"
