@@ -46,13 +46,19 @@ def reconcile(outbox: Outbox, pool: RepoPool, layers: Path, *, is_thorough: bool
     return done
 
 
-def _released(pool: RepoPool, run: RunIdentity) -> list[str]:
-    """Give back the slots that a dead run held, where the pool can tell; a service's leases end by themselves."""
+def give_back(pool: RepoPool, holder: str) -> list[str]:
+    """Give back the slots of a dead run, where the pool can tell them; a service's leases end by themselves.
+
+    Their ids. Raises ``RunnerError`` and :class:`OSError`.
+    """
     release: Callable[[str], list[str]] | None = getattr(pool, "release_abandoned", None)
-    if release is None:
-        return []
+    return [] if release is None else release(holder)
+
+
+def _released(pool: RepoPool, run: RunIdentity) -> list[str]:
+    """The slots that a dead run held and that are given back now, a line each."""
     try:
-        return [f"{slot_id}: given back" for slot_id in release(slot_holder(run.runner_id, run.run_id))]
+        return [f"{slot_id}: given back" for slot_id in give_back(pool, slot_holder(run.runner_id, run.run_id))]
     except (RunnerError, OSError) as error:
         logger.warning("The slots of the dead run %s were not given back: %s", run.run_id, error)
         return []

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._names import slot_holder
 from necrocode.agent_runner.errors import RepositoryNotFoundError
+from necrocode.agent_runner.reconcile import give_back
 from necrocode.agent_runner.steps.allocate import brought_workspace, leased_workspace
 from necrocode.agent_runner.workspace import StartPoint
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.config import RunnerConfig
     from necrocode.agent_runner.journal import Journal
     from necrocode.agent_runner.models import TaskContext
-    from necrocode.agent_runner.protocols import RepoPool
     from necrocode.agent_runner.run_record import RunRecord
     from necrocode.agent_runner.wiring import Services
     from necrocode.agent_runner.workspace import Workspace
@@ -62,15 +62,6 @@ def first_or_same_workspace(
         journal.forget_all(f"the workspace is at {made.base_commit[:12]} instead of its base commit")
     journal.record("workspace", base_commit=made.base_commit, head=made.head)
     return made
-
-
-def give_back(pool: RepoPool, holder: str) -> list[str]:
-    """Give back the slots of a dead run, where the pool can tell them; a service's leases end by themselves.
-
-    Their ids. Raises ``RunnerError`` and :class:`OSError`.
-    """
-    release: Callable[[str], list[str]] | None = getattr(pool, "release_abandoned", None)
-    return [] if release is None else release(holder)
 
 
 def workspace_for(
