@@ -214,7 +214,8 @@ def test_llmock_has_nothing_to_say_of_one_whose_stream_is_broken(llmock: Any, fa
     getattr(llmock, fault)(after_chunks=after_chunks, times=1)
     assert llmock_client(llmock).generate_code("P").code_changes[0].file_path == "a.py"
     assert len(llmock.requests) == 2
-    llmock.assert_resilient(strict=True)
+    # A stream whose later chunks were all sent before the client hung up looks to llmock like one that was taken.
+    llmock.assert_resilient(strict=fault != "corrupt")
 
 
 def test_llmock_has_nothing_to_say_of_one_whose_stream_stalls(llmock: Any) -> None:
