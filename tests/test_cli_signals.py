@@ -202,3 +202,33 @@ def test_signals_that_were_ignored_from_the_start_stay_so(bench: Bench, tmp_path
     finally:
         signal.signal(signal.SIGHUP, before)
     assert (running.process.returncode, RunnerResult.model_validate_json(out).status) == (0, "done")
+
+
+AT_IMPORT = """
+import os, signal, sys
+class Now:
+    def find_spec(self, name, *rest):
+        if name == sys.argv[1]:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Now())
+from necrocode.__main__ import main
+sys.exit(main())
+"""
+AT_EXIT = """
+import atexit, os, signal, sys
+from necrocode.__main__ import main
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("module", ["necrocode.cli", "necrocode.cli.run", "argparse"])
+def test_ctrl_c_while_the_command_is_being_loaded_prints_nothing(module: str) -> None:
+    done = subprocess.run([sys.executable, "-c", AT_IMPORT, module], capture_output=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
+def test_ctrl_c_while_the_command_is_being_left_prints_nothing() -> None:
+    argv = [sys.executable, "-c", AT_EXIT, "--version"]
+    done = subprocess.run(argv, capture_output=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
