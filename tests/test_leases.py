@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -11,22 +13,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from necrocode.agent_runner import (
     LocalArtifactStore,
     LocalTaskRegistry,
     Progress,
+    RunCancelledError,
     RunnerResult,
     ScriptedLLM,
     ServiceConnectionError,
     StaleLeaseError,
     TaskContext,
+    TaskLeasedError,
     TaskRegistry,
+    TaskRegistryClient,
 )
 from necrocode.agent_runner._clock import SYSTEM_CLOCK
 from necrocode.agent_runner.records import ClaimedTask, TaskDefinition, TaskLease
+from necrocode.services._app import create_app
+from necrocode.services.task_registry import task_registry_service
 from tests.support.bench import BRANCH, GOOD_ANSWER, USELESS_ANSWER, Bench, artifacts
+from tests.support.cancelling import SOON_SECONDS, Stopwatch
 from tests.support.repositories import git
+from tests.support.served import served as serving
 from tests.support.zombie import LEASE_SECONDS, stopped_while_it_asks
 
 WAIT_SECONDS = 60
@@ -263,6 +273,49 @@ def test_a_run_that_could_not_begin_gives_its_task_back(bench: Bench) -> None:
     assert error_of(result) == ("ServiceConnectionError", "prepare")
     assert (task.status, task.lease_holder) == ("ready", None)
     assert bench.run(GOOD_ANSWER).success
+
+
+def test_a_run_that_is_cancelled_while_it_claims_its_task_gives_it_back(bench: Bench) -> None:
+    watch = Stopwatch()
+
+    def slow(app: ASGIApp) -> ASGIApp:
+        async def called(scope: Scope, receive: Receive, send: Send) -> None:
+            async def late(message: Message) -> None:
+                if scope.get("path", "").endswith("/claim") and watch.asked_at is None:
+                    watch.hang()
+                    await asyncio.sleep(1)
+                await send(message)
+
+            await app(scope, receive, late)
+
+        return called
+
+    with bench.registry as registry, serving(slow(create_app(task_registry_service(registry)))) as address:
+        orchestrator = bench.orchestrator(ScriptedLLM([]), services={"task_registry": TaskRegistryClient(address)})
+        result = watch.run(orchestrator, bench.task())
+        task = registry.get_task("1.1", spec_name="calc")
+    assert error_of(result) == ("RunCancelledError", "prepare")
+    assert (result.warnings, watch.seconds < SOON_SECONDS) == ((), True)
+    assert (task.status, task.lease_holder) == ("ready", None)
+
+
+@pytest.mark.parametrize(
+    ("again", "warned"), [(TaskLeasedError("another"), False), (ServiceConnectionError("away"), True)]
+)
+def test_a_claim_that_cannot_be_given_back_is_told_where_it_may_have_come_through(
+    bench: Bench, again: Exception, warned: bool
+) -> None:
+    class Gone(LocalTaskRegistry):
+        answers = iter([RunCancelledError("Somebody asked."), again])
+
+        def claim_this_task(self, *_arguments: Any, **_more: Any) -> ClaimedTask:
+            raise next(self.answers)
+
+    with Gone(url(bench)) as registry:
+        result = bench.run(GOOD_ANSWER, services={"task_registry": registry})
+    assert error_of(result) == ("RunCancelledError", "prepare")
+    assert [one for one in result.warnings if "is not known" in one] == list(result.warnings)
+    assert bool(result.warnings) is warned
 
 
 def test_a_run_that_fails_ends_its_lease(bench: Bench) -> None:

@@ -5,9 +5,18 @@ from __future__ import annotations
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from necrocode.agent_runner.errors import ConfigurationError, RunnerError, StaleLeaseError, TaskLeasedError
+from necrocode.agent_runner._bounded import closing
+from necrocode.agent_runner.errors import (
+    ConfigurationError,
+    RunCancelledError,
+    RunnerError,
+    RunnerTimeoutError,
+    StaleLeaseError,
+    TaskLeasedError,
+)
 from necrocode.agent_runner.fencing import Fence, HandedLease
 from necrocode.agent_runner.heartbeat import Hold, kept
 from necrocode.agent_runner.protocols import TaskLeases
@@ -18,6 +27,7 @@ if TYPE_CHECKING:
     from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner.models import TaskContext
     from necrocode.agent_runner.protocols import TaskRegistry
+    from necrocode.agent_runner.records import ClaimedTask
 
 # A runner takes over its own lease, which it may hold from before a crash: but not from another run that goes on here.
 _HELD_HERE: set[tuple[str, str, str]] = set()
@@ -63,7 +73,7 @@ def held_task(
     runs out where the end could not be reported: the task is not for others while its outcome is on the way.
     """
     with _alone(runner_id, task):
-        lease = _taken(task, registry, runner_id, lease_seconds)
+        lease = _taken(task, registry, runner_id, lease_seconds, deadline, on_trouble)
         if lease is None or not isinstance(registry, TaskLeases):
             on_note("the task registry gives no leases: nothing keeps another run of this task away")
             yield None
@@ -95,7 +105,14 @@ def _alone(runner_id: str, task: TaskContext) -> Iterator[None]:
             _HELD_HERE.discard(key)
 
 
-def _taken(task: TaskContext, registry: TaskRegistry, runner_id: str, lease_seconds: float) -> HandedLease | None:
+def _taken(
+    task: TaskContext,
+    registry: TaskRegistry,
+    runner_id: str,
+    lease_seconds: float,
+    deadline: Deadline,
+    on_trouble: Callable[[str], None],
+) -> HandedLease | None:
     """The lease that the task brings, or a new one."""
     leases = registry if isinstance(registry, TaskLeases) else None
     if task.lease is not None:
@@ -108,11 +125,38 @@ def _taken(task: TaskContext, registry: TaskRegistry, runner_id: str, lease_seco
     registry.register_task(task)
     if leases is None:
         return None
-    claimed = leases.claim_this_task(task.task_id, runner_id, lease_seconds=lease_seconds, spec_name=task.spec_name)
-    if claimed is None:
-        return None
+    claim = partial(
+        leases.claim_this_task, task.task_id, runner_id, lease_seconds=lease_seconds, spec_name=task.spec_name
+    )
+    try:
+        claimed = claim()
+    except (RunCancelledError, RunnerTimeoutError, KeyboardInterrupt) as stop:
+        deadline.cancellation.request(str(stop) or "The run was interrupted.")
+        with closing(deadline):
+            _give_back_unseen(task, leases, claim, on_trouble)
+        raise
+    return None if claimed is None else _handed(claimed)
+
+
+def _handed(claimed: ClaimedTask) -> HandedLease:
     lease = claimed.lease
     return HandedLease.model_validate({"epoch": lease.epoch, "lineage": lease.lineage, "token": lease.token})
+
+
+def _give_back_unseen(
+    task: TaskContext,
+    registry: TaskLeases,
+    claim: Callable[[], ClaimedTask | None],
+    on_trouble: Callable[[str], None],
+) -> None:
+    """Give back a claim whose answer was not waited for: to claim it again is the one way to the lease it may have."""
+    try:
+        if (claimed := claim()) is not None:
+            registry.release_task(task.task_id, claimed.lease.token, spec_name=task.spec_name)
+    except TaskLeasedError:
+        return  # the claim had not come through
+    except RunnerError as error:
+        on_trouble(f"Whether task {task.task_id} is held by this run is not known; a lease runs out by itself. {error}")
 
 
 @dataclass(frozen=True)
