@@ -410,6 +410,23 @@ def test_a_runner_killed_while_it_reports_has_lost_nothing_and_doubled_nothing(b
     assert bench.events() == STORY
 
 
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_run_whose_spool_is_damaged_tells_its_end_from_its_journal(bench: Bench, moment: str) -> None:
+    command = [sys.executable, "-c", CHILD, str(bench.state_dir), str(bench.repository), GOOD_ANSWER, moment]
+    subprocess.run(command, check=False, env=os.environ)
+    (file,) = spools(bench)
+    content = file.read_bytes()
+    middle = content.index(b'"kind":"upload"')
+    file.write_bytes(content[:middle] + b"X" + content[middle + 1 :])
+    result = bench.orchestrator(ScriptedLLM([])).resume(file.stem)
+    assert (result.status, result.reported, result.resumed) == ("done", "yes", True)
+    assert bench.status() == "done"
+    assert [one.state for one in kept(bench)] == ["damaged"]
+    if moment == "after":
+        assert any("was damaged" in one for one in result.warnings)
+    assert {"diff", "log", "manifest", "transcript"} <= set(records(bench))
+
+
 def test_a_torn_spool_is_cut_and_a_damaged_one_put_aside_and_neither_blocks_others(bench: Bench) -> None:
     files: list[Path] = []
     for number in range(3):

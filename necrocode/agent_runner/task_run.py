@@ -132,14 +132,27 @@ class TaskRun:
                 tests = TestResult.model_validate(tests)
         except ValueError:
             return False
-        is_told = self._journal.is_told and self._status_in_registry() in {None, *_ENDED}
-        if not self._reporter.takes_up(self._journal.fence) and not is_told:
+        has_book = self._services.outbox.has_book(self.record.run_id)
+        if not self._reporter.takes_up(self._journal.fence):
             self._reporter.close()
             self._reporter = self._new_reporter()
-            return False
+            if not self._was_told(has_book=has_book):
+                return False
         self.record.restore(result, tests if isinstance(tests, TestResult) else None)
         self._supersede()
         return True
+
+    def _was_told(self, *, has_book: bool) -> bool:
+        """Whether another process has passed the end on, with all of the book or, where that is damaged, a part."""
+        if not self._journal.is_told:
+            return False
+        status = self._status_in_registry()
+        if has_book and status in _ENDED:
+            self.record.warn(
+                "What this run had to tell was damaged (necrocode outbox list): the task registry has its end, but some"
+                " of its artifacts may be missing."
+            )
+        return status in _ENDED or (status is None and not has_book)
 
     def _supersede(self) -> None:
         """Only a run that has begun takes the place of others: one that could not leaves them to be gone on with."""
