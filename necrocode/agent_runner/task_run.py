@@ -415,11 +415,14 @@ class TaskRun:
         record = self.record
         if record.has_ended:
             return
+        error = record.error
         summary = {
             "branch": record.task.branch,
             "commit": None if record.implementation is None else record.implementation.commit,
             "tests_passed": None if record.tests is None else record.tests.success,
-            "error": None if record.error is None else record.error.message,
+            "error": None if error is None else error.message,
+            "error_type": None if error is None else error.type,
+            "retryable": None if error is None else error.retryable,
         }
         try:
             outputs = outputs_of(record, self._transcript, self._services.redactor)

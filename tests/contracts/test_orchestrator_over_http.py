@@ -144,6 +144,7 @@ def test_failing_tests_are_on_record_and_nothing_is_delivered(site: Site) -> Non
     assert site.events()[-2:] == ["tests_completed", "run_finished"]
     finished = site.registry.list_events("1.1", spec_name="電卓")[-1].data
     assert (finished["status"], finished["tests_passed"], finished["run_id"]) == ("failed", False, result.run_id)
+    assert (finished["error_type"], finished["retryable"]) == ("TestsFailed", False)
     stored = site.stored(result)
     assert json.loads(stored["test"])["success"] is False
     assert "AssertionError" in stored["log"].decode()

@@ -73,7 +73,14 @@ def held_task(
     runs out where the end could not be reported: the task is not for others while its outcome is on the way.
     """
     with _alone(runner_id, task):
-        lease = _taken(task, registry, runner_id, lease_seconds, deadline, on_trouble)
+        lease = _taken(
+            task,
+            registry,
+            runner_id=runner_id,
+            lease_seconds=lease_seconds,
+            deadline=deadline,
+            on_trouble=on_trouble,
+        )
         if lease is None or not isinstance(registry, TaskLeases):
             on_note("the task registry gives no leases: nothing keeps another run of this task away")
             yield None
@@ -108,6 +115,7 @@ def _alone(runner_id: str, task: TaskContext) -> Iterator[None]:
 def _taken(
     task: TaskContext,
     registry: TaskRegistry,
+    *,
     runner_id: str,
     lease_seconds: float,
     deadline: Deadline,
