@@ -244,6 +244,22 @@ def test_a_new_runner_cleans_up_after_one_that_was_killed_in_its_tests(bench: Be
     assert [work.answer for work in kept_work(own_git(bench), mirrors(pool_of(bench)))] == [1]
 
 
+@pytest.mark.parametrize("notices", ["flush", "run of another task"])
+def test_a_runner_that_started_before_another_died_gives_back_its_slot_too(
+    bench: Bench, tmp_path: Path, notices: str
+) -> None:
+    runner = bench.orchestrator(ScriptedLLM([GOOD_ANSWER]))
+    runner.flush_outbox()
+    with killed_in_its_tests(bench, tmp_path / "mark"):
+        (held,) = bench.slots()
+        if notices == "flush":
+            runner.flush_outbox()
+        else:
+            assert runner.run(bench.task(task_id="2", test_commands=[])).success
+        assert {slot["state"] for slot in bench.slots()} == {"available"}, held
+    assert list((bench.state_dir / "outbox").glob("*.spool")) == []
+
+
 def test_work_that_died_before_it_was_written_down_is_found_by_its_ref(bench: Bench, tmp_path: Path) -> None:
     with killed_in_its_tests(bench, tmp_path / "mark"):
         (spool,) = (bench.state_dir / "outbox").glob("*.spool")

@@ -31,12 +31,11 @@ def reconcile(outbox: Outbox, pool: RepoPool, layers: Path, *, is_thorough: bool
     killed git processes left in its mirrors is removed. ``is_thorough``: look at the pool even where no run is known to
     have died.
     """
-    done: list[str] = []
-    dead = outbox.dead_runs(lambda run: done.extend(_released(pool, run)))
-    done += [f"run {run_id}: died, cleaned up after" for run_id in dead]
+    done = outbox.clean_up_after_the_dead()
+    is_needed = bool(done) or is_thorough
     try:
         done += sweep_layers(layers)
-        if dead or is_thorough:
+        if is_needed:
             put_right: Callable[[], list[str]] | None = getattr(pool, "reconcile", None)
             done += put_right() if put_right is not None else []
     except Exception as error:  # noqa: BLE001  a run must not fail over what others have left
@@ -55,8 +54,8 @@ def give_back(pool: RepoPool, holder: str) -> list[str]:
     return [] if release is None else release(holder)
 
 
-def _released(pool: RepoPool, run: RunIdentity) -> list[str]:
-    """The slots that a dead run held and that are given back now, a line each."""
+def slots_given_back(pool: RepoPool, run: RunIdentity) -> list[str]:
+    """Give back the slots that a dead run held; a line each. Never raises."""
     try:
         return [f"{slot_id}: given back" for slot_id in give_back(pool, slot_holder(run.runner_id, run.run_id))]
     except (RunnerError, OSError) as error:

@@ -20,7 +20,7 @@ from necrocode.agent_runner.generation.budgeted_model import BudgetedModel
 from necrocode.agent_runner.journal import Journal
 from necrocode.agent_runner.journals import header_of
 from necrocode.agent_runner.models import RunnerResult
-from necrocode.agent_runner.outbox.book import RunIdentity, RunPlace
+from necrocode.agent_runner.outbox.book import RunIdentity
 from necrocode.agent_runner.playbook import load_playbook, with_playbook
 from necrocode.agent_runner.shown_task import masked, readable
 from necrocode.agent_runner.solver import Solver
@@ -257,7 +257,7 @@ class TaskRun:
                     stack=stack,
                 )
                 self.record.detail = f"{workspace.slot_id} at {workspace.base_commit[:12]}"
-            self._reporter.works_at(RunPlace(str(workspace.path), workspace.slot_id, workspace.epoch))
+            self._reporter.works_at(str(workspace.path))
             self._setups = stack.enter_context(self._setups_for(workspace))
             self._reporter.event("slot_allocated", {"slot_id": workspace.slot_id})
             yield workspace

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -16,17 +17,18 @@ from necrocode.agent_runner.journals import Journals
 from necrocode.agent_runner.outbox.background import BackgroundFlush
 from necrocode.agent_runner.outbox.delivery import Sender
 from necrocode.agent_runner.outbox.folder import Outbox
+from necrocode.agent_runner.reconcile import slots_given_back
 from necrocode.agent_runner.recovery import newest_patch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from pydantic import SecretStr
 
     from necrocode.agent_runner._clock import Clock
     from necrocode.agent_runner.config import LLMConfig, RunnerConfig
     from necrocode.agent_runner.generation.context_cache import ContextCache
-    from necrocode.agent_runner.outbox.book import RunBook
+    from necrocode.agent_runner.outbox.book import RunBook, RunIdentity
     from necrocode.agent_runner.outbox.folder import FlushReport
     from necrocode.agent_runner.protocols import ArtifactStore, LanguageModel, RepoPool, Sandbox, TaskRegistry
     from necrocode.agent_runner.sandbox.request import Wall
@@ -85,12 +87,12 @@ def build_services(
     git = Git(config.state_dir / "git", git_token, rules)
     secrets = (git_token, service_token, _password(config), *llm_config.secrets())
     redactor = Redactor((*filter(None, secrets), *secret_values(config.test_environment)))
-    outbox = outbox_of(config)
     own: list[object] = []
     if task_registry is None:
         own.append(task_registry := _task_registry(config, clock, service_token))
     if repo_pool is None:
         own.append(repo_pool := _repo_pool(config, clock, service_token, git))
+    outbox = outbox_of(config, partial(slots_given_back, repo_pool))
     if artifact_store is None:
         own.append(artifact_store := _artifact_store(config, clock, service_token))
     if sandbox is None:
@@ -113,9 +115,9 @@ def build_services(
     )
 
 
-def outbox_of(config: RunnerConfig) -> Outbox:
+def outbox_of(config: RunnerConfig, clean_up: Callable[[RunIdentity], Sequence[str]] = lambda _run: ()) -> Outbox:
     """What runs with these settings could not tell yet."""
-    return Outbox(config.state_dir / "outbox", config.outbox_max_bytes)
+    return Outbox(config.state_dir / "outbox", config.outbox_max_bytes, clean_up)
 
 
 def flush(
@@ -129,7 +131,7 @@ def flush(
     """Send what the outbox holds, the last patch of each run that died without a word included."""
 
     def find_work(book: RunBook) -> bytes:
-        return b"" if book.place is None else newest_patch(git, Path(book.place.repository), book.run.run_id)
+        return b"" if book.repository is None else newest_patch(git, Path(book.repository), book.run.run_id)
 
     return outbox.flush(Sender(task_registry, artifact_store, is_over=is_over), find_work=find_work, is_over=is_over)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from necrocode.agent_runner import ArtifactUploadError, AuthenticationError, RateLimitError, RunnerError, ServiceError
-from necrocode.agent_runner.outbox.book import RunBook, RunIdentity, RunPlace, upload_entries
+from necrocode.agent_runner.outbox.book import RunBook, RunIdentity, upload_entries
 from necrocode.agent_runner.outbox.delivery import Sender, is_final
 from necrocode.agent_runner.outbox.folder import Outbox
 
@@ -95,20 +95,25 @@ def test_a_patch_matters_only_to_a_run_that_ended_without_a_word(tmp_path: Path)
 
 
 def test_a_place_is_remembered_and_a_run_told_dead_once(tmp_path: Path) -> None:
-    outbox = Outbox(tmp_path, 1_000_000)
+    found: list[RunIdentity] = []
+
+    def clean_up(run: RunIdentity) -> list[str]:
+        found.append(run)
+        return ["swept"]
+
+    outbox = Outbox(tmp_path, 1_000_000, clean_up)
     book = outbox.open_book(RUN)
     book.keep([event(book, "run_started")])
-    book.keep_place(RunPlace("/pool/slots/a", "a", 7))
-    found: list[RunIdentity] = []
-    assert outbox.dead_runs(found.append) == []
+    book.keep_place("/pool/slots/a")
+    assert outbox.clean_up_after_the_dead() == []
     closed(book)
-    assert outbox.dead_runs(found.append) == [RUN.run_id]
-    assert outbox.dead_runs(found.append) == []
+    assert outbox.clean_up_after_the_dead() == ["swept", f"run {RUN.run_id}: died, cleaned up after"]
+    assert outbox.clean_up_after_the_dead() == []
     assert found == [RUN]
     again = outbox.open_book(RUN)
     again.lives()
     closed(again)
-    assert outbox.dead_runs(found.append) == [RUN.run_id], "it went on, and died once more"
+    assert outbox.clean_up_after_the_dead()[0] == "swept", "it went on, and died once more"
 
 
 @pytest.mark.parametrize(

@@ -41,16 +41,6 @@ class RunIdentity:
     """ISO 8601."""
 
 
-@dataclass(frozen=True)
-class RunPlace:
-    """Where the run works: a repository on this machine, and the slot that it holds there."""
-
-    repository: str
-    slot_id: str
-    epoch: int | None = None
-    """The slot's. None: nobody leases it."""
-
-
 @dataclass
 class Entry:
     """One thing to tell.
@@ -87,7 +77,8 @@ class RunBook:
     run: RunIdentity
     spool: Spool | None = None
     entries: dict[int, Entry] = field(default_factory=dict)
-    place: RunPlace | None = None
+    repository: str | None = None
+    """Where the run works, on this machine."""
     is_reconciled: bool = False
     """Whether what the dead process of the run has left on this machine was cleaned up."""
     _found: Counter[str] = field(default_factory=Counter)
@@ -129,7 +120,7 @@ class RunBook:
         elif kind == "refused" and entry is not None:
             entry.state, entry.reason = "refused", str(fields.get("reason", ""))
         elif kind == "place":
-            self.place = RunPlace(**fields["place"])
+            self.repository = str(fields["repository"])
         elif kind == "reconciled":
             self.is_reconciled = True
         elif kind == "lives":
@@ -198,11 +189,11 @@ class RunBook:
         if self.spool is not None:
             self.spool.sync()
 
-    def keep_place(self, place: RunPlace) -> None:
+    def keep_place(self, repository: str) -> None:
         """Remember where the run works; raises :class:`OSError`."""
-        self.place = place
+        self.repository = repository
         if self.spool is not None and self._has_head:
-            self.spool.note([({"kind": "place", "place": asdict(place)}, b"")])
+            self.spool.note([({"kind": "place", "repository": repository}, b"")])
 
     def content_of(self, entry: Entry) -> bytes:
         """An upload's bytes."""

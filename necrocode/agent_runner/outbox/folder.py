@@ -16,7 +16,7 @@ from necrocode.agent_runner.outbox.book import RunBook, RunIdentity
 from necrocode.agent_runner.outbox.spool import Spool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from necrocode.agent_runner.outbox.book import Entry
@@ -76,11 +76,15 @@ def nothing_found(_book: RunBook) -> bytes:
 class Outbox:
     """Everything that runs with this state folder have to tell. Safe for several threads and processes.
 
-    ``max_bytes``: how large the files may get together; 0: nothing is kept.
+    ``max_bytes``: how large the files may get together; 0: nothing is kept. ``clean_up`` puts right what a run has left
+    that is found dead, once, and tells what it did, a line each.
     """
 
-    def __init__(self, folder: Path, max_bytes: int) -> None:
+    def __init__(
+        self, folder: Path, max_bytes: int, clean_up: Callable[[RunIdentity], Sequence[str]] = lambda _run: ()
+    ) -> None:
         self._folder = folder
+        self._clean_up = clean_up
         self._rejected = folder / "rejected"
         self.max_bytes = max_bytes
 
@@ -167,7 +171,7 @@ class Outbox:
     ) -> FlushReport:
         """Send what is kept, the oldest run first; runs of living processes are left to these.
 
-        A run that died without a word owes its newest patch, which ``find_work`` may have.
+        A run that died without a word is cleaned up after, and owes its newest patch, which ``find_work`` may have.
         """
         counts = {"delivered": 0, "waiting": 0, "rejected": 0}
         troubles: dict[str, None] = {}
@@ -177,6 +181,8 @@ class Outbox:
             with self._opened(file) as book:
                 if book is None or not chosen(book):
                     continue
+                for line in self._put_right(book):
+                    logger.info("reconciled: %s", line)
                 try:
                     trouble = self._send(book, sender, find_work, counts)
                 except (OSError, RunnerError) as error:
@@ -201,17 +207,20 @@ class Outbox:
             counts["rejected"] += rejected
         return None if trouble is None else str(trouble)
 
-    def dead_runs(self, clean_up: Callable[[RunIdentity], None]) -> list[str]:
-        """The runs whose processes died before they had come to an end, each told once, and cleaned up after."""
-        dead = []
+    def clean_up_after_the_dead(self) -> list[str]:
+        """Clean up after each run whose process died before it had come to an end, once; what was done, a line each."""
+        done = []
         for file in self._spools():
             with self._opened(file) as book:
-                if book is None or book.is_sealed or book.is_reconciled:
-                    continue
-                clean_up(book.run)
-                book.reconciled()
-                dead.append(book.run.run_id)
-        return dead
+                done += [] if book is None else self._put_right(book)
+        return done
+
+    def _put_right(self, book: RunBook) -> list[str]:
+        if book.is_sealed or book.is_reconciled:
+            return []
+        done = [*self._clean_up(book.run), f"run {book.run.run_id}: died, cleaned up after"]
+        book.reconciled()
+        return done
 
     def send_of_task(self, spec_name: str, task_id: str, sender: Sender) -> None:
         """Send what runs of a task have to tell that is about to be run again."""

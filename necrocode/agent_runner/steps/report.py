@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 from necrocode.agent_runner.errors import RunnerError
-from necrocode.agent_runner.outbox.book import RunBook, RunIdentity, RunPlace, manifest_entries, upload_entries
+from necrocode.agent_runner.outbox.book import RunBook, RunIdentity, manifest_entries, upload_entries
 from necrocode.agent_runner.outbox.delivery import Sender, called
 
 if TYPE_CHECKING:
@@ -133,10 +133,10 @@ class Reporter:
         ends = [entry for entry in self._book.entries.values() if entry.kind == "status"]
         return all(entry.record is not None or entry.state != "waiting" for entry in ends)
 
-    def works_at(self, place: RunPlace) -> None:
-        """Where the run works, for whoever cleans up after it should it die. Never raises."""
+    def works_at(self, repository: str) -> None:
+        """Where the run works, for whoever looks for its work should it die. Never raises."""
         try:
-            self._book.keep_place(place)
+            self._book.keep_place(repository)
         except OSError as error:
             self._told_unkept(error)
 
