@@ -216,7 +216,7 @@ def ask(experiment: Experiment, url: str, model: str, recording: Path) -> None:
     )
     for item in load_tasks(experiment):  # an interrupted recording goes on
         mark = {"experiment": asdict(experiment), "task_id": item["id"]}
-        known = next((row["calls"] for row in read(recording) if row.items() >= mark.items()), [])
+        known = [call for row in read(recording) if row["task_id"] == item["id"] for call in row["calls"]]
         recorder = Recorder(client, known)
         started = time.monotonic()
         outcome = run(item, experiment, recorder)
