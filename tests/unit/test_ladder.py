@@ -17,7 +17,7 @@ from necrocode.agent_runner.sandbox.confined import ConfinedSandbox, Policy
 from necrocode.agent_runner.sandbox.ladder import LadderSandbox, confinements
 from necrocode.agent_runner.sandbox.launching import LAUNCHER
 from necrocode.agent_runner.sandbox.limits import Limits
-from necrocode.agent_runner.sandbox.visible import readable_paths
+from necrocode.agent_runner.sandbox.visible import readable_paths, refused_hooks
 from necrocode.agent_runner.wiring import build_services
 from tests.support.bench import GOOD_ANSWER, Bench
 from tests.support.sandboxes import reason_against
@@ -172,6 +172,13 @@ def test_no_folder_on_the_path_shows_what_is_hidden(tmp_path: Path, monkeypatch:
         str(tmp_path / "alias"), str(tmp_path / "home/.cargo/bin"),
     ]  # fmt: skip
     assert "/" not in shown
+
+
+def test_a_folder_on_the_path_that_cannot_be_looked_into_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = readable_paths([], hidden=[]), refused_hooks()
+    beyond_reach = f"/{'x' * 300}"  # to look there is an error, also for root
+    monkeypatch.setenv("PATH", f"{beyond_reach}/bin:{beyond_reach}/shims:{os.environ['PATH']}")
+    assert (readable_paths([], hidden=[]), refused_hooks()) == before
 
 
 def test_state_in_a_folder_of_the_system_is_refused() -> None:

@@ -77,7 +77,7 @@ def refused_hooks() -> list[str]:
     """
     shims = [Path(folder) for folder in _folders_on_path() if Path(folder).name == "shims"]
     found = [shim.parent / "pyenv.d/exec/pip-rehash.bash" for shim in shims]
-    return [os.path.realpath(path) for path in found if path.is_file()]
+    return [os.path.realpath(path) for path in found if os.path.isfile(path)]
 
 
 def make_rustup_home(folder: Path) -> bool:
@@ -114,11 +114,12 @@ def _python_folders() -> list[str]:
 def _tool_folders() -> list[str]:
     """The toolchains of rustup, and what version managers installed: node, and those that put shims on the PATH."""
     found = [str(_rustup_folder() / "toolchains")]
-    for folder in map(Path, _folders_on_path()):
-        real = folder.resolve()
-        is_node = real.name == "bin" and (real / "node").exists() and (real.parent / "lib/node_modules").is_dir()
-        if is_node or (folder.name == "shims" and (folder.parent / "libexec").is_dir()):
-            found.append(str(real.parent))
+    for folder in map(os.path.normpath, _folders_on_path()):  # os.path: what cannot be looked into is no error
+        real = os.path.realpath(folder)
+        place, name = os.path.split(real)
+        is_node = name == "bin" and os.path.exists(f"{real}/node") and os.path.isdir(f"{place}/lib/node_modules")
+        if is_node or (os.path.basename(folder) == "shims" and os.path.isdir(f"{os.path.dirname(folder)}/libexec")):
+            found.append(place)
     return found
 
 
