@@ -41,7 +41,6 @@ if TYPE_CHECKING:
         LocalTaskRegistry,
     )
     from necrocode.agent_runner.config import (
-        LLMConfig,
         RunnerConfig,
     )
     from necrocode.agent_runner.errors import (
@@ -97,17 +96,14 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.journals import (
         InterruptedRun,
     )
+    from necrocode.agent_runner.llm_config import (
+        LLMConfig,
+    )
     from necrocode.agent_runner.models import (
-        Artifact,
         CodeChange,
-        ErrorDetails,
-        ImplementationResult,
         LLMResponse,
         Message,
         ModelAnswer,
-        PushResult,
-        RunnerResult,
-        RunUsage,
         TaskContext,
         TextEdit,
     )
@@ -154,6 +150,14 @@ if TYPE_CHECKING:
         Divergence,
         ReplayResult,
     )
+    from necrocode.agent_runner.results import (
+        Artifact,
+        ErrorDetails,
+        ImplementationResult,
+        PushResult,
+        RunnerResult,
+        RunUsage,
+    )
     from necrocode.agent_runner.run_record import (
         Progress,
         RunInterrupted,
@@ -177,7 +181,7 @@ if TYPE_CHECKING:
 
 _HOME_OF = {
     "AmbiguousTaskError": "errors",
-    "Artifact": "models",
+    "Artifact": "results",
     "ArtifactDamagedError": "errors",
     "ArtifactFilter": "records",
     "ArtifactNotFoundError": "errors",
@@ -205,19 +209,19 @@ _HOME_OF = {
     "Divergence": "replay",
     "EditRejectedError": "errors",
     "EmptyAnswerError": "errors",
-    "ErrorDetails": "models",
+    "ErrorDetails": "results",
     "EventRecord": "records",
     "FlushReport": "outbox.folder",
     "IdempotencyKeyReusedError": "errors",
     "HandedLease": "fencing",
     "IllegalTransitionError": "errors",
     "ImplementationError": "errors",
-    "ImplementationResult": "models",
+    "ImplementationResult": "results",
     "InternalError": "errors",
     "InterruptedRun": "journals",
     "JournalError": "errors",
     "LLMClient": "clients.llm_openai",
-    "LLMConfig": "config",
+    "LLMConfig": "llm_config",
     "LLMResponse": "models",
     "LanguageModel": "protocols",
     "LocalArtifactStore": "clients.artifact_store_local",
@@ -238,7 +242,7 @@ _HOME_OF = {
     "Progress": "run_record",
     "NothingChangedError": "errors",
     "PushError": "errors",
-    "PushResult": "models",
+    "PushResult": "results",
     "RateLimitError": "errors",
     "RemovedSettingWarning": "removed",
     "ReplayResult": "replay",
@@ -246,11 +250,11 @@ _HOME_OF = {
     "RepoPoolClient": "clients.repo_pool_http",
     "RepositoryNotFoundError": "errors",
     "RunInterrupted": "run_record",
-    "RunUsage": "models",
+    "RunUsage": "results",
     "RunnerConfig": "config",
     "RunnerError": "errors",
     "RunnerOrchestrator": "orchestrator",
-    "RunnerResult": "models",
+    "RunnerResult": "results",
     "RunCancelledError": "errors",
     "RunnerTimeoutError": "errors",
     "S3ArtifactStore": "clients.artifact_store_s3",

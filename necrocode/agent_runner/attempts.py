@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Literal
 
 from necrocode.agent_runner.errors import NothingChangedError
 from necrocode.agent_runner.generation.repair import LoopWatch, turned
-from necrocode.agent_runner.models import RoundResult
+from necrocode.agent_runner.results import RoundResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from necrocode.agent_runner._git import FileChange
     from necrocode.agent_runner.generation.conversation import Conversation
-    from necrocode.agent_runner.models import ImplementationResult, LLMResponse
+    from necrocode.agent_runner.models import LLMResponse
+    from necrocode.agent_runner.results import ImplementationResult
     from necrocode.agent_runner.test_results import TestResult
 
 Outcome = Literal["accepted", "tests-failed", "unparsable", "unusable", "unanswered"]

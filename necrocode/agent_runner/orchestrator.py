@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from necrocode.agent_runner._cancellation import Cancellation
     from necrocode.agent_runner.journal import Journal
     from necrocode.agent_runner.journals import InterruptedRun
-    from necrocode.agent_runner.models import RunnerResult, TaskContext
+    from necrocode.agent_runner.models import TaskContext
     from necrocode.agent_runner.outbox.folder import FlushReport
     from necrocode.agent_runner.protocols import ArtifactStore, LanguageModel, RepoPool, Sandbox, TaskRegistry
+    from necrocode.agent_runner.results import RunnerResult
 
 
 class RunnerOrchestrator:

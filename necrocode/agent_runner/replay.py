@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from necrocode.agent_runner._redact import Redactor
-    from necrocode.agent_runner.models import ImplementationResult, RoundResult
+    from necrocode.agent_runner.results import ImplementationResult, RoundResult
 
 _LONGEST_SHOWN = 2_000
 _NOT_COMPARED = {"when", "ref", "fence"}  # the time is the journal's, and a ref may have been taken

@@ -13,20 +13,15 @@ from necrocode.agent_runner._cancellation import Cancellation
 from necrocode.agent_runner._redact import Redactor
 from necrocode.agent_runner._text import one_line, shown, written_out
 from necrocode.agent_runner.errors import InternalError, RunCancelledError, RunnerError
-from necrocode.agent_runner.models import ErrorDetails, RunnerResult, RunUsage
+from necrocode.agent_runner.results import ErrorDetails, RunnerResult, RunUsage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from necrocode.agent_runner._clock import Clock
     from necrocode.agent_runner.fencing import Fence
-    from necrocode.agent_runner.models import (
-        Artifact,
-        ImplementationResult,
-        PushResult,
-        RoundResult,
-        TaskContext,
-    )
+    from necrocode.agent_runner.models import TaskContext
+    from necrocode.agent_runner.results import Artifact, ImplementationResult, PushResult, RoundResult
     from necrocode.agent_runner.test_results import TestResult
 
 logger = logging.getLogger(__name__)

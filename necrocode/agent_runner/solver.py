@@ -26,7 +26,7 @@ from necrocode.agent_runner.generation.repair import (
     refused_answer_reply,
 )
 from necrocode.agent_runner.generation.syntax import newly_broken
-from necrocode.agent_runner.models import ErrorDetails
+from necrocode.agent_runner.results import ErrorDetails
 from necrocode.agent_runner.steps.apply import (
     Limits,
     plan_changes,
@@ -59,7 +59,8 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.attempts import Attempt, Attempts, Outcome
     from necrocode.agent_runner.config import RunnerConfig
     from necrocode.agent_runner.generation.conversation import Conversation
-    from necrocode.agent_runner.models import ImplementationResult, ModelAnswer, TaskContext
+    from necrocode.agent_runner.models import ModelAnswer, TaskContext
+    from necrocode.agent_runner.results import ImplementationResult
     from necrocode.agent_runner.run_record import RunRecord
     from necrocode.agent_runner.steps.kept import KeptWork
     from necrocode.agent_runner.steps.report import Reporter

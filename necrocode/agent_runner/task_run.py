@@ -19,9 +19,9 @@ from necrocode.agent_runner.errors import (
 from necrocode.agent_runner.generation.budgeted_model import BudgetedModel
 from necrocode.agent_runner.journal import Journal
 from necrocode.agent_runner.journals import header_of
-from necrocode.agent_runner.models import RunnerResult
 from necrocode.agent_runner.outbox.book import RunIdentity
 from necrocode.agent_runner.playbook import load_playbook, with_playbook
+from necrocode.agent_runner.results import RunnerResult
 from necrocode.agent_runner.shown_task import masked, readable
 from necrocode.agent_runner.solver import Solver
 from necrocode.agent_runner.steps.deliver import deliver, has_arrived
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
     from necrocode.agent_runner.config import RunnerConfig
     from necrocode.agent_runner.generation.budget import ProcessBudget
-    from necrocode.agent_runner.models import ImplementationResult, PushResult
     from necrocode.agent_runner.playbook import Playbook
     from necrocode.agent_runner.records import TaskRecord
+    from necrocode.agent_runner.results import ImplementationResult, PushResult
     from necrocode.agent_runner.run_record import RunRecord
     from necrocode.agent_runner.steps.lease import HeldTask
     from necrocode.agent_runner.wiring import Services

@@ -11,9 +11,9 @@ from urllib.parse import unquote, urlsplit
 
 from necrocode.agent_runner._git import Git, RemoteRules
 from necrocode.agent_runner._redact import Redactor, secret_values
-from necrocode.agent_runner.config import checked_token
 from necrocode.agent_runner.errors import ConfigurationError
 from necrocode.agent_runner.journals import Journals
+from necrocode.agent_runner.llm_config import checked_token
 from necrocode.agent_runner.outbox.background import BackgroundFlush
 from necrocode.agent_runner.outbox.delivery import Sender
 from necrocode.agent_runner.outbox.folder import Outbox
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from necrocode.agent_runner._clock import Clock
-    from necrocode.agent_runner.config import LLMConfig, RunnerConfig
+    from necrocode.agent_runner.config import RunnerConfig
     from necrocode.agent_runner.generation.context_cache import ContextCache
+    from necrocode.agent_runner.llm_config import LLMConfig
     from necrocode.agent_runner.outbox.book import RunBook, RunIdentity
     from necrocode.agent_runner.outbox.folder import FlushReport
     from necrocode.agent_runner.protocols import ArtifactStore, LanguageModel, RepoPool, Sandbox, TaskRegistry

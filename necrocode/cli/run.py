@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         RunnerOrchestrator,
         RunnerResult,
     )
-    from necrocode.agent_runner.models import RoundResult, RunUsage
+    from necrocode.agent_runner.results import RoundResult, RunUsage
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_UNAVAILABLE = 0, 1, 2, 3
 EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_HUNG_UP = 130, 143, 129
@@ -158,7 +158,7 @@ def _refuse(error: RunnerError, *, as_json: bool) -> int:
 
 def print_refusal(error_type: str, message: str, *, hint: str | None = None) -> None:
     """The JSON object that stands for a result where there was no run."""
-    from necrocode.agent_runner.models import RESULT_SCHEMA_VERSION, ErrorDetails  # noqa: PLC0415
+    from necrocode.agent_runner.results import RESULT_SCHEMA_VERSION, ErrorDetails  # noqa: PLC0415
 
     details = ErrorDetails(type=error_type, message=message, hint=hint)
     outcome = {"schema_version": RESULT_SCHEMA_VERSION, "success": False, "status": "failed", "error": message}

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from necrocode.agent_runner.config import LLMConfig, RunnerConfig
+from necrocode.agent_runner.config import RunnerConfig
 from necrocode.agent_runner.errors import ConfigurationError
+from necrocode.agent_runner.llm_config import LLMConfig
 from necrocode.agent_runner.removed import explain_setting
 from necrocode.migration.old_settings import GUIDE_MODEL, NEW_PORTS, OLD_SETTINGS, SECTIONS, OldSetting, service_urls
 from necrocode.migration.yaml_edits import Edits, Raw, Style, raw

@@ -14,8 +14,8 @@ from necrocode.agent_runner._strict import StrictModel
 from necrocode.agent_runner.clients.artifact_store_local import LocalArtifactStore
 from necrocode.agent_runner.clients.repo_pool_local import LocalRepoPool
 from necrocode.agent_runner.clients.task_registry_local import LocalTaskRegistry
-from necrocode.agent_runner.config import checked_http_url, checked_token
 from necrocode.agent_runner.errors import ConfigurationError
+from necrocode.agent_runner.llm_config import checked_http_url, checked_token
 from necrocode.services.artifact_store import artifact_store_service
 from necrocode.services.repo_pool import read_pools_file, repo_pool_service
 from necrocode.services.task_registry import task_registry_service

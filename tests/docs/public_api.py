@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from necrocode import agent_runner, cli
 from necrocode.agent_runner.clients import registry_schema
-from necrocode.agent_runner.models import RESULT_SCHEMA_VERSION
+from necrocode.agent_runner.results import RESULT_SCHEMA_VERSION
 from necrocode.cli import migrate, run
 from necrocode.services.task_registry import CAPABILITIES
 from tests.support.shared import ROOT

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from necrocode.agent_runner import LLMConfig, config
+from necrocode.agent_runner import LLMConfig, llm_config
 from tests.docs.markdown import DOCUMENTS, Block, Document
 from tests.docs.snippets import PREAMBLE, is_old_side
 from tests.support.shared import ROOT, SHARED, migration_guide
@@ -66,7 +66,7 @@ def test_a_strict_type_checker_accepts_every_python_block_and_the_example(module
 
 
 def test_the_constructor_that_type_checkers_see_has_the_real_fields() -> None:
-    source = Path(config.__file__).read_text(encoding="utf-8")
+    source = Path(llm_config.__file__).read_text(encoding="utf-8")
     (seen,) = [node for node in ast.walk(ast.parse(source)) if getattr(node, "name", None) == "__init__"]
     assert isinstance(seen, ast.FunctionDef)
     assert [argument.arg for argument in seen.args.kwonlyargs] == list(LLMConfig.model_fields)

@@ -22,7 +22,8 @@ from necrocode.agent_runner import (
     TaskContextValidationError,
     TestResult,
 )
-from necrocode.agent_runner.models import DEFAULT_TASK_TIMEOUT_SECONDS, RESULT_SCHEMA_VERSION
+from necrocode.agent_runner.models import DEFAULT_TASK_TIMEOUT_SECONDS
+from necrocode.agent_runner.results import RESULT_SCHEMA_VERSION
 
 NEEDED = {"task_id": "1.1", "spec_name": "chat", "title": "Add login", "description": "D", "repo_url": "/r"}
 CIRCLE: dict[str, Any] = {}

@@ -28,11 +28,11 @@ from necrocode.agent_runner.clients._openai_failures import (
     request_id_of,
 )
 from necrocode.agent_runner.clients._openai_manners import RESPONSE_FORMATS, Manners, adapted, first_manners
-from necrocode.agent_runner.config import LLMConfig
 from necrocode.agent_runner.errors import ConfigurationError, RunnerTimeoutError
 from necrocode.agent_runner.generation.answer_forms import answer_format_of, as_text_request
 from necrocode.agent_runner.generation.edit_formats import MAX_ANSWER_CHARACTERS, read_answer
 from necrocode.agent_runner.generation.prompt import free_messages
+from necrocode.agent_runner.llm_config import LLMConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

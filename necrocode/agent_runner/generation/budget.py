@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from necrocode.agent_runner.errors import ConfigurationError, ServiceError
 from necrocode.agent_runner.generation.ledgers import Held, Ledger, Need, Scope, SpecLedger
 from necrocode.agent_runner.generation.pieces import estimate_tokens
-from necrocode.agent_runner.models import RunUsage
 from necrocode.agent_runner.protocols import SpecBudgets
+from necrocode.agent_runner.results import RunUsage
 from necrocode.agent_runner.spending import (
     MICRO,
     MOST_SPENT,
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from necrocode.agent_runner._clock import Clock, Deadline
-    from necrocode.agent_runner.config import LLMConfig
     from necrocode.agent_runner.errors import ImplementationError
+    from necrocode.agent_runner.llm_config import LLMConfig
     from necrocode.agent_runner.models import ModelAnswer
 
 _NO_LIMITS = SpendingLimits()

@@ -15,7 +15,7 @@ from necrocode.agent_runner.generation.edited_bytes import edited_bytes
 from necrocode.agent_runner.generation.file_lines import Effort
 from necrocode.agent_runner.generation.planned_tree import BaseTree, PlannedTree, kind_of
 from necrocode.agent_runner.generation.refusals import RefusedFile, feedback_of, message_of
-from necrocode.agent_runner.models import ImplementationResult
+from necrocode.agent_runner.results import ImplementationResult
 from necrocode.agent_runner.verdict.tamper import protected_files
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from necrocode.agent_runner._git import RECEIVE_PACK, REMOTE_HEAD, UPLOAD_PACK, 
 from necrocode.agent_runner._names import mask_users
 from necrocode.agent_runner.errors import PushError, RunnerError, StaleLeaseError
 from necrocode.agent_runner.fencing import LOG_FORMAT, fence_in
-from necrocode.agent_runner.models import PushResult
+from necrocode.agent_runner.results import PushResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner._git import ObjectReader, Repository
     from necrocode.agent_runner.fencing import Fence
-    from necrocode.agent_runner.models import ImplementationResult
+    from necrocode.agent_runner.results import ImplementationResult
     from necrocode.agent_runner.workspace import Workspace
 
 # Why git push refused a ref, by the lines of --porcelain: "!<tab>from:to<tab>[rejected] (stale info)". What a hook of

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
     from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner._redact import Redactor
-    from necrocode.agent_runner.config import LLMConfig
     from necrocode.agent_runner.generation.budgeted_model import BudgetedModel
     from necrocode.agent_runner.generation.pieces import Context
     from necrocode.agent_runner.journal import Journal
+    from necrocode.agent_runner.llm_config import LLMConfig
     from necrocode.agent_runner.models import LLMResponse, Message, TaskContext
 
 _VARIED_TEMPERATURE = 0.8

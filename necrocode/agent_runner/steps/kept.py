@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._git import Author
 from necrocode.agent_runner._journal_file import basis_of
-from necrocode.agent_runner.models import PushResult
+from necrocode.agent_runner.results import PushResult
 from necrocode.agent_runner.steps.apply import commit_changes, commit_message
 from necrocode.agent_runner.steps.run_tests import TestPlan
 from necrocode.agent_runner.test_results import TestResult
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.config import RunnerConfig
     from necrocode.agent_runner.fencing import Fence
     from necrocode.agent_runner.journal import Journal
-    from necrocode.agent_runner.models import ImplementationResult, LLMResponse, TaskContext
+    from necrocode.agent_runner.models import LLMResponse, TaskContext
+    from necrocode.agent_runner.results import ImplementationResult
     from necrocode.agent_runner.workspace import Workspace
 
 

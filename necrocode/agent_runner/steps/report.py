@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
     from necrocode.agent_runner._clock import Clock
     from necrocode.agent_runner.fencing import Fence
-    from necrocode.agent_runner.models import Artifact, TaskContext
+    from necrocode.agent_runner.models import TaskContext
     from necrocode.agent_runner.outbox.book import Entry, Kind
     from necrocode.agent_runner.outbox.folder import Outbox
     from necrocode.agent_runner.protocols import ArtifactStore, TaskRegistry
+    from necrocode.agent_runner.results import Artifact
 
 _UPLOADS: tuple[Kind, ...] = ("upload", "manifest")
 SETTLE_SECONDS = 5.0

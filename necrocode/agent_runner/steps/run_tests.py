@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner._redact import Redactor
     from necrocode.agent_runner.config import RunnerConfig
-    from necrocode.agent_runner.models import ImplementationResult, TaskContext
+    from necrocode.agent_runner.models import TaskContext
     from necrocode.agent_runner.protocols import Sandbox
+    from necrocode.agent_runner.results import ImplementationResult
     from necrocode.agent_runner.steps.setup import Setups
     from necrocode.agent_runner.test_results import CommandResult, PassRule, TamperReport, TestResult
     from necrocode.agent_runner.workspace import Workspace
