@@ -14,7 +14,6 @@ from necrocode.agent_runner.errors import (
     RunCancelledError,
     RunnerError,
     RunnerTimeoutError,
-    StaleLeaseError,
 )
 from necrocode.agent_runner.generation.budgeted_model import BudgetedModel
 from necrocode.agent_runner.journal import Journal
@@ -22,6 +21,7 @@ from necrocode.agent_runner.journals import header_of
 from necrocode.agent_runner.outbox.book import RunIdentity
 from necrocode.agent_runner.playbook import load_playbook, with_playbook
 from necrocode.agent_runner.results import RunnerResult
+from necrocode.agent_runner.run_end import RunEnd
 from necrocode.agent_runner.shown_task import masked, readable
 from necrocode.agent_runner.solver import Solver
 from necrocode.agent_runner.steps.deliver import deliver, has_arrived
@@ -30,7 +30,6 @@ from necrocode.agent_runner.steps.kept import KeptWork, delivered_before
 from necrocode.agent_runner.steps.lease import held_task
 from necrocode.agent_runner.steps.report import Reporter
 from necrocode.agent_runner.steps.setup import Setups
-from necrocode.agent_runner.steps.upload import outputs_of
 from necrocode.agent_runner.test_results import TestResult
 from necrocode.agent_runner.work_places import first_or_same_workspace
 
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.workspace import Workspace
 
 _ENDED = {"done", "failed", "cancelled"}
-_NOT_TOLD = {"pending": "kept in the outbox", "no": "not recorded"}
 
 
 class TaskRun:
@@ -356,7 +354,7 @@ class TaskRun:
         self.record.usage = self._budget.usage
         try:
             if self._reporter.has_started:
-                self._tell_unless_overtaken()
+                self._ending().tell()
             elif self._journal.is_told:  # and another process has passed it on meanwhile
                 self.record.reported = "yes"
                 self._journal.end(self.record.status)
@@ -369,73 +367,18 @@ class TaskRun:
         if self._reporter.has_started and not self._deadline.cancellation.is_requested:
             self._services.flusher.wait()
 
-    def _tell_unless_overtaken(self) -> None:
-        try:
-            if self._is_overtaken():
-                self._journal.end("overtaken")
-            else:
-                self._tell_the_end_whatever_happens()
-        finally:
-            self._reporter.close()
-
-    def _is_overtaken(self) -> bool:
-        """Whether the task may be another run's by now: then nothing more is written under this one's epoch."""
-        try:
-            self._check_task()
-        except StaleLeaseError as error:
-            self.record.fail(error)
-            kept = "" if self.record.implementation is None else f"; the work is under {self.record.implementation.ref}"
-            self.record.warn(f"Nothing was uploaded or reported: the task may be another run's by now{kept}.")
-            return True
-        return False
-
-    def _tell_the_end_whatever_happens(self) -> None:
-        try:
-            self._tell_the_end()
-        except KeyboardInterrupt:
-            self.record.cancel()
-            self._tell_the_end()  # it goes on with what has not been sent
-            raise
-
-    def _tell_the_end(self) -> None:
-        record = self.record
-        with closing(self._deadline), record.step("upload"):
-            self._write_down()
-            record.artifacts = self._reporter.upload()
-            record.detail = f"{len(record.artifacts)} artifacts"
-        with closing(self._deadline), record.step("report"):
-            record.reported = self._reporter.report()
-            is_told = record.reported == "yes"
-            record.detail = record.status if is_told else f"{record.status}, {_NOT_TOLD[record.reported]}"
-        if self._reporter.is_kept:
-            self._journal.end(record.status)
-
-    def _write_down(self) -> None:
-        """From here on nothing is lost, whatever becomes of this process or of the services."""
-        record = self.record
-        if record.has_ended:
-            return
-        error = record.error
-        summary = {
-            "branch": record.task.branch,
-            "commit": None if record.implementation is None else record.implementation.commit,
-            "tests_passed": None if record.tests is None else record.tests.success,
-            "error": None if error is None else error.message,
-            "error_type": None if error is None else error.type,
-            "retryable": None if error is None else error.retryable,
-        }
-        try:
-            outputs = outputs_of(record, self._transcript, self._services.redactor)
-        except Exception as error:  # noqa: BLE001  the end must be told, whatever is wrong with what is told of it
-            record.fail(error)
-            outputs = []
-        self._journal.record("result", **record.result().model_dump(mode="json", exclude={"test_result", "artifacts"}))
-        self._reporter.ends(record.status, summary, outputs)
-        record.has_ended = True
-        if self._reporter.is_kept:
-            self._journal.record("told")
-
     def _implementation(self) -> ImplementationResult:
         if self.record.implementation is None:  # pragma: no cover - the orchestrator's order rules it out
             raise AssertionError("apply comes first")
         return self.record.implementation
+
+    def _ending(self) -> RunEnd:
+        return RunEnd(
+            record=self.record,
+            reporter=self._reporter,
+            journal=self._journal,
+            transcript=self._transcript,
+            redactor=self._services.redactor,
+            deadline=self._deadline,
+            check_task=self._check_task,
+        )
