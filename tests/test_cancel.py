@@ -15,6 +15,7 @@ from necrocode.agent_runner import (
     LLMClient,
     LLMConfig,
     LocalRepoPool,
+    LocalTaskRegistry,
     RunnerResult,
     ScriptedLLM,
     _bounded,
@@ -92,6 +93,30 @@ def test_a_service_that_cannot_be_connected_to_keeps_no_cancelled_run(bench: Ben
         orchestrator = bench.orchestrator(ScriptedLLM([]), {"on_progress": begun(watch, "prepare", after=0.3)},
                                           task_registry_url=url)  # fmt: skip
         assert_cancelled(bench, watch.run(orchestrator, bench.task()), watch, "prepare")
+
+
+@pytest.mark.parametrize("method", ["register_task", "claim_this_task", "budget_usage", "reserve_budget"])
+def test_a_database_that_hangs_keeps_no_cancelled_run(
+    bench: Bench, watch: Stopwatch, release: threading.Event, method: str
+) -> None:
+    class Hanging(LocalTaskRegistry):
+        pass
+
+    def hang(*_anything: Any, **_more: Any) -> None:
+        watch.hang()
+        release.wait()
+
+    setattr(Hanging, method, hang)
+    with Hanging(f"sqlite:///{bench.state_dir / 'registry.db'}") as registry:
+        orchestrator = bench.orchestrator(
+            ScriptedLLM([]), {"task_registry": registry}, budget={"spec": {"max_calls": 5}}
+        )
+        result = watch.run(orchestrator, bench.task())
+        release.set()
+    assert (result.status, result.error) == ("cancelled", "Somebody asked.")
+    assert watch.seconds < _bounded.CLEAN_UP_SECONDS + SOON_SECONDS
+    if method != "claim_this_task":  # whose lease, if there is one, is asked for once more
+        assert watch.seconds < SOON_SECONDS
 
 
 def test_a_run_that_is_cancelled_before_it_begins_asks_and_touches_nothing(bench: Bench) -> None:

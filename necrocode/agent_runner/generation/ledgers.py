@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
+from necrocode.agent_runner._bounded import in_time
 from necrocode.agent_runner._cancellation import Cancellation
 from necrocode.agent_runner._clock import pause
 from necrocode.agent_runner.errors import BudgetExhaustedError, RunnerError, ServiceError
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     from necrocode.agent_runner._clock import Clock, Deadline
     from necrocode.agent_runner.protocols import SpecBudgets
-    from necrocode.agent_runner.spending import BudgetReservation
+    from necrocode.agent_runner.spending import BudgetReservation, BudgetUsage
 
 LEAST_COMPLETION_TOKENS = 512
 """A question is not asked for the sake of a shorter answer than this, unless it wants no longer one."""
@@ -275,11 +277,14 @@ class SpecLedger:
 
     def check(self) -> None:
         """Return when the registry keeps the spec's book; else its error."""
-        self._registry.budget_usage(self._spec_name)
+        self._usage()
+
+    def _usage(self) -> BudgetUsage:
+        return in_time(partial(self._registry.budget_usage, self._spec_name), doing="read the spec's budget")
 
     def check_room(self, price: ModelPrice | None) -> None:
         """As :meth:`Book.check_room`, by what the registry says; else its error."""
-        usage = self._registry.budget_usage(self._spec_name)
+        usage = self._usage()
         Book(self._scope, self._limits, usage.spent, usage.reserved, usage.seconds).check_room(price)
 
     def reserve(self, need: Need, deadline: Deadline | None) -> Held:
@@ -302,15 +307,17 @@ class SpecLedger:
 
     def _asked(self, reservation_id: str, need: Spending, deadline: Deadline | None) -> BudgetReservation:
         left = _USUAL_QUESTION_SECONDS if deadline is None else deadline.remaining_seconds()
+        reserve = partial(
+            self._registry.reserve_budget,
+            self._spec_name,
+            reservation_id,
+            run_id=self._run_id,
+            need=need,
+            limits=self._limits,
+            ttl_seconds=min(_LONGEST_QUESTION_SECONDS, left + _GRACE_SECONDS),
+        )
         try:
-            return self._registry.reserve_budget(
-                self._spec_name,
-                reservation_id,
-                run_id=self._run_id,
-                need=need,
-                limits=self._limits,
-                ttl_seconds=min(_LONGEST_QUESTION_SECONDS, left + _GRACE_SECONDS),
-            )
+            return in_time(reserve, doing="reserve a part of the spec's budget")
         except RunnerError:
             with self._lock:
                 self._untold[reservation_id] = NOTHING  # it may have been reserved all the same
@@ -328,7 +335,8 @@ class SpecLedger:
             waiting = dict(self._untold)
         for reservation_id, spent in waiting.items():
             try:
-                self._registry.settle_budget(self._spec_name, reservation_id, spent)
+                settle = partial(self._registry.settle_budget, self._spec_name, reservation_id, spent)
+                in_time(settle, doing="tell what was spent of the spec's budget")
             except RunnerError as error:
                 return error
             with self._lock:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from necrocode.agent_runner._bounded import closing
+from necrocode.agent_runner._bounded import closing, in_time, outrun
 from necrocode.agent_runner.errors import (
     ConfigurationError,
     RunCancelledError,
@@ -130,14 +130,14 @@ def _taken(
                 hint="Pass one that has the methods of TaskLeases, or a task without a lease.",
             )
         return task.lease  # whoever claimed the task has registered it: a new record might undo a later runner's end
-    registry.register_task(task)
+    outrun(deadline, partial(registry.register_task, task), doing="tell the task registry of the task")
     if leases is None:
         return None
     claim = partial(
         leases.claim_this_task, task.task_id, runner_id, lease_seconds=lease_seconds, spec_name=task.spec_name
     )
     try:
-        claimed = claim()
+        claimed = outrun(deadline, claim, doing="claim the task")
     except (RunCancelledError, RunnerTimeoutError, KeyboardInterrupt) as stop:
         deadline.cancellation.request(str(stop) or "The run was interrupted.")
         with closing(deadline):
@@ -158,9 +158,13 @@ def _give_back_unseen(
     on_trouble: Callable[[str], None],
 ) -> None:
     """Give back a claim whose answer was not waited for: to claim it again is the one way to the lease it may have."""
-    try:
+
+    def give_back() -> None:
         if (claimed := claim()) is not None:
             registry.release_task(task.task_id, claimed.lease.token, spec_name=task.spec_name)
+
+    try:
+        in_time(give_back, doing="give the task back")
     except TaskLeasedError:
         return  # the claim had not come through
     except RunnerError as error:
@@ -190,7 +194,8 @@ class _Keeper:
 
     def give_back(self, on_trouble: Callable[[str], None]) -> None:
         try:
-            self.registry.release_task(self.task.task_id, self._token, spec_name=self.task.spec_name)
+            release = partial(self.registry.release_task, self.task.task_id, self._token, spec_name=self.task.spec_name)
+            in_time(release, doing="give the task back")
         except RunnerError as error:
             on_trouble(f"The lease on task {self.task.task_id} was not given back: {error}")
 
