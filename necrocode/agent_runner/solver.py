@@ -10,9 +10,7 @@ from itertools import filterfalse
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner.errors import (
-    BudgetExhaustedError,
     ChangedSetupError,
-    ContextOverflowError,
     ImplementationError,
     RunnerError,
     TamperedTestsError,
@@ -26,6 +24,7 @@ from necrocode.agent_runner.generation.repair import (
     refused_answer_reply,
 )
 from necrocode.agent_runner.generation.syntax import newly_broken
+from necrocode.agent_runner.questions import Questions
 from necrocode.agent_runner.results import ErrorDetails
 from necrocode.agent_runner.steps.apply import (
     Limits,
@@ -34,8 +33,6 @@ from necrocode.agent_runner.steps.apply import (
     refuse_secrets,
     with_protection,
 )
-from necrocode.agent_runner.steps.context import choose_context
-from necrocode.agent_runner.steps.generate import Asker, Question, compose
 from necrocode.agent_runner.steps.hidden_text import hidden_text
 from necrocode.agent_runner.steps.run_tests import (
     TestPlan,
@@ -53,22 +50,20 @@ from necrocode.agent_runner.verdict.tamper import TreeFiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from concurrent.futures import Future
 
     from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner.attempts import Attempt, Attempts, Outcome
     from necrocode.agent_runner.config import RunnerConfig
-    from necrocode.agent_runner.generation.conversation import Conversation
-    from necrocode.agent_runner.models import ModelAnswer, TaskContext
+    from necrocode.agent_runner.models import TaskContext
     from necrocode.agent_runner.results import ImplementationResult
     from necrocode.agent_runner.run_record import RunRecord
+    from necrocode.agent_runner.steps.generate import Asker
     from necrocode.agent_runner.steps.kept import KeptWork
     from necrocode.agent_runner.steps.report import Reporter
     from necrocode.agent_runner.steps.setup import Setups
     from necrocode.agent_runner.wiring import Services
     from necrocode.agent_runner.workspace import Workspace
 
-_SMALLEST_CONTEXT_TOKENS = 500
 _OF_THE_ANSWER = (ChangedSetupError, ImplementationError, TamperedTestsError)
 
 
@@ -92,8 +87,21 @@ class Solver:
     setups: Setups
     plan: TestPlan = field(default_factory=lambda: TestPlan(()))
     """Which tests judge the change; :meth:`examine` makes it."""
-    _question: Question | None = None
-    _candidates: list[Future[ModelAnswer]] = field(default_factory=list)
+    questions: Questions = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.questions = Questions(
+            record=self.record,
+            llm=self.config.llm_config,
+            services=self.services,
+            task=self.task,
+            instructions=with_protection(self.instructions, self.config),
+            workspace=self.workspace,
+            deadline=self.deadline,
+            asker=self.asker,
+            count=self.attempts.candidates,
+            plan=lambda: self.plan,
+        )
 
     @property
     def goes_on(self) -> bool:
@@ -137,7 +145,7 @@ class Solver:
 
         Services that fail end it at once, unless another answer to the same question is still at hand.
         """
-        attempt = self.attempts.begin(self._asked().opening)
+        attempt = self.attempts.begin(self.questions.asked().opening)
         if attempt.round:
             self.record.log(f"repair round {attempt.round} of at most {self.config.max_repair_rounds}")
         try:
@@ -149,7 +157,7 @@ class Solver:
                 raise
             if is_final and not isinstance(error, _OF_THE_ANSWER):
                 raise
-            reply = self._told(refused_answer_reply(error, self._asked().form)) if is_mendable(error) else ""
+            reply = self._told(refused_answer_reply(error, self.questions.asked().form)) if is_mendable(error) else ""
             outcome: Outcome = "unusable" if attempt.answer_text else "unanswered"
             outcome = "unparsable" if attempt.is_broken else outcome
             self.attempts.reject(attempt, outcome, str(error), reply, signature=str(error))
@@ -160,11 +168,11 @@ class Solver:
         """The model's answer, read."""
         attempt = self.attempts.current
         with self.record.step("generate"):
-            answer = self._answer(attempt)
+            answer = self.questions.answer(attempt)
             for name in answer.left_out:
                 self.record.warn(f"The model endpoint does not take llm.{name}: the model is asked without.")
             attempt.answer_text = self.services.redactor.text(answer.text)
-            attempt.response = response = self._asked().read(answer)
+            attempt.response = response = self.questions.asked().read(answer)
             self.record.detail = f"{response.model}: {response.tokens_used} tokens, {response.edit_format} format"
 
     def apply(self) -> None:
@@ -269,12 +277,12 @@ class Solver:
 
     def _told(self, reply: str) -> str:
         """A reply as the model may have it: it quotes files and output, whose secrets have names or are masked."""
-        return self._asked().stand_ins.hidden(reply)
+        return self.questions.asked().stand_ins.hidden(reply)
 
     def _refuse_losses(self, attempt: Attempt, base: TreeFiles) -> None:
         """Refuse new text that would lose what the model has not seen of a file, or has left out."""
         assert attempt.response is not None  # noqa: S101  generate comes first
-        context = self._asked().context
+        context = self.questions.asked().context
         own = {change.path for change in attempt.before if base.read(change.path) is None}
 
         def is_long(path: str) -> bool:
@@ -321,89 +329,6 @@ class Solver:
             self.record.warn(f"The change touches the protected file {path}: look at it before merging.")
         for warning in () if attempt.tests is None else test_warnings(attempt.tests):
             self.record.warn(warning)
-
-    def _asked(self) -> Question:
-        """The question of this run, made when it is first needed."""
-        if self._question is None:
-            self._question = self._compose(self.config.llm_config.context_tokens)
-        return self._question
-
-    def _compose(self, budget_tokens: int) -> Question:
-        workspace, record = self.workspace, self.record
-        context = choose_context(
-            self.task,
-            workspace.repository,
-            workspace.objects,
-            workspace.base_commit,
-            budget_tokens=budget_tokens,
-            deadline=self.deadline,
-            cache=self.services.contexts,
-        )
-        for warning in context.warnings:
-            record.warn(warning)
-        for piece in context.pieces:
-            record.log(f"shown to the model: {piece.place} ({piece.why})")
-        return compose(
-            self.task,
-            context,
-            llm=self.config.llm_config,
-            instructions=with_protection(self.instructions, self.config),
-            test_commands=self.plan.commands,
-            failing="" if self.plan.base is None else failure_feedback(self.plan.base, None),
-            redactor=self.services.redactor,
-        )
-
-    def _answer(self, attempt: Attempt) -> ModelAnswer:
-        """The answer to try: one of the first question's candidates, or one to what went wrong."""
-        if attempt.round or self.attempts.candidates == 1:
-            return self._ask_within_window(attempt)
-        if not self._candidates:
-            self._candidates = self._ask_for_candidates(attempt)
-            self._tell_left_out()
-        return self._candidates[attempt.candidate - 1].result()
-
-    def _ask_for_candidates(self, attempt: Attempt) -> list[Future[ModelAnswer]]:
-        """All answers to the first question, asked for within the model's window."""
-        while True:
-            form, count = self._asked().answer_format, self.attempts.candidates
-            answers = self.asker.ask_for_several(attempt.conversation, form, count)
-            overflows = all(isinstance(answer.exception(), ContextOverflowError) for answer in answers)
-            shorter = self._with_half_the_context() if overflows else None
-            if shorter is None:
-                return answers
-            attempt.conversation = shorter
-
-    def _tell_left_out(self) -> None:
-        """Say of how many candidates the budget took the place; where it is all of them, that is the run's error."""
-        errors = [answer.exception() for answer in self._candidates]
-        exhausted = [error for error in errors if isinstance(error, BudgetExhaustedError)]
-        if 0 < len(exhausted) < len(errors):
-            self.record.warn(f"Of {len(errors)} candidates the budget left out {len(exhausted)}: {exhausted[0]}")
-
-    def _ask_within_window(self, attempt: Attempt) -> ModelAnswer:
-        """One answer; a prompt that the endpoint finds too long is made shorter and sent again: a refusal is free."""
-        while True:
-            try:
-                form = self._asked().answer_format
-                return self.asker.ask(attempt.conversation, form, is_varied=attempt.is_varied)
-            except ContextOverflowError:
-                shorter = attempt.conversation.shortened() if attempt.round else self._with_half_the_context()
-                if shorter is None:
-                    raise
-                self.record.log("the prompt does not fit the model's window: asking again with less")
-                attempt.conversation = shorter
-
-    def _with_half_the_context(self) -> Conversation | None:
-        """The question with half as much of the repository as it had; None where that would be hardly anything."""
-        had = min(self._asked().context.tokens, self.config.llm_config.context_tokens)
-        if had // 2 < _SMALLEST_CONTEXT_TOKENS:
-            return None
-        self.record.warn(
-            f"The prompt does not fit the model's window: only about {had // 2} tokens of the repository were shown."
-            " Set llm.context_tokens to what fits."
-        )
-        self._question = self._compose(had // 2)
-        return self._question.opening
 
 
 def _listed(commands: tuple[str, ...]) -> str:
