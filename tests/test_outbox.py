@@ -380,6 +380,7 @@ def test_two_that_flush_at_once_deliver_everything_once(bench: Bench) -> None:
 CHILD = """
 import os, signal, sys
 from necrocode.agent_runner import LocalTaskRegistry, RunnerConfig, RunnerOrchestrator, ScriptedLLM, TaskContext
+from necrocode.agent_runner.journal import Journal
 
 class Killing(LocalTaskRegistry):
     def update_task_status(self, task_id, status, *arguments, **options):
@@ -390,6 +391,11 @@ class Killing(LocalTaskRegistry):
             os.kill(os.getpid(), signal.SIGKILL)
 
 state, repository, answer = sys.argv[1:4]
+record = Journal.record
+if sys.argv[4] == "untold":
+    Journal.record = lambda self, kind, *given, **data: (
+        os.kill(os.getpid(), signal.SIGKILL) if kind == "told" else record(self, kind, *given, **data)
+    )
 task = TaskContext(task_id="1.1", spec_name="calc", title="Mend add", description="d", repo_url=repository)
 runner = RunnerOrchestrator(
     RunnerConfig(state_dir=state, test_base=False, detect_tests=False), llm=ScriptedLLM([answer]),
@@ -408,6 +414,19 @@ def test_a_runner_killed_while_it_reports_has_lost_nothing_and_doubled_nothing(b
     bench.orchestrator(ScriptedLLM([])).flush_outbox()
     assert (bench.status(), records(bench), spools(bench)) == ("done", ["diff", "log", "manifest", "transcript"], [])
     assert bench.events() == STORY
+
+
+@pytest.mark.parametrize(("answer", "status"), [(GOOD_ANSWER, "done"), ("I would rather not.", "failed")])
+def test_an_end_that_another_process_has_told_is_not_told_twice(bench: Bench, answer: str, status: str) -> None:
+    command = [sys.executable, "-c", CHILD, str(bench.state_dir), str(bench.repository), answer, "untold"]
+    assert subprocess.run(command, check=False, env=os.environ).returncode == -signal.SIGKILL
+    (file,) = spools(bench)
+    bench.orchestrator(ScriptedLLM([])).flush_outbox()
+    told = bench.events()
+    result = bench.orchestrator(ScriptedLLM([])).resume(file.stem)
+    assert (result.status, result.reported, result.resumed) == (status, "yes", True)
+    assert (bench.events(), bench.status(), spools(bench)) == (told, status, [])
+    assert bench.orchestrator(ScriptedLLM([])).interrupted_runs() == ()
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])

@@ -70,6 +70,7 @@ class TaskRun:
         playbook = load_playbook(record.task)
         self._header = header_of(record.task, playbook, config, services.redactor)
         self._overtaken: tuple[str, ...] = ()
+        self._is_passed_on = False
         if journal is None:
             journal, self._overtaken = services.journals.found(self._header, on_note=record.log)
         self._journal = journal or Journal(record.run_id)
@@ -134,7 +135,8 @@ class TaskRun:
         if not self._reporter.takes_up(self._journal.fence):
             self._reporter.close()
             self._reporter = self._new_reporter()
-            if not self._was_told(has_book=has_book):
+            self._is_passed_on = self._was_told(has_book=has_book)
+            if not self._is_passed_on:
                 return False
         self.record.restore(result, tests if isinstance(tests, TestResult) else None)
         self._supersede()
@@ -142,9 +144,11 @@ class TaskRun:
 
     def _was_told(self, *, has_book: bool) -> bool:
         """Whether another process has passed the end on, with all of the book or, where that is damaged, a part."""
-        if not self._journal.is_told:
-            return False
-        status = self._status_in_registry()
+        known = self._known_to_registry()
+        status = None if known is None else known.status
+        if not self._journal.is_told:  # it may have died just before it could note so
+            is_ours = known is not None and known.metadata.get("run_id") == self.record.run_id
+            return not has_book and is_ours and status in _ENDED
         if has_book and status in _ENDED:
             self.record.warn(
                 "What this run had to tell was damaged (necrocode outbox list): the task registry has its end, but some"
@@ -156,19 +160,20 @@ class TaskRun:
         """Only a run that has begun takes the place of others: one that could not leaves them to be gone on with."""
         self._services.journals.supersede(self._overtaken, on_note=self.record.log)
 
-    def _status_in_registry(self) -> str | None:
-        """The task's; None where the registry does not say."""
+    def _known_to_registry(self) -> TaskRecord | None:
+        """The task as the registry has it; None where it does not say."""
         look: Callable[..., TaskRecord] | None = getattr(self._services.task_registry, "get_task", None)
         if look is None:
             return None
         try:
-            return look(self._task.task_id, spec_name=self._task.spec_name).status
+            return look(self._task.task_id, spec_name=self._task.spec_name)
         except RunnerError:
             return None
 
     def _refuse_what_others_have_done(self) -> None:
         """``JournalError`` for an interrupted run whose task another one has finished since."""
-        if self._journal.is_resumed and self._status_in_registry() == "done":
+        known = self._known_to_registry() if self._journal.is_resumed else None
+        if known is not None and known.status == "done":
             self._journal.end("superseded")
             raise JournalError(
                 f"Run {self.record.run_id} was interrupted, and another run has done its task since.",
@@ -355,7 +360,7 @@ class TaskRun:
         try:
             if self._reporter.has_started:
                 self._ending().tell()
-            elif self._journal.is_told:  # and another process has passed it on meanwhile
+            elif self._is_passed_on:
                 self.record.reported = "yes"
                 self._journal.end(self.record.status)
             elif not self._journal.is_resumed:

@@ -40,7 +40,8 @@ from tests.support.repositories import CALC_FILES, FIXED_CALC, files_at, git, ma
 
 SPEC = "soak"
 REPOSITORIES = 4
-MOST_TRIES = 8
+MOST_TRIES = 60
+"""Half of the tries meet a fault: so many in a row do not happen by chance."""
 PLACES = 170
 """About so many places does a run pass at which it can die."""
 MODEL_FAULTS = (
@@ -64,6 +65,7 @@ class Soak:
     memory: list[int] = field(default_factory=list)
     """Bytes in use by the long-lived process, after each tenth of its runs."""
     descriptors: list[int] = field(default_factory=list)
+    server: ScriptedServer = field(init=False)
 
     def __post_init__(self) -> None:
         self.origins = [make_repository(self.folder / f"origin-{at}", CALC_FILES) for at in range(REPOSITORIES)]
@@ -153,7 +155,7 @@ class Soak:
         for number in range(runs):
             waiting.put(number)
         with ExitStack() as stack:
-            server = stack.enter_context(ScriptedServer(self.answer))
+            server = self.server = stack.enter_context(ScriptedServer(self.answer))
             url = f"{server.url}/v1"
             zygote = stack.enter_context(Zygote())
             orchestrator = stack.enter_context(RunnerOrchestrator(self.config(url)))
@@ -168,7 +170,6 @@ class Soak:
             for thread in kept:
                 thread.join()
             orchestrator.flush_outbox()
-            server.requests.clear()
 
     def _until_empty(self, waiting: queue.SimpleQueue[int], work: Callable[[int], None], runs: int) -> None:
         done = 0
@@ -184,6 +185,7 @@ class Soak:
                 sys.stderr.write(f"{done} in process, {self.tries} runs\n")
 
     def _measure(self) -> None:
+        self.server.requests.clear()  # the model's, which remembers what it was asked
         gc.collect()
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
         self.memory.append(pages * resource.getpagesize())
@@ -193,7 +195,8 @@ class Soak:
 
     def check(self, runs: int) -> dict[str, object]:
         """The figures; what must be zero is."""
-        lost, doubled = [], []
+        lost: list[int] = []
+        doubled: dict[int, list[str]] = {}
         with LocalTaskRegistry(f"sqlite:///{self.state / 'registry.db'}") as registry:
             for number in range(runs):
                 task = self.task(number)
@@ -206,14 +209,23 @@ class Soak:
                     (str(one.metadata.get("run_id")), one.type)
                     for one in registry.list_artifacts(str(number), spec_name=SPEC)
                 )
-                branch = git(self.origins[number % REPOSITORIES], "rev-list", "--count", f"main..{task.branch}")
-                fixed = files_at(self.origins[number % REPOSITORIES], task.branch)["calc.py"] == FIXED_CALC.encode()
+                origin = self.origins[number % REPOSITORIES]
+                if not git(origin, "branch", "--list", task.branch):
+                    lost.append(number)
+                    continue
+                commits = git(origin, "rev-list", "--count", f"main..{task.branch}")
+                fixed = files_at(origin, task.branch)["calc.py"] == FIXED_CALC.encode()
                 if registry.get_task(str(number), spec_name=SPEC).status != "done" or not fixed:
                     lost.append(number)
-                if branch != "1" or any(count > 1 for count in (*ends.values(), *kinds.values())):
-                    doubled.append(number)
+                twice = [f"{one} {count} times" for one, count in (ends | kinds).items() if count > 1]
+                if commits != "1":
+                    twice.append(f"{commits} commits")
+                if twice:
+                    doubled[number] = twice
         pool = LocalRepoPool(self.state / "pool", Git(self.state / "git"), pool_size=4)
-        held = sum(count for one in pool.pools_status() for state, count in one.counts.items() if state != "available")
+        states: Counter[str] = Counter()
+        for one in pool.pools_status():
+            states.update(one.counts)
         layers = self.state / "layers"
         return {
             "tasks": runs,
@@ -221,7 +233,8 @@ class Soak:
             "faults": sum(self.faults.values()),
             "lost": len(lost),
             "doubled": len(doubled),
-            "slots still held": held,
+            "slots still held": states["allocated"] + states["quarantined"],
+            "slots whose cleaning was cut off, which their next use goes on with": states["cleaning"],
             "layers left": len([one for one in layers.iterdir() if one.name.startswith("layer-")])
             if layers.exists()
             else 0,
@@ -233,7 +246,7 @@ class Soak:
             "problems": [
                 *self.problems[:5],
                 *(f"lost {one}" for one in lost[:5]),
-                *(f"doubled {one}" for one in doubled[:5]),
+                *(f"doubled {number}: {', '.join(twice)}" for number, twice in list(doubled.items())[:5]),
             ],
         }
 
