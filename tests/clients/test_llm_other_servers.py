@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -136,6 +137,12 @@ def test_aimock_slow_answers_are_waited_for(aimock: str) -> None:
 # --- llmock, whose pytest plugin starts it on loopback and judges its client
 
 ANSWER = "a.py\n```python\nx = 1\n```\n"
+
+
+@pytest.fixture(autouse=True)
+def _no_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Now and then jitter makes two growing pauses about the same, which llmock takes for a client without backoff."""
+    monkeypatch.setattr(random, "uniform", lambda low, high: (low + high) / 2)
 
 
 def llmock_client(llmock: Any, **settings: Any) -> LLMClient:
