@@ -1,8 +1,8 @@
 """How many real tasks end as a delivered change, by edit format, repair rounds and candidates.
 
 ``python benchmarks/local_model.py ask --url URL --model NAME [--set humaneval|quixbugs] [--count N] [--format F]
-[--rounds N] [--candidates N]`` runs the tasks against a model and records its raw answers; a question on record is not
-asked again.
+[--rounds N] [--candidates N] [--no-test-base]`` runs the tasks against a model and records its raw answers; a question
+on record is not asked again.
 ``python benchmarks/local_model.py table`` runs every recorded experiment again with the recorded answers: parsing,
 applying, testing and repairing are done anew, and only the model is not needed. The tasks are read from
 ``NECROCODE_SHARED`` (default ``../shared``) and are not part of the recording.
@@ -48,6 +48,7 @@ RECORDING = Path(__file__).with_name("recorded") / "local_model.jsonl.gz"
 SHARED = Path(os.environ.get("NECROCODE_SHARED", Path(__file__).parents[2] / "shared"))
 MAX_TOKENS = 1200
 WINDOW_TOKENS = 8192
+_COUNTS = ("solved", "after 1 round", "after 2", "any candidate")
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,13 @@ class Experiment:
     edit_format: str
     rounds: int
     candidates: int
+    test_base: bool = True
+    """Whether the model is told how the tests fail before its change."""
 
     @property
     def name(self) -> str:
-        return f"{self.tasks} {self.edit_format} rounds={self.rounds} candidates={self.candidates}"
+        told = "" if self.test_base else " test_base=false"
+        return f"{self.tasks} {self.edit_format} rounds={self.rounds} candidates={self.candidates}{told}"
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,7 @@ def run(item: dict[str, Any], experiment: Experiment, model: Any) -> Outcome:
         config = RunnerConfig(
             state_dir=folder / "state",
             max_repair_rounds=experiment.rounds,
+            test_base=experiment.test_base,
             llm_config=LLMConfig(
                 edit_format=experiment.edit_format,
                 candidates=experiment.candidates,
@@ -245,7 +250,7 @@ def read(recording: Path) -> Iterator[dict[str, Any]]:
 
 def report(recording: Path, only: Experiment | None = None) -> None:
     rows = list(read(recording))
-    heads = ("tasks", "format", "rounds", "candidates", "solved", "after 1 round", "after 2", "any candidate", "of")
+    heads = ("tasks", "format", "failure told", "rounds", "candidates", *_COUNTS, "of")
     print(f"| {' | '.join(heads)} |\n| {' | '.join(['---'] * len(heads))} |")
     for experiment in dict.fromkeys(Experiment(**row["experiment"]) for row in rows):
         if only is not None and experiment != only:
@@ -267,6 +272,7 @@ def line(experiment: Experiment, outcomes: Sequence[Outcome]) -> list[object]:
     return [
         experiment.tasks,
         experiment.edit_format,
+        "yes" if experiment.test_base else "no",
         experiment.rounds,
         experiment.candidates,
         at_first,
@@ -298,6 +304,7 @@ def main() -> None:
     parser.add_argument("--format", default="auto")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--candidates", type=int, default=1)
+    parser.add_argument("--no-test-base", dest="test_base", action="store_false")
     parser.add_argument("--recording", type=Path, default=RECORDING)
     options = parser.parse_args()
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -306,7 +313,9 @@ def main() -> None:
         return
     if not options.url:
         parser.error("--url or NECROCODE_LOCAL_LLM_URL is needed")
-    experiment = Experiment(options.set, options.count, options.format, options.rounds, options.candidates)
+    experiment = Experiment(
+        options.set, options.count, options.format, options.rounds, options.candidates, options.test_base
+    )
     ask(experiment, options.url, options.model, options.recording)
 
 
