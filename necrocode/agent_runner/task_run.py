@@ -144,11 +144,13 @@ class TaskRun:
 
     def _was_told(self, *, has_book: bool) -> bool:
         """Whether another process has passed the end on, with all of the book or, where that is damaged, a part."""
+        is_told = self._journal.is_told
+        if has_book and not is_told:
+            return False
         known = self._known_to_registry()
         status = None if known is None else known.status
-        if not self._journal.is_told:  # it may have died just before it could note so
-            is_ours = known is not None and known.metadata.get("run_id") == self.record.run_id
-            return not has_book and is_ours and status in _ENDED
+        if not is_told:  # it may have died just before it could note so
+            return known is not None and status in _ENDED and known.metadata.get("run_id") == self.record.run_id
         if has_book and status in _ENDED:
             self.record.warn(
                 "What this run had to tell was damaged (necrocode outbox list): the task registry has its end, but some"

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import selectors
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner._bounded import current_deadline
+from necrocode.agent_runner._cancellation import Cancellation
 from necrocode.agent_runner._clock import Deadline
 from necrocode.agent_runner._git.apart import apart
 from necrocode.agent_runner._git.door import DEFAULT_TIMEOUT_SECONDS, Git, end_process
 from necrocode.agent_runner._git.failures import GitError, RemoteRefusedError, last_words
 from necrocode.agent_runner._git.objects import ObjectReader, TreeEntry, commit_stream
-from necrocode.agent_runner._git.pipes import LOOK_SECONDS, MOST_MESSAGE_BYTES
+from necrocode.agent_runner._git.pipes import OutputTooLongError, communicate
 from necrocode.agent_runner._git.sizes import NAMES, NAMES_AND_SIZES, Tally
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Iterable, Iterator, Sequence
 
-    from necrocode.agent_runner._cancellation import Cancellation
     from necrocode.agent_runner._git.objects import Author, FileChange
 
 REMOTE_HEAD = "refs/necrocode/remote-head"
@@ -164,17 +160,23 @@ class Repository:
         Exit code 1 without a word is no error: so ``grep`` says that there is nothing.
         """
         process = self.git.start([*self._where, *argv])
-        output, is_cut = bytearray(), False
+        output = bytearray()
+
+        def take(piece: bytes) -> None:
+            output.extend(piece)
+            if len(output) >= limit_bytes:
+                raise OutputTooLongError
+
         try:
-            is_cut = not _read_until(process, output, limit_bytes, time.monotonic() + seconds, cancellation)
-            if not is_cut:
-                errors = process.stderr.read(MOST_MESSAGE_BYTES) if process.stderr is not None else b""
-                if process.wait() > 1 or errors:
-                    text = errors.decode(errors="replace").strip()
-                    raise GitError(f"git {argv[0]} failed: {last_words(text)}", output=text)
+            _, errors = communicate(process, b"", seconds, cancellation or Cancellation(), take)
+        except (OutputTooLongError, TimeoutError):
+            return bytes(output[:limit_bytes]), True
         finally:
             end_process(process)
-        return bytes(output), is_cut
+        if process.returncode > 1 or errors:
+            text = errors.decode(errors="replace").strip()
+            raise GitError(f"git {argv[0]} failed: {last_words(text)}", output=text)
+        return bytes(output), False
 
     def objects(self) -> ObjectReader:
         """A reader of this repository's objects: one git process, started at the first read."""
@@ -252,31 +254,3 @@ class Repository:
 
 def _where_bare(folder: Path) -> list[str]:
     return ["-C", str(folder), "--git-dir=."]
-
-
-def _read_until(
-    process: subprocess.Popen[bytes],
-    output: bytearray,
-    limit_bytes: int,
-    end: float,
-    cancellation: Cancellation | None,
-) -> bool:
-    """Whether all that the process prints was read before the limit and the end, on the monotonic clock, came."""
-    assert process.stdout is not None  # noqa: S101  start() asks for pipes
-    descriptor = process.stdout.fileno()
-    with selectors.DefaultSelector() as selector:
-        selector.register(descriptor, selectors.EVENT_READ)
-        while len(output) < limit_bytes:
-            left = max(0.0, end - time.monotonic())
-            ready = selector.select(min(left, LOOK_SECONDS))
-            if cancellation is not None:
-                cancellation.check()
-            if not ready:
-                if left > LOOK_SECONDS:
-                    continue
-                return False
-            piece = os.read(descriptor, min(1 << 20, limit_bytes - len(output)))
-            if not piece:
-                return True
-            output += piece
-    return False

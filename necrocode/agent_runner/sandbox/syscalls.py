@@ -15,13 +15,8 @@ from dataclasses import dataclass
 from necrocode.agent_runner.sandbox import kernel
 
 _LOAD, _IF_EQUAL, _IF_AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
-_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _SECOND_ARGUMENT, _THIRD_ARGUMENT = (
-    0,
-    4,
-    16,
-    24,
-    32,
-)  # offsets in seccomp_data, little-endian
+# Offsets in seccomp_data, little-endian.
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _SECOND_ARGUMENT, _THIRD_ARGUMENT = 0, 4, 16, 24, 32
 _ALLOW, _ERROR = 0x7FFF0000, 0x00050000
 _SECOND_ABI = 0x40000000  # x32: the same calls under other numbers
 _UNIX, _INET, _INET6, _NETLINK, _ROUTE = 1, 2, 10, 16, 0

@@ -228,9 +228,8 @@ def _ran_nothing(command: CommandResult) -> bool:
 def failure_text(result: TestResult) -> str:
     """What to tell of tests that said no: the first command that failed, how, and the last line it wrote."""
     failing = [command for command in result.commands if not command.passed]
-    failed = max(
-        failing, key=lambda command: command.timed_out, default=None
-    )  # the first, but for one that was cut off
+    # The first, but for one that was cut off.
+    failed = max(failing, key=lambda command: command.timed_out, default=None)
     if failed is None:
         return "The tests failed."
     stopped = "ran out of the task's time" if failed.timed_out else f"was stopped at a limit ({failed.stopped_by})"
