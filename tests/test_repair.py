@@ -30,7 +30,7 @@ from necrocode.agent_runner.errors import (
     TruncatedAnswerError,
 )
 from tests.support.bench import BRANCH, GOOD_ANSWER, SECRET, USELESS_ANSWER, Bench, artifacts
-from tests.support.repositories import CALC_TEST, FIXED_CALC, files_at, git
+from tests.support.repositories import BROKEN_CALC, CALC_TEST, FIXED_CALC, files_at, git
 
 RUBBISH = "I would rather talk about the weather."
 OTHER_USELESS_ANSWER = USELESS_ANSWER.replace("return 0", "return 1")
@@ -112,6 +112,36 @@ def test_an_answer_that_was_refused_leaves_no_trace_in_the_next(bench: Bench) ->
     result, _ = run(bench, refused, GOOD_ANSWER)
     assert result.success
     assert set(files_at(bench.repository, BRANCH)) == {"calc.py", "test_calc.py"}
+
+
+@pytest.mark.parametrize("answer", [RUBBISH, USELESS_ANSWER])
+def test_said_again_how_to_answer_names_the_file_and_shows_no_example(bench: Bench, answer: str) -> None:
+    _, calls = run(bench, answer, GOOD_ANSWER)
+    told = calls[1][-1].content
+    assert "write the line `File: calc.py`" in told
+    assert "hello" not in told
+
+
+COPIED_ANSWER = f"calc.py\n```python\n{BROKEN_CALC}```\n"
+
+
+SPACED_COPY = COPIED_ANSWER.replace("python\n", "python\n\n\n")
+
+
+@pytest.mark.parametrize("copy", [COPIED_ANSWER, SPACED_COPY])
+def test_a_model_that_copies_the_file_is_told_so_and_asked_for_the_wrong_line(bench: Bench, copy: str) -> None:
+    result, calls = run(bench, copy, GOOD_ANSWER)
+    assert result.success
+    told = calls[1][-1].content
+    assert told.startswith("Your answer gives the files as they are already")
+    assert "which line is wrong" in told
+
+
+def test_after_prose_the_mended_file_needs_no_name(bench: Bench) -> None:
+    mended = f"The operator is wrong. It must be:\n```python\n{FIXED_CALC}```\nThat is all.\n"
+    result, _ = run(bench, USELESS_ANSWER, mended)
+    assert (result.success, outcomes(result)) == (True, ["tests-failed", "accepted"])
+    assert files_at(bench.repository, BRANCH)["calc.py"] == FIXED_CALC.encode()
 
 
 BROKEN_ANSWER = "calc.py\n```python\ndef add(a, b)\n    return a + b\n```\n"
@@ -307,6 +337,13 @@ def test_a_change_that_does_not_touch_the_failure_is_told_so_and_the_next_ask_is
     bench.orchestrator(llm, llm_config=LLMConfig(temperature=0), max_repair_rounds=1, test_base=True).run(bench.task())
     assert llm.temperatures == [None, 0.8]
     assert "the tests fail exactly as they did before it, so it does not touch the cause" in llm.asked[1]
+
+
+def test_a_copy_of_the_files_makes_the_next_ask_warm(bench: Bench) -> None:
+    for copy in (COPIED_ANSWER, SPACED_COPY):
+        llm = Stubborn(copy)
+        bench.orchestrator(llm, llm_config=LLMConfig(temperature=0), max_repair_rounds=1).run(bench.task())
+        assert llm.temperatures == [None, 0.8]
 
 
 # --- the window

@@ -153,7 +153,7 @@ class Attempts:
         else:
             last = self._leading
             conversation = self._next_conversation(last)
-            is_varied = last is self._turned_at or last.is_idle
+            is_varied = last is self._turned_at or last.is_idle or isinstance(last.error, NothingChangedError)
             before = last.changes if last.outcome == "tests-failed" else last.before
             attempt = Attempt(number, last.round + 1, 1, conversation, is_varied=is_varied, before=before)
         self.made.append(attempt)

@@ -22,6 +22,7 @@ from necrocode.agent_runner.generation.repair import (
     failed_tests_reply,
     is_mendable,
     refused_answer_reply,
+    unchanged_files_reply,
 )
 from necrocode.agent_runner.generation.syntax import newly_broken
 from necrocode.agent_runner.questions import Questions
@@ -157,7 +158,7 @@ class Solver:
                 raise
             if is_final and not isinstance(error, _OF_THE_ANSWER):
                 raise
-            reply = self._told(refused_answer_reply(error, self.questions.asked().form)) if is_mendable(error) else ""
+            reply = self._told(refused_answer_reply(error, self._form(attempt))) if is_mendable(error) else ""
             outcome: Outcome = "unusable" if attempt.answer_text else "unanswered"
             outcome = "unparsable" if attempt.is_broken else outcome
             self.attempts.reject(attempt, outcome, str(error), reply, signature=str(error))
@@ -254,9 +255,12 @@ class Solver:
             attempt.outcome = "accepted"
             return
         signature = failure_signature(tests)
-        attempt.is_idle = self.plan.base is not None and signature == failure_signature(self.plan.base)
+        form, is_copy = self._form(attempt), self._changes_only_blank_lines(attempt)
+        is_as_before = self.plan.base is not None and signature == failure_signature(self.plan.base)
+        attempt.is_idle = is_copy or is_as_before
         feedback = failure_feedback(tests, self.plan.base)
-        reply = self._told(failed_tests_reply(feedback, is_as_before=attempt.is_idle))
+        failed = failed_tests_reply(feedback, form, is_as_before=is_as_before)
+        reply = self._told(unchanged_files_reply(form) if is_copy else failed)
         self.attempts.reject(attempt, "tests-failed", failure_text(tests), reply, signature=signature)
 
     def concludes(self) -> bool:
@@ -274,6 +278,20 @@ class Solver:
             raise best.error
         record.fail_with(ErrorDetails(type="TestsFailed", message=best.message, step="test"))
         return False
+
+    def _form(self, attempt: Attempt) -> str:
+        return self.questions.asked().form(attempt.changes[0].path if attempt.changes else "")
+
+    def _changes_only_blank_lines(self, attempt: Attempt) -> bool:
+        """Whether the files are as they were but for blank lines and blanks at lines' ends: a copy of them."""
+        workspace = self.workspace
+        base = TreeFiles(workspace.objects, workspace.objects.tree_of(workspace.base_commit))
+        return all(
+            change.content is not None
+            and (old := base.read(change.path)) is not None
+            and _written_lines(old) == _written_lines(change.content)
+            for change in attempt.changes
+        )
 
     def _told(self, reply: str) -> str:
         """A reply as the model may have it: it quotes files and output, whose secrets have names or are masked."""
@@ -329,6 +347,10 @@ class Solver:
             self.record.warn(f"The change touches the protected file {path}: look at it before merging.")
         for warning in () if attempt.tests is None else test_warnings(attempt.tests):
             self.record.warn(warning)
+
+
+def _written_lines(text: bytes) -> list[bytes]:
+    return [line.rstrip() for line in text.split(b"\n") if line.strip()]
 
 
 def _listed(commands: tuple[str, ...]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from necrocode.agent_runner import ChangeRejectedError, CodeChange, Message, TextEdit
+from necrocode.agent_runner import ChangeRejectedError, CodeChange, MalformedAnswerError, Message, TextEdit
 from necrocode.agent_runner.generation.answer_forms import (
     EDIT_FORMATS,
     EditFormat,
@@ -13,6 +13,7 @@ from necrocode.agent_runner.generation.answer_forms import (
     answer_format_of,
     as_text_request,
     choose_format,
+    reminder,
     system_prompt,
 )
 from necrocode.agent_runner.generation.blind_rewrites import refuse_blind_rewrites
@@ -37,6 +38,15 @@ def test_how_to_delete_and_move_is_told_only_when_asked_for(edit_format: EditFor
     assert len(more) < 3000
 
 
+@pytest.mark.parametrize("edit_format", EDIT_FORMATS)
+def test_said_again_a_form_names_a_real_file_and_has_nothing_to_copy(edit_format: EditFormat) -> None:
+    told = reminder(edit_format, "src/a.py")
+    assert "src/a.py" in told
+    assert "hello" not in told
+    with pytest.raises(MalformedAnswerError):
+        parse_answer(told)
+
+
 def test_only_json_asks_for_structured_output() -> None:
     assert [answer_format_of(one) for one in EDIT_FORMATS] == ["json", "text", "text", "text", "text"]
 
@@ -59,6 +69,12 @@ def test_a_request_for_json_becomes_one_for_files() -> None:
         ([ShownFile("a", 500, is_whole=True)], "files"),
         ([ShownFile("a", 501, is_whole=True)], "search_replace"),
         ([ShownFile("a", 300, is_whole=True), ShownFile("b", 300, is_whole=True)], "search_replace"),
+        ([ShownFile("a", 300, is_whole=True, is_meant=True), ShownFile("b", 300, is_whole=True)], "files"),
+        ([ShownFile("a", 300, is_whole=True, is_meant=True), ShownFile("b", 501, is_whole=True)], "search_replace"),
+        ([ShownFile("a", 300, is_whole=True, is_meant=True), ShownFile("b", 300, is_whole=False)], "search_replace"),
+        ([ShownFile(name, 300, is_whole=True, is_meant=True) for name in ("a.py", "b.py")], "search_replace"),
+        ([ShownFile(name, 300, is_whole=True, is_meant=True) for name in ("a.py", "tests/test_a.py")], "files"),
+        ([ShownFile(f"tests/test_{n}.py", 300, is_whole=True, is_meant=True) for n in "ab"], "search_replace"),
         ([ShownFile("a", 10, is_whole=True), ShownFile("b", 10, is_whole=False)], "search_replace"),
     ],
 )

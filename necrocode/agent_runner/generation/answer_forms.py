@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from necrocode.agent_runner.generation.ranking import is_test
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -21,14 +23,15 @@ _ROLE = (
 )
 _JSON = """Answer with one JSON object and nothing else:
 {"explanation": "what you did, in one sentence",
- "changes": [{"operation": "modify", "file_path": "src/hello.py", "content": "the whole new text of the file"}]}
+ "changes": [{"operation": "modify", "file_path": "src/hello.py",
+              "content": "def hello(name):\\n    return f\\"hello {name}\\"\\n"}]}
 operation is create or modify. content is the whole text of the file from its first line to its last: no parts, no
 diffs, no fences around it. Leave out files that do not change.
-To change a few lines of a long file, operation is edit, content is null, and edits lists the changes:
+To change a few lines of a long file, operation is edit, and instead of content, edits lists the changes:
 "edits": [{"search": "lines of the file, copied exactly", "replace": "the lines that take their place"}]
 Each search must be in the file exactly once."""
 _JSON_REMOVALS = """
-If the task asks to delete a file, operation is delete, with content null. If it asks to rename or move a file,
+If the task asks to delete a file, operation is delete, without content. If it asks to rename or move a file,
 operation is rename, new_path is the new path, and content is null unless the text changes too."""
 _FILES = """Write every file that must change in full, each with its path on the line before, like this:
 
@@ -104,6 +107,22 @@ _TEXTS: dict[EditFormat, tuple[str, str]] = {
 }
 
 
+_REMINDERS: dict[EditFormat, str] = {
+    "json": "one JSON object and nothing else, with the keys explanation (a sentence) and changes (a list). Each change"
+    ' has "operation": "modify", "file_path": "{path}" and "content": the whole new text of that file.',
+    "files": "write the line `File: {path}`, and under it the whole new text of that file in a fence of three"
+    " backticks. So with every file that must change.",
+    "search_replace": "write the line `File: {path}`, and under it a block of these parts: the line <<<<<<< SEARCH;"
+    " lines of that file, copied exactly; the line =======; the lines that take their place; the line >>>>>>> REPLACE."
+    " One block for every place that must change.",
+    "unified_diff": "one unified diff in a fence, with the lines --- a/{path} and +++ b/{path} above the hunks of that"
+    " file. In a hunk every line begins with a blank (it stays), - (it goes) or + (it is new).",
+    "patch": "one patch from the line *** Begin Patch to the line *** End Patch, with the line *** Update File: {path}"
+    " above the changed places of that file. Under it every line begins with a blank (it stays), - (it goes) or + (it"
+    " is new), and @@ stands before each place.",
+}
+
+
 class ShownFile(NamedTuple):
     """A file that the model is shown."""
 
@@ -112,17 +131,23 @@ class ShownFile(NamedTuple):
     """About how many tokens its whole text has."""
     is_whole: bool
     """Whether it is shown from its first line to its last."""
+    is_meant: bool = False
+    """Whether the task itself points at it."""
 
 
 def choose_format(wanted: Literal["auto"] | EditFormat, *, shown: Sequence[ShownFile], max_tokens: int) -> EditFormat:
     """The format to ask for: the one that is wanted, or for ``auto`` the one that suits the files that are shown.
 
-    ``files`` where all of them are shown whole and together have at most half of ``max_tokens``, the most tokens that
-    the answer may have: every one of them could then be written anew. Else ``search_replace``.
+    ``files`` where all of them are shown whole, each has at most half of ``max_tokens``, the most tokens that the
+    answer may have, and so have together those that the task points at, or all where it points at none: they could be
+    written anew. Else ``search_replace``. A test that the task names beside other files is not counted with them.
     """
     if wanted != "auto":
         return wanted
-    is_small = sum(file.tokens for file in shown) <= max_tokens // 2
+    meant = [file for file in shown if file.is_meant]
+    likely = [file for file in meant if not is_test(file.path)] or meant or shown
+    most = max_tokens // 2
+    is_small = sum(file.tokens for file in likely) <= most and all(file.tokens <= most for file in shown)
     return "files" if is_small and all(file.is_whole for file in shown) else "search_replace"
 
 
@@ -135,6 +160,14 @@ def system_prompt(edit_format: EditFormat, *, with_removals: bool = False) -> st
     """The standing instruction: the role, and the form of the answer; how to delete and rename only where asked for."""
     wanted, removals = _TEXTS[edit_format]
     return f"{_ROLE}\n\n{wanted}{removals if with_removals else ''}"
+
+
+def reminder(edit_format: EditFormat, path: str) -> str:
+    """How to answer, said again after an answer that did not: without an example, for small models repeat that instead.
+
+    ``path`` is the file that most likely must change.
+    """
+    return "Answer in this form: " + _REMINDERS[edit_format].replace("{path}", path)
 
 
 def as_text_request(messages: Sequence[Message]) -> tuple[Message, ...]:

@@ -104,7 +104,8 @@ class _Choice:
                 continue
             if sizes[path] > 4 * max(left, 0):  # so many bytes are more tokens than that in any script
                 return None
-            piece = _whole(path, text, order.get(path, (0, "the repository is small"))[1])
+            why = order.get(path, (0, "the repository is small"))[1]
+            piece = _whole(path, text, why, is_meant=path in meant)
             left -= piece.tokens
             if left < 0:
                 return None
@@ -186,9 +187,9 @@ def _show_named(shown: list[ShownFile], left: int) -> int:
     return left
 
 
-def _whole(path: str, text: str, why: str) -> Piece:
+def _whole(path: str, text: str, why: str, *, is_meant: bool) -> Piece:
     count = len(lines_of(text))
-    return Piece(path, text, why, "whole", min(1, count), count, count)
+    return Piece(path, text, why, "whole", min(1, count), count, count, is_meant=is_meant)
 
 
 def _depth(path: str) -> tuple[int, str]:

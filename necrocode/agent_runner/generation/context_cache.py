@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
     from necrocode.agent_runner.models import TaskContext
 
-_FORM = "3"
+_FORM = "4"
 """Goes up when contexts are chosen differently: what an older version has kept is then not found."""
 _MOST_IN_MEMORY = 16
 _MOST_ON_DISK = 200
 _MAX_BYTES = 16_000_000
 _PIECE_TYPES = {
     "path": str, "text": str, "why": str, "kind": str, "start_line": int, "end_line": int, "line_count": int,
-    "score": float,
+    "score": float, "is_meant": bool,
 }  # fmt: skip
 _KINDS = ("whole", "excerpt", "map")
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import re
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from necrocode.agent_runner._text import is_writable, shown, writable
@@ -36,12 +37,14 @@ from necrocode.agent_runner.generation.json_changes import (
     read_json,
 )
 from necrocode.agent_runner.generation.thoughts import without_thoughts
+from necrocode.agent_runner.generation.unnamed import named_by_definitions
 from necrocode.agent_runner.models import CodeChange, LLMResponse, ModelAnswer, TextEdit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 MAX_ANSWER_CHARACTERS = 8_000_000
+NO_FILES: Mapping[str, str] = MappingProxyType({})
 _LONGEST_NAMED = 200
 _JSON_FENCES = {"json", "jsonc", "json5", ""}
 _JSON_START = re.compile(r'\{\s*"(?:explanation|summary|changes|code_changes|files|edits)"\s*:')
@@ -58,8 +61,10 @@ class ParsedAnswer:
     """``json``, ``files``, ``search_replace``, ``unified_diff`` or ``patch``; of a mixed answer, what most of it is."""
 
 
-def parse_answer(text: str) -> ParsedAnswer:
-    """The change set in an answer.
+def parse_answer(text: str, files: Mapping[str, str] = NO_FILES) -> ParsedAnswer:
+    """The change set in an answer. ``files`` are the texts that the model has seen whole, by path.
+
+    With them, a block without a path is taken for the one file that it surely is: :mod:`~.unnamed`.
 
     Raises :class:`EmptyAnswerError` for an answer without text, :class:`MalformedAnswerError`, with a text that says
     what was looked for, for one without a readable change set, and :class:`ChangeRejectedError` for a diff of what is
@@ -80,6 +85,10 @@ def parse_answer(text: str) -> ParsedAnswer:
     reading = reading or read_lines(body)
     if not is_bare:
         _refuse_second_change_set(reading)
+    if not reading.changes and (found_file := named_by_definitions(reading.loose_blocks, files)) is not None:
+        path, content = found_file
+        change = CodeChange(operation="modify", file_path=path, content=content)
+        return _parsed([Change(change, "files")], reading.explanation)
     if reading.doubts:
         raise MalformedAnswerError(reading.doubts[0])
     if not reading.changes:
@@ -91,9 +100,9 @@ def parse_answer(text: str) -> ParsedAnswer:
     return _parsed(reading.changes, reading.explanation)
 
 
-def read_answer(answer: ModelAnswer) -> LLMResponse:
-    """A model's answer with its change set; raises as :func:`parse_answer` does."""
-    parsed = parse_answer(answer.text)
+def read_answer(answer: ModelAnswer, files: Mapping[str, str] = NO_FILES) -> LLMResponse:
+    """A model's answer with its change set; ``files`` and what it raises are those of :func:`parse_answer`."""
+    parsed = parse_answer(answer.text, files)
     return LLMResponse(
         code_changes=parsed.changes,
         explanation=parsed.explanation,

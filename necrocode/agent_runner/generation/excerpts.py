@@ -89,15 +89,17 @@ class ShownFile:
     def pieces(self) -> list[Piece]:
         """What is shown of it: the whole, or each run of lines."""
         path, count, worth = self.candidate.path, len(self.lines), round(self.worth, 3)
+        is_meant = self.candidate.is_meant
         if self.is_whole():
             why = self.candidate.why_lines(1, count)
-            return [Piece(path, self.text, why, "whole", 1 if count else 0, count, count, worth)]
+            return [Piece(path, self.text, why, "whole", 1 if count else 0, count, count, worth, is_meant)]
         return [
-            Piece(
-                path, "".join(self.lines[start - 1 : end]), self._why(start, end), "excerpt", start, end, count, worth
-            )
+            Piece(path, self._lines(start, end), self._why(start, end), "excerpt", start, end, count, worth, is_meant)
             for start, end in _runs(self.shown)
         ]
+
+    def _lines(self, start: int, end: int) -> str:
+        return "".join(self.lines[start - 1 : end])
 
     def _why(self, start: int, end: int) -> str:
         """Why these very lines are shown."""

@@ -15,44 +15,43 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 _LONGEST_NAMED = 200
-_TEXT_OR_NULL = ["string", "null"]
 
-# OpenAI's strict mode wants every property required and no additional ones; "may be left out" is said by null.
-JSON_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    """OpenAI's strict mode wants every property required, and no additional ones."""
+    return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+
+
+def _change_form(operations: Sequence[str], others: dict[str, Any]) -> dict[str, Any]:
+    """What a change of one of these operations holds: no more, so that a grammar lets a model write nothing else."""
+    path = {"type": "string", "description": "Path relative to the repository's top."}
+    return _object({"operation": {"type": "string", "enum": [*operations]}, "file_path": path, **others})
+
+
+_EDIT_LIST = {
+    "type": "array",
+    "description": "Texts that are in the file just once, and what replaces them.",
+    "items": _object({"search": {"type": "string"}, "replace": {"type": "string"}}),
+}
+_NEW_TEXT = {"type": "string", "description": "The whole new text of the file."}
+_MOVED_TEXT = {"type": ["string", "null"], "description": "The whole new text of the file; null to leave it."}
+_NEW_PATH = {"type": "string", "description": "The new path."}
+JSON_SCHEMA: dict[str, Any] = _object(
+    {
         "explanation": {"type": "string", "description": "What was done, in one or two sentences."},
         "changes": {
             "type": "array",
             "items": {
-                "type": "object",
-                "properties": {
-                    "operation": {"type": "string", "enum": ["create", "modify", "edit", "delete", "rename"]},
-                    "file_path": {"type": "string", "description": "Path relative to the repository's top."},
-                    "content": {
-                        "type": _TEXT_OR_NULL,
-                        "description": "The whole new text of the file; null for edit, delete, or to rename only.",
-                    },
-                    "edits": {
-                        "type": ["array", "null"],
-                        "description": "For edit only: texts that are in the file just once, and what replaces them.",
-                        "items": {
-                            "type": "object",
-                            "properties": {"search": {"type": "string"}, "replace": {"type": "string"}},
-                            "required": ["search", "replace"],
-                            "additionalProperties": False,
-                        },
-                    },
-                    "new_path": {"type": _TEXT_OR_NULL, "description": "The new path; for rename only."},
-                },
-                "required": ["operation", "file_path", "content", "edits", "new_path"],
-                "additionalProperties": False,
+                "anyOf": [
+                    _change_form(["create", "modify"], {"content": _NEW_TEXT}),
+                    _change_form(["edit"], {"edits": _EDIT_LIST}),
+                    _change_form(["delete"], {}),
+                    _change_form(["rename"], {"new_path": _NEW_PATH, "content": _MOVED_TEXT}),
+                ]
             },
         },
-    },
-    "required": ["explanation", "changes"],
-    "additionalProperties": False,
-}
+    }
+)
 
 _LIST_KEYS = ("changes", "code_changes", "files", "edits")
 _PATH_KEYS = ("file_path", "path", "filename", "file")

@@ -46,6 +46,8 @@ class Piece:
     """How many lines the whole file has."""
     score: float = 0.0
     """How near it is to the task: to be compared with other pieces of the same context only."""
+    is_meant: bool = False
+    """Whether the task itself points at the file."""
 
     @property
     def place(self) -> str:
@@ -53,6 +55,11 @@ class Piece:
         if self.kind == "map":
             return "the map of the repository"
         return self.path if self.kind == "whole" else f"{self.path}:{self.start_line}-{self.end_line}"
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is a file from its first line to its last."""
+        return self.kind == "whole"
 
     @property
     def tokens(self) -> int:

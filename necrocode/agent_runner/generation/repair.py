@@ -11,6 +11,7 @@ from necrocode.agent_runner.errors import (
     ChangeRejectedError,
     EmptyAnswerError,
     MalformedAnswerError,
+    NothingChangedError,
     TamperedTestsError,
     TruncatedAnswerError,
 )
@@ -39,6 +40,8 @@ def is_mendable(error: RunnerError) -> bool:
 
 def refused_answer_reply(error: RunnerError, form: str) -> str:
     """What to say of an answer that could not be read or applied; ``form`` tells how to answer."""
+    if isinstance(error, NothingChangedError):
+        return unchanged_files_reply(form)
     if isinstance(error, ChangeRejectedError):
         return (
             f"Your answer was refused.\n{error.feedback}"
@@ -59,7 +62,15 @@ def refused_answer_reply(error: RunnerError, form: str) -> str:
             "Your answer was too long and was cut, so nothing of it was applied. Answer again, shorter: only the files"
             f" that must change, and no explanations.\n\n{form}"
         )
-    return f"Your answer could not be used: {error}\n\nAnswer again, in this form.\n\n{form}"
+    return f"Your answer could not be used: {error}\n\n{form}"
+
+
+def unchanged_files_reply(form: str) -> str:
+    """What to say of an answer that gives the files as they are."""
+    return (
+        "Your answer gives the files as they are already, so nothing would change. First say in one sentence which line"
+        f" is wrong, and why. Then write the change. {form}"
+    )
 
 
 def broken_code(breakages: Sequence[Breakage]) -> ChangeRejectedError:
@@ -71,8 +82,8 @@ def broken_code(breakages: Sequence[Breakage]) -> ChangeRejectedError:
     )
 
 
-def failed_tests_reply(feedback: str, *, is_as_before: bool) -> str:
-    """What to say of tests that failed; ``feedback`` has their most telling lines.
+def failed_tests_reply(feedback: str, form: str, *, is_as_before: bool) -> str:
+    """What to say of tests that failed; ``feedback`` has their most telling lines, ``form`` tells how to answer.
 
     ``is_as_before``: whether they fail just as they did before any change.
     """
@@ -84,7 +95,7 @@ def failed_tests_reply(feedback: str, *, is_as_before: bool) -> str:
     return (
         f"Your change was applied, and {told}:\n\n{feedback}\n\n"
         "First say in one sentence what is wrong with the code. Then mend it, and do not change the tests to make them"
-        " pass. Answer in the same form, with the files that must change now; they are as your last answer left them."
+        f" pass. The files are as your last answer left them; give what must change now. {form}"
     )
 
 

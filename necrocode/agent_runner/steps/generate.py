@@ -16,7 +16,7 @@ from necrocode.agent_runner.generation.answer_forms import (
     ShownFile,
     answer_format_of,
     choose_format,
-    system_prompt,
+    reminder,
 )
 from necrocode.agent_runner.generation.conversation import Conversation
 from necrocode.agent_runner.generation.edit_formats import read_answer
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner._redact import Redactor
+    from necrocode.agent_runner.generation.answer_forms import EditFormat
     from necrocode.agent_runner.generation.budgeted_model import BudgetedModel
     from necrocode.agent_runner.generation.pieces import Context
     from necrocode.agent_runner.journal import Journal
@@ -74,16 +75,32 @@ class Question:
     """What a task's model is asked: how to begin, how to answer, and how its answers are read."""
 
     opening: Conversation
-    form: str
-    """How to answer, for the model to read again."""
-    answer_format: Literal["json", "text"]
+    edit_format: EditFormat
+    most_tokens: int
+    """The longest answer that the model may give."""
     context: Context
     stand_ins: StandIns
     redactor: Redactor
 
+    @property
+    def answer_format(self) -> Literal["json", "text"]:
+        """What the endpoint is asked for."""
+        return answer_format_of(self.edit_format)
+
+    def form(self, path: str = "") -> str:
+        """How to answer, for the model to read again; ``path`` is a file that it has changed, if any.
+
+        A file that was shown whole, and is short, is asked for whole: that is what models find the easiest.
+        """
+        pieces = self.context.pieces
+        piece = next((one for one in pieces if one.path and path in {one.path, ""}), None)
+        is_short = piece is not None and piece.is_whole and estimate_tokens(piece.text) <= self.most_tokens // 2
+        easiest: EditFormat = "files" if is_short and self.edit_format != "json" else self.edit_format
+        return reminder(easiest, path or ("path/of/the/file" if piece is None else piece.path))
+
     def read(self, answer: ModelAnswer) -> LLMResponse:
         """The change set of an answer; raises ``MalformedAnswerError`` and its kin."""
-        response = read_answer(answer)
+        response = read_answer(answer, {piece.path: piece.text for piece in self.stand_ins.pieces if piece.is_whole})
         return response.model_copy(
             update={
                 "code_changes": tuple(map(self.stand_ins.restored, response.code_changes)),
@@ -108,7 +125,7 @@ def compose(
     Nothing in it holds a secret: those of the files have names instead.
     """
     files = [
-        ShownFile(piece.path, estimate_tokens(piece.text), is_whole=piece.kind == "whole")
+        ShownFile(piece.path, estimate_tokens(piece.text), is_whole=piece.is_whole, is_meant=piece.is_meant)
         for piece in context.pieces
         if piece.path
     ]
@@ -125,8 +142,7 @@ def compose(
         failing=redactor.text(failing),
         edit_format=edit_format,
     )
-    form = system_prompt(edit_format)
-    return Question(Conversation(messages), form, answer_format_of(edit_format), context, stand_ins, redactor)
+    return Question(Conversation(messages), edit_format, max_tokens, context, stand_ins, redactor)
 
 
 @dataclass
