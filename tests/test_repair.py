@@ -60,7 +60,7 @@ def test_failing_tests_go_back_to_the_model_which_mends_its_change(bench: Bench)
     assert git(bench.repository, "rev-list", "--count", f"main..{BRANCH}") == "1"
     told = calls[1][-1].content
     assert "AssertionError: 0 != 3" in told
-    assert "do not change the tests" in told
+    assert "Do not change the tests" in told
 
 
 def test_the_conversation_only_grows_at_its_end_so_that_its_beginning_can_be_cached(bench: Bench) -> None:
@@ -118,7 +118,7 @@ def test_an_answer_that_was_refused_leaves_no_trace_in_the_next(bench: Bench) ->
 def test_said_again_how_to_answer_names_the_file_and_shows_no_example(bench: Bench, answer: str) -> None:
     _, calls = run(bench, answer, GOOD_ANSWER)
     told = calls[1][-1].content
-    assert "write the line `File: calc.py`" in told
+    assert "write the whole corrected calc.py in one fenced block, with the line `File: calc.py` before it" in told
     assert "hello" not in told
 
 
@@ -134,7 +134,7 @@ def test_a_model_that_copies_the_file_is_told_so_and_asked_for_the_wrong_line(be
     assert result.success
     told = calls[1][-1].content
     assert told.startswith("Your answer gives the files as they are already")
-    assert "which line is wrong" in told
+    assert "First say in one sentence what is wrong in the code. Then write the whole corrected calc.py" in told
 
 
 def test_after_prose_the_mended_file_needs_no_name(bench: Bench) -> None:
@@ -421,6 +421,35 @@ def test_candidates_are_asked_for_at_once_and_are_given_room_to_differ(bench: Be
     result = bench.orchestrator(llm, llm_config=LLMConfig(candidates=3, temperature=0)).run(bench.task())
     assert result.success
     assert sorted(llm.temperatures, key=str) == [0.8, 0.8, None]
+
+
+@pytest.mark.parametrize(
+    ("settings", "thought"),
+    [
+        (
+            {"test_base": True},
+            "First say in one sentence what is wrong in the code. Then write the whole corrected calc.py",
+        ),
+        ({}, "First say in one sentence what must change, and why. Then write the whole corrected calc"),
+    ],
+)
+def test_all_candidates_but_the_first_are_to_think_before_they_write(
+    bench: Bench, settings: dict[str, Any], thought: str
+) -> None:
+    llm = ScriptedLLM([USELESS_ANSWER] * 4)
+    config = LLMConfig(candidates=3)
+    result = bench.orchestrator(llm, llm_config=config, max_repair_rounds=0, **settings).run(bench.task())
+    assert len(result.rounds) == 3
+    plain, *others = sorted((call[-1].content for call in llm.calls), key=len)
+    assert "First say" not in plain
+    assert {one.partition("\n\nFirst say")[0] for one in others} == {plain}
+    assert all(thought in one for one in others)
+
+
+def test_candidates_in_json_have_their_explanation_first_anyway(bench: Bench) -> None:
+    llm = ScriptedLLM([GOOD_ANSWER] * 3)
+    assert bench.orchestrator(llm, llm_config=LLMConfig(candidates=3, edit_format="json")).run(bench.task()).success
+    assert len({call[-1].content for call in llm.calls}) == 1
 
 
 def test_repair_goes_on_from_the_best_candidate(bench: Bench) -> None:

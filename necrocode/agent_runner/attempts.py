@@ -145,11 +145,11 @@ class Attempts:
         last = self.made[-1]
         return last if last.round else max(self.made, key=lambda attempt: (bool(attempt.reply), attempt.rank))
 
-    def begin(self, opening: Conversation) -> Attempt:
-        """The next attempt, with the conversation to ask it with."""
+    def begin(self, opening: Callable[[int], Conversation]) -> Attempt:
+        """The next attempt, with the conversation to ask it with; ``opening`` is the question for each candidate."""
         number = len(self.made) + 1
         if not self.made or self.has_pending:
-            attempt = Attempt(number, round=0, candidate=number, conversation=opening)
+            attempt = Attempt(number, round=0, candidate=number, conversation=opening(number))
         else:
             last = self._leading
             conversation = self._next_conversation(last)

@@ -89,8 +89,9 @@ class Questions:
     def _ask_for_candidates(self, attempt: Attempt) -> list[Future[ModelAnswer]]:
         """All answers to the first question, asked for within the model's window."""
         while True:
-            form, count = self.asked().answer_format, self.count
-            answers = self.asker.ask_for_several(attempt.conversation, form, count)
+            question = self.asked()
+            openings = [question.opening_for(number) for number in range(1, self.count + 1)]
+            answers = self.asker.ask_for_several(openings, question.answer_format)
             overflows = all(isinstance(answer.exception(), ContextOverflowError) for answer in answers)
             shorter = self._with_half_the_context() if overflows else None
             if shorter is None:

@@ -146,7 +146,7 @@ class Solver:
 
         Services that fail end it at once, unless another answer to the same question is still at hand.
         """
-        attempt = self.attempts.begin(self.questions.asked().opening)
+        attempt = self.attempts.begin(self.questions.asked().opening_for)
         if attempt.round:
             self.record.log(f"repair round {attempt.round} of at most {self.config.max_repair_rounds}")
         try:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from necrocode.agent_runner import MalformedAnswerError
+from necrocode.agent_runner.generation.answer_reader import Reading
 from necrocode.agent_runner.generation.blocks import Block
 from necrocode.agent_runner.generation.edit_formats import parse_answer
-from necrocode.agent_runner.generation.unnamed import named_by_definitions
+from necrocode.agent_runner.generation.unnamed import file_without_name
 
 SHAPES = '''"""Shapes."""
 
@@ -48,8 +49,12 @@ SUMS = "export function sum(a, b) {\n  return a - b;\n}\n"
 FILES = {"src/shapes.py": SHAPES, "src/tools.py": TOOLS, "web/sums.js": SUMS, "notes.txt": "circle\n"}
 
 
+def reading(*texts: str) -> Reading:
+    return Reading((), tuple(Block("", "", text) for text in texts), (), "")
+
+
 def owner(text: str, files: dict[str, str] | None = None) -> str | None:
-    found = named_by_definitions([Block("", "", text)], FILES if files is None else files)
+    found = file_without_name(reading(text), FILES if files is None else files)
     return None if found is None else found[0]
 
 
@@ -92,8 +97,7 @@ def test_a_block_that_may_be_something_else_is_no_file(text: str) -> None:
 
 def test_of_two_files_that_a_block_may_be_it_is_neither() -> None:
     assert owner(SUMS, {"a.js": SUMS, "b.js": SUMS}) is None
-    block = Block("", "", SUMS)
-    assert named_by_definitions([block, block._replace(content=SUMS + "\n")], {"a.js": SUMS}) is None
+    assert file_without_name(reading(SUMS, SUMS + "\n"), {"a.js": SUMS}) is None
 
 
 def test_an_answer_whose_only_code_names_no_file_changes_the_file_that_it_is() -> None:
@@ -117,3 +121,20 @@ def test_a_sentence_about_a_file_before_its_whole_text_is_no_doubt_any_more() ->
 def test_beside_changes_that_name_their_files_a_block_without_a_name_is_only_shown() -> None:
     answer = f"It was:\n\n```js\n{SUMS}```\n\nsrc/tools.py\n```python\n{TOOLS}\n```\n"
     assert [change.file_path for change in parse_answer(answer, FILES).changes] == ["src/tools.py"]
+
+
+@pytest.mark.parametrize(
+    ("said", "is_taken"),
+    [
+        ("See `sums.js`: calling Array.map is not needed.", True),
+        ("This is the new module `web/products.js`, which has the sum too.", False),
+        ("web/more/sums2.js\n\nIt has the sum too.", False),
+    ],
+)
+def test_an_answer_that_speaks_of_another_source_file_may_be_about_that_one(said: str, is_taken: bool) -> None:
+    answer = f"{said}\n\nHere:\n\n```js\n{SUMS.replace('-', '+')}```\n"
+    if is_taken:
+        assert [change.file_path for change in parse_answer(answer, FILES).changes] == ["web/sums.js"]
+    else:
+        with pytest.raises(MalformedAnswerError):
+            parse_answer(answer, FILES)

@@ -108,19 +108,21 @@ _TEXTS: dict[EditFormat, tuple[str, str]] = {
 
 
 _REMINDERS: dict[EditFormat, str] = {
-    "json": "one JSON object and nothing else, with the keys explanation (a sentence) and changes (a list). Each change"
-    ' has "operation": "modify", "file_path": "{path}" and "content": the whole new text of that file.',
-    "files": "write the line `File: {path}`, and under it the whole new text of that file in a fence of three"
-    " backticks. So with every file that must change.",
-    "search_replace": "write the line `File: {path}`, and under it a block of these parts: the line <<<<<<< SEARCH;"
-    " lines of that file, copied exactly; the line =======; the lines that take their place; the line >>>>>>> REPLACE."
-    " One block for every place that must change.",
-    "unified_diff": "one unified diff in a fence, with the lines --- a/{path} and +++ b/{path} above the hunks of that"
-    " file. In a hunk every line begins with a blank (it stays), - (it goes) or + (it is new).",
-    "patch": "one patch from the line *** Begin Patch to the line *** End Patch, with the line *** Update File: {path}"
-    " above the changed places of that file. Under it every line begins with a blank (it stays), - (it goes) or + (it"
-    " is new), and @@ stands before each place.",
+    "json": "write one JSON object and nothing else, with the keys explanation (a sentence) and changes (a list). A"
+    ' change has "operation": "modify", "file_path": "{path}" and "content": the whole corrected text of that file.',
+    "files": "write the whole corrected {path} in one fenced block, with the line `File: {path}` before it, and so"
+    " every other file that must change.",
+    "search_replace": "write each change of {path} as a block, with the line `File: {path}` before it: first the line"
+    " <<<<<<< SEARCH, then lines of the file, copied exactly, then the line =======, then the lines that take their"
+    " place, then the line >>>>>>> REPLACE. And so every other file that must change.",
+    "unified_diff": "write the corrections as one unified diff in a fence, with the lines --- a/{path} and"
+    " +++ b/{path} before the hunks of that file. In a hunk every line begins with a blank (it stays), - (it goes) or"
+    " + (it is new).",
+    "patch": "write the corrections as one patch, from the line *** Begin Patch to the line *** End Patch, with the"
+    " line *** Update File: {path} before the changed places of that file. There @@ stands before each place, and every"
+    " line begins with a blank (it stays), - (it goes) or + (it is new).",
 }
+"""How to answer, to go on from "Then"."""
 
 
 class ShownFile(NamedTuple):
@@ -163,11 +165,11 @@ def system_prompt(edit_format: EditFormat, *, with_removals: bool = False) -> st
 
 
 def reminder(edit_format: EditFormat, path: str) -> str:
-    """How to answer, said again after an answer that did not: without an example, for small models repeat that instead.
+    """How to answer, said again after an answer that did not do: to go on from "Then".
 
-    ``path`` is the file that most likely must change.
+    It has no example, for small models repeat that instead. ``path`` is the file that most likely must change.
     """
-    return "Answer in this form: " + _REMINDERS[edit_format].replace("{path}", path)
+    return _REMINDERS[edit_format].replace("{path}", path)
 
 
 def as_text_request(messages: Sequence[Message]) -> tuple[Message, ...]:

@@ -60,6 +60,8 @@ class Reading(NamedTuple):
     doubts: tuple[str, ...]
     """What is wrong with blocks that may be a file's text, or only be about it."""
     explanation: str
+    prose: tuple[str, ...] = ()
+    """The lines outside of all changes and blocks."""
 
 
 def read_lines(body: str) -> Reading:
@@ -70,7 +72,13 @@ def read_lines(body: str) -> Reading:
     explanation = " ".join(line for line in prose if line and not path_on_line(line))
     changed = {change.change.file_path for change in reader.changes}
     doubts = tuple(text for path, text in reader.doubts if path not in changed)
-    return Reading(tuple(reader.changes), tuple(reader.loose_blocks), doubts, explanation[:_LONGEST_EXPLANATION])
+    return Reading(
+        tuple(reader.changes),
+        tuple(reader.loose_blocks),
+        doubts,
+        explanation[:_LONGEST_EXPLANATION],
+        tuple(reader.prose),
+    )
 
 
 class _LastFile(NamedTuple):

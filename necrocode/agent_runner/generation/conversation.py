@@ -32,6 +32,12 @@ class Conversation:
     opening: tuple[Message, ...]
     exchanges: tuple[Exchange, ...] = ()
 
+    def with_more_asked(self, text: str) -> Conversation:
+        """The same question, with a paragraph more."""
+        *first, last = self.opening
+        asked = last.model_copy(update={"content": f"{last.content}\n\n{text}"})
+        return replace(self, opening=(*first, asked))
+
     @property
     def messages(self) -> tuple[Message, ...]:
         """What is sent."""

@@ -37,7 +37,7 @@ from necrocode.agent_runner.generation.json_changes import (
     read_json,
 )
 from necrocode.agent_runner.generation.thoughts import without_thoughts
-from necrocode.agent_runner.generation.unnamed import named_by_definitions
+from necrocode.agent_runner.generation.unnamed import file_without_name
 from necrocode.agent_runner.models import CodeChange, LLMResponse, ModelAnswer, TextEdit
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def parse_answer(text: str, files: Mapping[str, str] = NO_FILES) -> ParsedAnswer
     reading = reading or read_lines(body)
     if not is_bare:
         _refuse_second_change_set(reading)
-    if not reading.changes and (found_file := named_by_definitions(reading.loose_blocks, files)) is not None:
+    if not reading.changes and (found_file := file_without_name(reading, files)) is not None:
         path, content = found_file
         change = CodeChange(operation="modify", file_path=path, content=content)
         return _parsed([Change(change, "files")], reading.explanation)

@@ -26,7 +26,11 @@ _MENDABLE = (
     ChangedSetupError, ChangeRejectedError, EmptyAnswerError, MalformedAnswerError, TamperedTestsError,
     TruncatedAnswerError,
 )  # fmt: skip
-_AGAIN = "Nothing of your answer was applied: the files are as they were. Send your whole answer again, corrected."
+_NOT_APPLIED = "Nothing of your answer was applied: the files are as they were."
+_AGAIN = f"{_NOT_APPLIED} Send your whole answer again, corrected."
+_THINK = "First say in one sentence what is wrong in the code. Then"
+"""Small models that are asked for the wrong line answer with that line alone, and without being asked copy the file."""
+_PLAN = "First say in one sentence what must change, and why. Then"
 _TURN = (
     "You have been here before: this is the same {what} as earlier, so the idea behind it does not work. First say in"
     " one sentence what is really wrong. Then answer with a different change."
@@ -38,15 +42,23 @@ def is_mendable(error: RunnerError) -> bool:
     return isinstance(error, _MENDABLE)
 
 
+def thinking_first(form: str, *, is_failing: bool) -> str:
+    """What to add to a question for an answer that begins with a thought; ``form`` goes on from "Then".
+
+    ``is_failing``: whether the question tells of tests that fail.
+    """
+    return f"{_THINK if is_failing else _PLAN} {form}"
+
+
 def refused_answer_reply(error: RunnerError, form: str) -> str:
-    """What to say of an answer that could not be read or applied; ``form`` tells how to answer."""
+    """What to say of an answer that could not be read or applied; ``form`` is how to answer, to go on from "Then"."""
     if isinstance(error, NothingChangedError):
         return unchanged_files_reply(form)
     if isinstance(error, ChangeRejectedError):
         return (
             f"Your answer was refused.\n{error.feedback}"
             if error.feedback
-            else f"Your answer was refused: {error}\n\n{_AGAIN}"
+            else f"Your answer was refused: {error}\n\n{_NOT_APPLIED} Answer again: {form}"
         )
     if isinstance(error, ChangedSetupError):
         return (
@@ -60,17 +72,14 @@ def refused_answer_reply(error: RunnerError, form: str) -> str:
     if isinstance(error, TruncatedAnswerError):
         return (
             "Your answer was too long and was cut, so nothing of it was applied. Answer again, shorter: only the files"
-            f" that must change, and no explanations.\n\n{form}"
+            f" that must change, and no explanations. So {form}"
         )
-    return f"Your answer could not be used: {error}\n\n{form}"
+    return f"Your answer could not be used: {error}\n\nAnswer again: {form}"
 
 
 def unchanged_files_reply(form: str) -> str:
     """What to say of an answer that gives the files as they are."""
-    return (
-        "Your answer gives the files as they are already, so nothing would change. First say in one sentence which line"
-        f" is wrong, and why. Then write the change. {form}"
-    )
+    return f"Your answer gives the files as they are already, so the task is not done. {_THINK} {form}"
 
 
 def broken_code(breakages: Sequence[Breakage]) -> ChangeRejectedError:
@@ -93,9 +102,8 @@ def failed_tests_reply(feedback: str, form: str, *, is_as_before: bool) -> str:
         else ("then the tests failed")
     )
     return (
-        f"Your change was applied, and {told}:\n\n{feedback}\n\n"
-        "First say in one sentence what is wrong with the code. Then mend it, and do not change the tests to make them"
-        f" pass. The files are as your last answer left them; give what must change now. {form}"
+        f"Your change was applied, and {told}:\n\n{feedback}\n\nThe files are as your last answer left them. Do not"
+        f" change the tests to make them pass. {_THINK} {form}"
     )
 
 

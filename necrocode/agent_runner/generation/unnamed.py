@@ -5,6 +5,7 @@ Small models, asked to mend their answer, often say what is wrong and then write
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -15,21 +16,35 @@ from necrocode.agent_runner.generation.syntax import newly_broken
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from necrocode.agent_runner.generation.answer_reader import Reading
     from necrocode.agent_runner.generation.blocks import Block
     from necrocode.agent_runner.generation.outline import Symbol
 
+_WORD = re.compile(r"[\w./-]+")
 _LEAST_KEPT = 0.5
 """So much of a file's definitions, in lines, must be in a block that is to be its new text."""
 
 
-def named_by_definitions(blocks: Iterable[Block], files: Mapping[str, str]) -> tuple[str, str] | None:
+def file_without_name(reading: Reading, files: Mapping[str, str]) -> tuple[str, str] | None:
     """(path, text) of the one block that is the whole new text of one of these files; None for none, or several.
 
     It must parse as that file, define all that the file defines, keep every line that stands outside of definitions,
-    and half of the lines inside of them. ``files`` are those that the model has seen whole.
+    and half of the lines inside of them. ``files`` are those that the model has seen whole. An answer that speaks of
+    another source file may be about that one.
     """
-    owned = [(path, block.content) for block in blocks for path, old in files.items() if _is_whole(path, old, block)]
-    return owned[0] if len(owned) == 1 else None
+    owned = [
+        (path, block.content)
+        for block in reading.loose_blocks
+        for path, old in files.items()
+        if _is_whole(path, old, block)
+    ]
+    return owned[0] if len(owned) == 1 and not _speaks_of_others(reading.prose, files) else None
+
+
+def _speaks_of_others(prose: Iterable[str], files: Mapping[str, str]) -> bool:
+    names = {path.rpartition("/")[2] for path in files}
+    words = (word.rstrip(".").rpartition("/")[2] for line in prose for word in _WORD.findall(line))
+    return any(parser_for(word) is not None and word not in names for word in words)
 
 
 def _is_whole(path: str, old: str, block: Block) -> bool:

@@ -22,6 +22,7 @@ from necrocode.agent_runner.generation.conversation import Conversation
 from necrocode.agent_runner.generation.edit_formats import read_answer
 from necrocode.agent_runner.generation.pieces import estimate_tokens
 from necrocode.agent_runner.generation.prompt import task_messages
+from necrocode.agent_runner.generation.repair import thinking_first
 from necrocode.agent_runner.generation.stand_ins import StandIns
 from necrocode.agent_runner.models import ModelAnswer
 from necrocode.agent_runner.spending import NOTHING, Spending
@@ -78,6 +79,8 @@ class Question:
     edit_format: EditFormat
     most_tokens: int
     """The longest answer that the model may give."""
+    is_failing: bool
+    """Whether it tells of tests that fail before the change."""
     context: Context
     stand_ins: StandIns
     redactor: Redactor
@@ -87,12 +90,21 @@ class Question:
         """What the endpoint is asked for."""
         return answer_format_of(self.edit_format)
 
+    def opening_for(self, candidate: int) -> Conversation:
+        """The question for a candidate, counted from 1: all but the first are to think before they write.
+
+        Structured output has its explanation before the changes anyway.
+        """
+        if candidate == 1 or self.answer_format == "json":
+            return self.opening
+        return self.opening.with_more_asked(thinking_first(self.form(), is_failing=self.is_failing))
+
     def form(self, path: str = "") -> str:
         """How to answer, for the model to read again; ``path`` is a file that it has changed, if any.
 
         A file that was shown whole, and is short, is asked for whole: that is what models find the easiest.
         """
-        pieces = self.context.pieces
+        pieces = self.stand_ins.pieces
         piece = next((one for one in pieces if one.path and path in {one.path, ""}), None)
         is_short = piece is not None and piece.is_whole and estimate_tokens(piece.text) <= self.most_tokens // 2
         easiest: EditFormat = "files" if is_short and self.edit_format != "json" else self.edit_format
@@ -142,7 +154,7 @@ def compose(
         failing=redactor.text(failing),
         edit_format=edit_format,
     )
-    return Question(Conversation(messages), edit_format, max_tokens, context, stand_ins, redactor)
+    return Question(Conversation(messages), edit_format, max_tokens, bool(failing), context, stand_ins, redactor)
 
 
 @dataclass
@@ -166,21 +178,21 @@ class Asker:
         return self._call(str(self._asked), conversation, answer_format, self._warm if is_varied else None)
 
     def ask_for_several(
-        self, conversation: Conversation, answer_format: Literal["json", "text"], count: int
+        self, conversations: Sequence[Conversation], answer_format: Literal["json", "text"]
     ) -> list[Future[ModelAnswer]]:
-        """That many answers, asked for at once; the first as configured, the others warm enough to differ."""
-        answers: list[Future[ModelAnswer]] = [Future() for _ in range(count)]
+        """An answer to each, asked for at once; the first as configured, the others warm enough to differ."""
+        answers: list[Future[ModelAnswer]] = [Future() for _ in conversations]
         self._asked += 1
         question = self._asked
 
         def answer(number: int) -> None:
             key, temperature = f"{question}.{number + 1}", self._warm if number else None
             try:
-                answers[number].set_result(self._call(key, conversation, answer_format, temperature))
+                answers[number].set_result(self._call(key, conversations[number], answer_format, temperature))
             except BaseException as error:  # noqa: BLE001  raised again where the answer is looked at
                 answers[number].set_exception(error)
 
-        for number in range(count):  # threads that an interrupted run need not wait for
+        for number in range(len(conversations)):  # threads that an interrupted run need not wait for
             name = f"necrocode-candidate-{number + 1}"
             threading.Thread(target=copy_context().run, args=(answer, number), name=name, daemon=True).start()
         wait(answers)
