@@ -144,6 +144,24 @@ def test_after_prose_the_mended_file_needs_no_name(bench: Bench) -> None:
     assert files_at(bench.repository, BRANCH)["calc.py"] == FIXED_CALC.encode()
 
 
+def test_a_file_without_a_name_is_compared_with_what_earlier_answers_made_of_it(bench: Bench) -> None:
+    first = f"calc.py\n```python\n{BROKEN_CALC}\n\ndef twice(a):\n    return add(a, a)\n```\n"
+    loses_twice = f"It must be:\n```python\n{FIXED_CALC}```\n"
+    result, _ = run(bench, first, loses_twice, GOOD_ANSWER)
+    assert (result.success, outcomes(result)) == (True, ["tests-failed", "unusable", "accepted"])
+
+
+def test_a_file_that_an_earlier_answer_made_needs_no_name_either(bench: Bench) -> None:
+    helper = "def same(a, b):\n    return a - b\n"
+    first = (
+        "calc.py\n```python\nfrom helper import same\n\n\ndef add(a, b):\n    return same(a, b)\n```\n"
+        f"\nhelper.py\n```python\n{helper}```\n"
+    )
+    result, _ = run(bench, first, f"It must be:\n```python\n{helper.replace('-', '+')}```\n")
+    assert (result.success, outcomes(result)) == (True, ["tests-failed", "accepted"])
+    assert files_at(bench.repository, BRANCH)["helper.py"] == helper.replace("-", "+").encode()
+
+
 BROKEN_ANSWER = "calc.py\n```python\ndef add(a, b)\n    return a + b\n```\n"
 
 

@@ -17,6 +17,7 @@ from necrocode.agent_runner.errors import (
 )
 from necrocode.agent_runner.generation.blind_rewrites import SMALL_FILE_LINES, refuse_blind_rewrites
 from necrocode.agent_runner.generation.placeholders import refuse_placeholders
+from necrocode.agent_runner.generation.ranking import is_test
 from necrocode.agent_runner.generation.repair import (
     broken_code,
     failed_tests_reply,
@@ -173,7 +174,7 @@ class Solver:
             for name in answer.left_out:
                 self.record.warn(f"The model endpoint does not take llm.{name}: the model is asked without.")
             attempt.answer_text = self.services.redactor.text(answer.text)
-            attempt.response = response = self.questions.asked().read(answer)
+            attempt.response = response = self.questions.asked().read(answer, attempt.before)
             self.record.detail = f"{response.model}: {response.tokens_used} tokens, {response.edit_format} format"
 
     def apply(self) -> None:
@@ -280,7 +281,9 @@ class Solver:
         return False
 
     def _form(self, attempt: Attempt) -> str:
-        return self.questions.asked().form(attempt.changes[0].path if attempt.changes else "")
+        """How to answer, with the first of the changed files that is no test."""
+        paths = sorted((change.path for change in attempt.changes), key=is_test)
+        return self.questions.asked().form(paths[0] if paths else "")
 
     def _changes_only_blank_lines(self, attempt: Attempt) -> bool:
         """Whether the files are as they were but for blank lines and blanks at lines' ends: a copy of them."""

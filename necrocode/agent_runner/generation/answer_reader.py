@@ -275,7 +275,7 @@ class _Reader:
         if not path and looks_like_path(first.strip()) and start + 1 < end and self._fences.opening(start + 1):
             self._before, self._at = first, start + 1  # the fence was opened too early: around the path
             return
-        block = Block(language, path, text_of(self._lines[start:end], opening))
+        block = Block(language, path, text_of(self._lines[start:end], opening), self._before)
         if path and language == "json" and not path.endswith(_JSON_FILES) and _CHANGE_LIST.match(block.content):
             block, path = block._replace(path=""), ""
         if path:

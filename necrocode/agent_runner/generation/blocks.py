@@ -25,6 +25,8 @@ class Block(NamedTuple):
     path: str
     """The file it holds, by its info string or the line before it; empty where neither names one."""
     content: str
+    lead: str = ""
+    """The last line of text before it, since the last change or block."""
 
 
 class Fence(NamedTuple):

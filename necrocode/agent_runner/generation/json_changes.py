@@ -22,10 +22,13 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
 
 
-def _change_form(operations: Sequence[str], others: dict[str, Any]) -> dict[str, Any]:
-    """What a change of one of these operations holds: no more, so that a grammar lets a model write nothing else."""
+def _change_form(operation: str, others: dict[str, Any]) -> dict[str, Any]:
+    """What a change of this kind holds: no more, so that a grammar lets a model write nothing else.
+
+    The operation comes first and has one value: by it OpenAI's strict mode tells the forms of an ``anyOf`` apart.
+    """
     path = {"type": "string", "description": "Path relative to the repository's top."}
-    return _object({"operation": {"type": "string", "enum": [*operations]}, "file_path": path, **others})
+    return _object({"operation": {"type": "string", "enum": [operation]}, "file_path": path, **others})
 
 
 _EDIT_LIST = {
@@ -43,10 +46,11 @@ JSON_SCHEMA: dict[str, Any] = _object(
             "type": "array",
             "items": {
                 "anyOf": [
-                    _change_form(["create", "modify"], {"content": _NEW_TEXT}),
-                    _change_form(["edit"], {"edits": _EDIT_LIST}),
-                    _change_form(["delete"], {}),
-                    _change_form(["rename"], {"new_path": _NEW_PATH, "content": _MOVED_TEXT}),
+                    _change_form("create", {"content": _NEW_TEXT}),
+                    _change_form("modify", {"content": _NEW_TEXT}),
+                    _change_form("edit", {"edits": _EDIT_LIST}),
+                    _change_form("delete", {}),
+                    _change_form("rename", {"new_path": _NEW_PATH, "content": _MOVED_TEXT}),
                 ]
             },
         },

@@ -88,7 +88,7 @@ def told_before_block(line: str, language: str) -> Told:
     if (path := _labelled(line)) is not None:
         return Told(path)
     if (path := _alone(line)) is not None:
-        if _is_prose(path):
+        if is_turn_of_prose(path):
             return Told("")
         is_plain = line.strip() == path or path.endswith((".sh", ".txt"))
         return Told(path) if is_plain or language not in _SHELL_FENCES else Told("", path)
@@ -172,16 +172,18 @@ def _is_quoted_path(text: str) -> bool:
     return looks_like_path(text.replace("'", "x"))
 
 
-def _is_prose(text: str) -> bool:
+def is_turn_of_prose(text: str) -> bool:
     """Whether what looks like a path is a turn of prose, or a product's name; a label can still say otherwise."""
     return text.casefold() in _PROSE or text in _PRODUCTS
 
 
 def _told_by_sentence(line: str) -> Told:
     text = _unmarked(line)
-    quoted = [found for found in _QUOTED.finditer(text) if _is_quoted_path(found[1]) and not _is_prose(found[1])]
+    quoted = [found for found in _QUOTED.finditer(text) if _is_quoted_path(found[1]) and not is_turn_of_prose(found[1])]
     if not quoted:
-        plain = [found for found in _UNQUOTED.finditer(text) if looks_like_path(found[0]) and not _is_prose(found[0])]
+        plain = [
+            found for found in _UNQUOTED.finditer(text) if looks_like_path(found[0]) and not is_turn_of_prose(found[0])
+        ]
         if len(plain) != 1 or _OTHER.intersection(_words(text, plain[0])):
             return Told("")
         path = plain[0][0]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from necrocode.agent_runner._clock import Deadline
+    from necrocode.agent_runner._git import FileChange
     from necrocode.agent_runner._redact import Redactor
     from necrocode.agent_runner.generation.answer_forms import EditFormat
     from necrocode.agent_runner.generation.budgeted_model import BudgetedModel
@@ -110,9 +111,17 @@ class Question:
         easiest: EditFormat = "files" if is_short and self.edit_format != "json" else self.edit_format
         return reminder(easiest, path or ("path/of/the/file" if piece is None else piece.path))
 
-    def read(self, answer: ModelAnswer) -> LLMResponse:
-        """The change set of an answer; raises ``MalformedAnswerError`` and its kin."""
-        response = read_answer(answer, {piece.path: piece.text for piece in self.stand_ins.pieces if piece.is_whole})
+    def read(self, answer: ModelAnswer, before: Sequence[FileChange] = ()) -> LLMResponse:
+        """The change set of an answer; raises ``MalformedAnswerError`` and its kin.
+
+        ``before`` is what earlier answers have changed: the model knows these files as they are with it.
+        """
+        files = {piece.path: piece.text for piece in self.stand_ins.pieces if piece.is_whole}
+        for change in before:
+            files.pop(change.path, None)
+            if change.content is not None:
+                files[change.path] = self.stand_ins.hidden(change.content.decode(errors="replace"))
+        response = read_answer(answer, files)
         return response.model_copy(
             update={
                 "code_changes": tuple(map(self.stand_ins.restored, response.code_changes)),
