@@ -41,12 +41,12 @@ _PYTHON = {"py", "pyi"}
 # The line over a block that shows something else than the new text: how it is used, what it was, what else there is.
 _OTHER = re.compile(
     r"(?i)\b(?:usage|us(?:e|ed|ing) (?:it|like|the|an?|your)|examples?|samples?|demo|program|mock|stub|outline|sketch"
-    r"|current(?:ly)?|original|old|before|was|were|now is|wrong|not|n't|never|options?|alternatives?|another|other"
+    r"|current(?:ly)?|original|old|before|was|were|now is|wrong|not|\w+n't|never|options?|alternatives?|another|other"
     r"|output|prints?|instead|new (?:file|module|script|package|class|component))\b"
 )
 _LABEL = re.compile(r".*[:：*_]\Z|#|\*\*|\S+(?:\s+\S+){0,3}(?<![.!?])\Z")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=\S)")
-_FILE_NAME = re.compile(r"(?!(?:self|this|cls)\.)(?<![\w.])[\w.-]*(?:[/\\][\w.-]+)*\.\w{1,8}\b(?![(\w])")
+_FILE_NAME = re.compile(r"(?!(?:self|this|cls)\.)(?<![\w./\\-])[\w.-]*(?:[/\\][\w.-]+)*\.\w{1,8}\b(?![(\w])")
 _OTHER_ENDINGS = {"md", "rst", "txt", "ipynb", "vue", "svelte", "sql", "ini", "cfg", "xml", "scss", "less", "proto"}
 _REMARK = re.compile(r"\s*(?:#(?! *(?:include|import|define|if|else|endif|pragma)\b)|//|/\*|\*|--|;)")
 _LOOSE_STRING = re.compile(r'"""(?:[^"]|"(?!""))*"""|\'\'\'(?:[^\']|\'(?!\'\'))*\'\'\'')
