@@ -133,8 +133,16 @@ def test_a_model_that_copies_the_file_is_told_so_and_asked_for_the_wrong_line(be
     result, calls = run(bench, copy, GOOD_ANSWER)
     assert result.success
     told = calls[1][-1].content
-    assert told.startswith("Your answer gives the files as they are already")
+    assert told.startswith("Your answer gives the files as they are already, so the t")
     assert "First say in one sentence what is wrong in the code. Then write the whole corrected calc.py" in told
+
+
+def test_a_model_that_copies_the_file_is_told_once_more_how_the_tests_fail(bench: Bench) -> None:
+    for copy in (COPIED_ANSWER, SPACED_COPY):
+        _, calls = run(bench, copy, GOOD_ANSWER, test_base=True)
+        told = calls[1][-1].content
+        assert "so the tests still fail:" in told
+        assert told.index("AssertionError: -1 != 3") < told.index("First say in one sentence")
 
 
 def test_after_prose_the_mended_file_needs_no_name(bench: Bench) -> None:

@@ -159,7 +159,7 @@ class Solver:
                 raise
             if is_final and not isinstance(error, _OF_THE_ANSWER):
                 raise
-            reply = self._told(refused_answer_reply(error, self._form(attempt))) if is_mendable(error) else ""
+            reply = self._told(self._refusal(attempt, error)) if is_mendable(error) else ""
             outcome: Outcome = "unusable" if attempt.answer_text else "unanswered"
             outcome = "unparsable" if attempt.is_broken else outcome
             self.attempts.reject(attempt, outcome, str(error), reply, signature=str(error))
@@ -261,7 +261,7 @@ class Solver:
         attempt.is_idle = is_copy or is_as_before
         feedback = failure_feedback(tests, self.plan.base)
         failed = failed_tests_reply(feedback, form, is_as_before=is_as_before)
-        reply = self._told(unchanged_files_reply(form) if is_copy else failed)
+        reply = self._told(unchanged_files_reply(form, feedback) if is_copy else failed)
         self.attempts.reject(attempt, "tests-failed", failure_text(tests), reply, signature=signature)
 
     def concludes(self) -> bool:
@@ -279,6 +279,12 @@ class Solver:
             raise best.error
         record.fail_with(ErrorDetails(type="TestsFailed", message=best.message, step="test"))
         return False
+
+    def _refusal(self, attempt: Attempt, error: RunnerError) -> str:
+        """What to tell of an answer that was not applied; the files are as on the base, unless an earlier one was."""
+        base = None if attempt.before else self.plan.base
+        failing = "" if base is None else failure_feedback(base, None)
+        return refused_answer_reply(error, self._form(attempt), failing)
 
     def _form(self, attempt: Attempt) -> str:
         """How to answer, with the first of the changed files that is no test."""

@@ -50,10 +50,13 @@ def thinking_first(form: str, *, is_failing: bool) -> str:
     return f"{_THINK if is_failing else _PLAN} {form}"
 
 
-def refused_answer_reply(error: RunnerError, form: str) -> str:
-    """What to say of an answer that could not be read or applied; ``form`` is how to answer, to go on from "Then"."""
+def refused_answer_reply(error: RunnerError, form: str, failing: str = "") -> str:
+    """What to say of an answer that could not be read or applied; ``form`` is how to answer, to go on from "Then".
+
+    ``failing`` says how the tests fail as the files are.
+    """
     if isinstance(error, NothingChangedError):
-        return unchanged_files_reply(form)
+        return unchanged_files_reply(form, failing)
     if isinstance(error, ChangeRejectedError):
         return (
             f"Your answer was refused.\n{error.feedback}"
@@ -77,9 +80,10 @@ def refused_answer_reply(error: RunnerError, form: str) -> str:
     return f"Your answer could not be used: {error}\n\nAnswer again: {form}"
 
 
-def unchanged_files_reply(form: str) -> str:
-    """What to say of an answer that gives the files as they are."""
-    return f"Your answer gives the files as they are already, so the task is not done. {_THINK} {form}"
+def unchanged_files_reply(form: str, failing: str = "") -> str:
+    """What to say of an answer that gives the files as they are; ``failing`` is said again, nearer to the answer."""
+    told = f"the tests still fail:\n\n{failing}\n\n" if failing else "the task is not done. "
+    return f"Your answer gives the files as they are already, so {told}{_THINK} {form}"
 
 
 def broken_code(breakages: Sequence[Breakage]) -> ChangeRejectedError:
