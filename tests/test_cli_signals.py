@@ -68,6 +68,17 @@ class Command:
         return [" ".join(one.cmdline()) for one in left]
 
 
+@pytest.fixture(autouse=True)
+def _no_signal_is_ignored() -> Iterator[None]:
+    """Tests that were started with nohup would hand it down; a handler becomes the default in a child."""
+    ignored = [number for number in SIGNALS if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, lambda *_: None)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def command(
     bench: Bench, *, commands: list[str], environment: dict[str, str] | None = None, **config: Any
