@@ -37,9 +37,9 @@ def _python_of_this_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("experiment", "least"),
     [
-        (("humaneval", 20, "files", 0, 1, False), 16),
+        (("humaneval", 20, "files", 2, 1, False), 17),
         (("humaneval", 20, "auto", 2, 1, True), 14),
-        (("quixbugs", 21, "auto", 2, 1, True), 5),
+        (("quixbugs", 21, "auto", 2, 1, True), 4),
     ],
 )
 def test_the_recorded_answers_of_a_small_model_still_solve_as_many_tasks(
@@ -53,7 +53,7 @@ def test_the_recorded_answers_of_a_small_model_still_solve_as_many_tasks(
 
 @pytest.mark.local_llm
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize(("tasks", "count", "least"), [("humaneval", 20, 12), ("quixbugs", 21, 4)])
+@pytest.mark.parametrize(("tasks", "count", "least"), [("humaneval", 20, 12), ("quixbugs", 21, 3)])
 def test_a_small_model_solves_as_many(
     benchmark: ModuleType, tasks: str, count: int, least: int, tmp_path: Path
 ) -> None:
