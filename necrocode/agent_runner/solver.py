@@ -260,9 +260,11 @@ class Solver:
         is_as_before = self.plan.base is not None and signature == failure_signature(self.plan.base)
         attempt.is_idle = is_copy or is_as_before
         feedback = failure_feedback(tests, self.plan.base)
-        failed = failed_tests_reply(feedback, form, is_as_before=is_as_before)
-        reply = self._told(unchanged_files_reply(form, feedback) if is_copy else failed)
-        self.attempts.reject(attempt, "tests-failed", failure_text(tests), reply, signature=signature)
+        if is_copy:
+            reply = unchanged_files_reply(form, feedback)
+        else:
+            reply = failed_tests_reply(feedback, form, is_as_before=is_as_before)
+        self.attempts.reject(attempt, "tests-failed", failure_text(tests), self._told(reply), signature=signature)
 
     def concludes(self) -> bool:
         """Whether an answer did. The best one is on the record from here on, and what was wrong with it."""
@@ -282,8 +284,7 @@ class Solver:
 
     def _refusal(self, attempt: Attempt, error: RunnerError) -> str:
         """What to tell of an answer that was not applied; the files are as on the base, unless an earlier one was."""
-        base = None if attempt.before else self.plan.base
-        failing = "" if base is None else failure_feedback(base, None)
+        failing = "" if attempt.before else self.questions.asked().failing
         return refused_answer_reply(error, self._form(attempt), failing)
 
     def _form(self, attempt: Attempt) -> str:
@@ -293,14 +294,17 @@ class Solver:
 
     def _changes_only_blank_lines(self, attempt: Attempt) -> bool:
         """Whether the files are as they were but for blank lines and blanks at lines' ends: a copy of them."""
-        workspace = self.workspace
-        base = TreeFiles(workspace.objects, workspace.objects.tree_of(workspace.base_commit))
+        base = self._base_files()
         return all(
             change.content is not None
             and (old := base.read(change.path)) is not None
             and _written_lines(old) == _written_lines(change.content)
             for change in attempt.changes
         )
+
+    def _base_files(self) -> TreeFiles:
+        objects = self.workspace.objects
+        return TreeFiles(objects, objects.tree_of(self.workspace.base_commit))
 
     def _told(self, reply: str) -> str:
         """A reply as the model may have it: it quotes files and output, whose secrets have names or are masked."""
@@ -347,8 +351,7 @@ class Solver:
             return
         if self.services.redactor.text(shown := attempt.diff.decode(errors="replace")) != shown:
             self.record.warn("The diff holds text that looks like a secret; it is stored as it is, to be whole.")
-        tree = self.workspace.objects.tree_of(self.workspace.base_commit)
-        for warning in hidden_text(attempt.changes, TreeFiles(self.workspace.objects, tree)):
+        for warning in hidden_text(attempt.changes, self._base_files()):
             self.record.warn(warning)
         for path in attempt.keeps_secrets:
             self.record.warn(f"{path} holds a secret of this runner, as the repository has it already.")

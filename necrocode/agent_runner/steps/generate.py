@@ -80,8 +80,8 @@ class Question:
     edit_format: EditFormat
     most_tokens: int
     """The longest answer that the model may give."""
-    is_failing: bool
-    """Whether it tells of tests that fail before the change."""
+    failing: str
+    """What it tells of tests that fail before the change; empty where there are none."""
     context: Context
     stand_ins: StandIns
     redactor: Redactor
@@ -98,7 +98,7 @@ class Question:
         """
         if candidate == 1 or self.answer_format == "json":
             return self.opening
-        return self.opening.with_more_asked(thinking_first(self.form(), is_failing=self.is_failing))
+        return self.opening.with_more_asked(thinking_first(self.form(), is_failing=bool(self.failing)))
 
     def form(self, path: str = "") -> str:
         """How to answer, for the model to read again; ``path`` is a file that it has changed, if any.
@@ -152,6 +152,7 @@ def compose(
     ]
     max_tokens = task.max_tokens or llm.max_tokens
     edit_format = choose_format(llm.edit_format, shown=files, max_tokens=max_tokens)
+    failing = redactor.text(failing)
     nameable = (piece for piece in context.pieces if redactor.text(piece.path) == piece.path)
     stand_ins = StandIns(nameable, redactor.replaced)
     shown = replace(context, paths=tuple(map(redactor.text, context.paths)), pieces=stand_ins.pieces)
@@ -160,10 +161,10 @@ def compose(
         shown,
         instructions="\n\n".join(filter(None, [redactor.text(instructions).strip(), stand_ins.note])),
         test_commands=tuple(redactor.text(visible(command)) for command in test_commands),
-        failing=redactor.text(failing),
+        failing=failing,
         edit_format=edit_format,
     )
-    return Question(Conversation(messages), edit_format, max_tokens, bool(failing), context, stand_ins, redactor)
+    return Question(Conversation(messages), edit_format, max_tokens, failing, context, stand_ins, redactor)
 
 
 @dataclass
