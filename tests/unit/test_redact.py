@@ -4,7 +4,6 @@ import base64
 import json
 import re
 import shlex
-import time
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from necrocode.agent_runner import (
 from necrocode.agent_runner._redact import MASK, Redactor, secret_values
 from necrocode.agent_runner.wiring import build_services
 from tests.support.clocks import FakeClock
+from tests.support.pace import is_within
 
 SECRET = 'p4ss/w0rd+ü"&=%'
 KEYS = {
@@ -303,9 +303,7 @@ TELLING += [
 @given(st.lists(st.sampled_from(TELLING), min_size=1, max_size=5).map("".join), st.sampled_from(TELLING))
 def test_no_mixture_takes_longer_than_its_length_says(repeated: str, last: str) -> None:
     text = repeated * (100_000 // len(repeated)) + last
-    started = time.process_time()
-    Redactor((SECRET, "secret-and-more")).text(text)
-    assert time.process_time() - started < 1
+    assert is_within(1, lambda: Redactor((SECRET, "secret-and-more")).text(text))
 
 
 @pytest.mark.parametrize(
@@ -329,9 +327,7 @@ def test_masking_takes_time_in_proportion_to_the_length(piece: str) -> None:
         f"{BEGIN}\n" + piece * (size // len(piece)),
         piece * (size // len(piece)) + ".eyJ",
     ):
-        started = time.process_time()
-        redactor.text(text)
-        assert time.process_time() - started < 2
+        assert is_within(2, lambda: redactor.text(text))  # noqa: B023
 
 
 def test_what_a_run_masks_includes_the_secret_headers_of_its_model(tmp_path: Path) -> None:

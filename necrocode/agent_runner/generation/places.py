@@ -72,7 +72,7 @@ def places(edit: TextEdit, file: FileLines) -> list[Place]:
     """
     found = _found(edit, file)
     if not edit.every:
-        return found
+        return _at_the_start(found) if edit.search.startswith(BOM) and file.text.startswith(BOM) else found
     if len(found) > _MOST_OF_EVERY:
         raise ChangeRejectedError(f"An edit of the answer means more than {_MOST_OF_EVERY} places of one file.")
     apart: list[Place] = []
@@ -80,6 +80,11 @@ def places(edit: TextEdit, file: FileLines) -> list[Place]:
         if not apart or place.start >= apart[-1].end:
             apart.append(place)
     return apart
+
+
+def _at_the_start(found: list[Place]) -> list[Place]:
+    """Of several places the one that begins the file: a byte order mark stands nowhere else."""
+    return [place for place in found if place.start <= len(BOM)] or found
 
 
 def _most(edit: TextEdit) -> int:
