@@ -51,6 +51,34 @@ def test_a_message_that_the_traceback_does_not_hold_is_shown() -> None:
     assert text.endswith("- a\n  want 2 got 0\nat a.js:1")
 
 
+def test_a_message_that_the_traceback_holds_in_other_blanks_is_not_said_twice() -> None:
+    message = "AssertionError: assert 3 == 5\n  +  where 3 = total([1, 2])"
+    details = (
+        ">   assert total([1, 2]) == 5\nE   AssertionError: assert 3 == 5\nE    +  where 3 = total([1, 2])\n\na.py:3"
+    )
+    text = failure_feedback(result(command(case("a", message=message, details=details))), None)
+    assert text.endswith(f"- a\n{details}")
+
+
+FRAME = "kth.py:12: in kth\n    return kth(above, k)\n           ^^^^^^^^^^^^^\n"
+
+
+@pytest.mark.parametrize(
+    ("details", "told"),
+    [
+        (f"first\n{FRAME * 5}IndexError", f"first\n{FRAME}[the 3 lines above 4 times more]\nIndexError"),
+        (f"{FRAME * 3}end", f"{FRAME}[the 3 lines above 2 times more]\nend"),
+        (f"{FRAME * 2}end", f"{FRAME * 2}end"),
+        ("a\na\na\na", "a\n[the line above 3 times more]"),
+        ("a\n\n\n\n\nb", "a\n\nb"),
+        ("a\nb\n" * 400 + "c", "a\nb\n[the 2 lines above 399 times more]\nc"),
+    ],
+)  # fmt: skip
+def test_what_comes_over_and_over_is_shown_once(details: str, told: str) -> None:
+    text = failure_feedback(result(command(case("x", details=details))), None)
+    assert text.endswith(f"- x\n{told}")
+
+
 def test_addresses_in_memory_do_not_make_each_question_another_one() -> None:
     failed = case("a", message="assert <Node object at 0x7f00deadbeef> is 0x7f00deadbeef")
     told = failure_feedback(result(command(failed)), None)

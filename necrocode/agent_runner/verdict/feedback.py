@@ -22,7 +22,14 @@ _MAX_CASES = 8
 _MAX_NAMES = 20
 _CASE_CHARACTERS = 1_200
 _OUTPUT_CHARACTERS = 4_000
-_SMALLEST_DETAILS = 60
+_DETAILS_CHARACTERS = 12_000
+"""Of how much of a case's traceback repetitions are looked for."""
+_MESSAGE_BEGINNING = 60
+_LONGEST_REPETITION = 12
+"""So many lines; a frame of a traceback has two to six."""
+_LEAST_REPETITIONS = 3
+_ERROR_MARK = re.compile(r"^E   +", re.MULTILINE)
+"""With which pytest begins a message's lines in a traceback."""
 # Folders of a layer (sandbox/layer.py) are new in every run: paths in it are shown from the checkout's top.
 _LAYER_TOP = re.compile(r"[^\s'\"(:]{0,300}/layer-[\w]{1,20}/top(?:/|\b)")
 _LAYER = re.compile(r"[^\s'\"(:]{0,300}/layer-[\w]{1,20}/")
@@ -92,15 +99,53 @@ def failure_signature(result: TestResult) -> str:
 def _told_cases(failing: list[TestCase]) -> list[str]:
     lines = [f"{len(failing)} failing test case{'s' if len(failing) != 1 else ''}:"]
     for case in failing[:_MAX_CASES]:
-        message, details = _told(case.message), _told(bounded_tail(case.details, _CASE_CHARACTERS))
+        message = _told(case.message)
+        details = _once(_told(bounded_tail(case.details, _DETAILS_CHARACTERS)))
+        details = bounded_tail(details, _CASE_CHARACTERS)
         lines.append(f"\n- {case.name}")
-        if message and message[:_SMALLEST_DETAILS] not in details:
+        if message and not _holds(details, message):
             lines.append(f"  {message}")
         if details:
             lines.append(details)
     if rest := failing[_MAX_CASES:]:
         lines.append(f"\nand {len(rest)} more: {_names(case.name for case in rest)}")
     return lines
+
+
+def _holds(details: str, message: str) -> bool:
+    """Whether the traceback says the message too, however the lines of it are set in."""
+    beginning = "".join(message.split())[:_MESSAGE_BEGINNING]
+    return beginning in "".join(_ERROR_MARK.sub("", details).split())
+
+
+def _once(text: str) -> str:
+    """The text with lines that come several times in a row, as the frames of a recursion do, only once."""
+    lines = text.split("\n")
+    kept: list[str] = []
+    at = 0
+    while at < len(lines):
+        length, count = next(
+            (
+                (length, count)
+                for length in range(1, _LONGEST_REPETITION + 1)
+                if (count := _repetitions(lines, at, length)) >= _LEAST_REPETITIONS
+            ),
+            (1, 1),
+        )
+        kept += lines[at : at + length]
+        if count > 1 and any(line.strip() for line in lines[at : at + length]):
+            what = "the line above" if length == 1 else f"the {length} lines above"
+            kept.append(f"[{what} {count - 1} times more]")
+        at += length * count
+    return "\n".join(kept)
+
+
+def _repetitions(lines: list[str], start: int, length: int) -> int:
+    """How many times these lines stand there one after the other."""
+    count = 1
+    while lines[start : start + length] == lines[(at := start + count * length) : at + length]:
+        count += 1
+    return count
 
 
 def _names(names: Iterable[str]) -> str:
