@@ -372,6 +372,137 @@ def test_a_copy_of_the_files_makes_the_next_ask_warm(bench: Bench) -> None:
         assert llm.temperatures == [None, 0.8]
 
 
+# --- beginning anew
+
+LONG_BROKEN = "def add(a, b):\n    # Both are numbers.\n    result = a - b\n    return result\n"
+WITHOUT_CODE = "def add(a, b):\n    # Both are numbers.\n    # ... omitted: it was wrong\n"
+
+
+def useless(number: int) -> str:
+    return USELESS_ANSWER.replace("return 0", f"return {number * 100}")
+
+
+@pytest.fixture
+def long_bench(bench: Bench) -> Bench:
+    (bench.repository / "calc.py").write_text(LONG_BROKEN)
+    git(bench.repository, "commit", "-qam", "longer")
+    return bench
+
+
+def run_told(bench: Bench, *answers: Any, **settings: Any) -> tuple[RunnerResult, list[Sequence[Message]]]:
+    """A run whose model is told how the tests fail before its change."""
+    llm = ScriptedLLM(list(answers))
+    task = bench.task(description="Fix add() in calc.py: it subtracts.", **settings.pop("task", {}))
+    return bench.orchestrator(llm, test_base=True, **settings).run(task), list(llm.calls)
+
+
+def is_anew(call: Sequence[Message]) -> bool:
+    return WITHOUT_CODE in call[1].content
+
+
+@pytest.mark.parametrize("copy", [LONG_BROKEN, f"{LONG_BROKEN}\n\n"])
+def test_after_a_copy_of_the_file_the_model_writes_anew_what_fails_without_seeing_it(
+    long_bench: Bench, copy: str
+) -> None:
+    result, calls = run_told(long_bench, f"calc.py\n```python\n{copy}```\n", GOOD_ANSWER)
+    assert result.success
+    assert [len(call) for call in calls] == [2, 2]
+    first, fresh = (call[1].content for call in calls)
+    assert "result = a - b" in first
+    assert "result = a - b" not in fresh
+    assert f"File: calc.py\n```\n{WITHOUT_CODE}```" in fresh
+    assert "Fix add() in calc.py" in fresh
+    assert "In calc.py the code of `add` is left out, because it was wrong" in fresh
+    assert "write the whole corrected calc.py in one fenced block" in fresh
+    assert any("wrote functions anew without having seen their old code" in one for one in result.warnings)
+
+
+def test_the_last_round_begins_anew_where_nothing_was_mended(long_bench: Bench) -> None:
+    result, calls = run_told(long_bench, useless(1), useless(2), GOOD_ANSWER)
+    assert (result.success, outcomes(result)) == (True, ["tests-failed", "tests-failed", "accepted"])
+    assert [is_anew(call) for call in calls] == [False, False, True]
+    assert files_at(long_bench.repository, BRANCH)["calc.py"] == FIXED_CALC.encode()
+    assert len(calls[2]) == 2
+
+
+def test_what_is_begun_anew_starts_from_the_base(long_bench: Bench) -> None:
+    first = f"{useless(1)}\nnew.py\n```python\nx = 1\n```\n"
+    result, _ = run_told(long_bench, first, RUBBISH, GOOD_ANSWER)
+    assert result.impl_result is not None
+    assert result.impl_result.files == ("calc.py",)
+
+
+def test_a_model_begins_anew_once_and_then_goes_on_with_that(long_bench: Bench) -> None:
+    copy = f"calc.py\n```python\n{LONG_BROKEN}```\n"
+    result, calls = run_told(long_bench, copy, useless(1), useless(2), GOOD_ANSWER, max_repair_rounds=3)
+    assert result.success
+    assert [is_anew(call) for call in calls] == [False, True, True, True]
+    assert [len(call) for call in calls] == [2, 2, 4, 6]
+    assert "AssertionError: 100 != 3" in calls[2][-1].content
+
+
+def test_an_omission_that_the_model_repeats_is_refused(long_bench: Bench) -> None:
+    repeated = f"calc.py\n```python\n{WITHOUT_CODE}    pass\n```\n"
+    result, _ = run_told(long_bench, useless(1), useless(2), repeated)
+    assert outcomes(result)[-1] == "unusable"
+
+
+@pytest.mark.parametrize(
+    ("task", "settings"),
+    [
+        ({"description": "Add subtraction."}, {}),
+        ({"title": "Fix it", "description": "Fix it: nobody knows where."}, {}),
+        ({}, {"max_repair_rounds": 1}),
+    ],
+)
+def test_without_a_fault_in_known_code_the_conversation_goes_on(
+    long_bench: Bench, task: dict[str, str], settings: dict[str, Any]
+) -> None:
+    (long_bench.repository / "sub.py").write_text("def sub(a, b):\n    c = a - b\n    return c\n")
+    git(long_bench.repository, "add", ".")
+    git(long_bench.repository, "commit", "-qm", "more")
+    llm = ScriptedLLM([RUBBISH, RUBBISH.replace("weather", "news"), GOOD_ANSWER])
+    given = long_bench.task(**({"description": "Fix add() in calc.py."} | task))
+    long_bench.orchestrator(llm, test_base=True, **settings).run(given)
+    assert not any(map(is_anew, llm.calls))
+
+
+def test_progress_is_not_thrown_away(long_bench: Bench) -> None:
+    tests = "\n".join(
+        f"    def test_{number}(self):\n        self.assertEqual(add({number}, 2), {number + 2})" for number in (1, 2)
+    )
+    (long_bench.repository / "test_calc.py").write_text(
+        f"import unittest\nfrom calc import add\n\n\nclass Tests(unittest.TestCase):\n{tests}\n"
+    )
+    git(long_bench.repository, "commit", "-qam", "two tests")
+    half = USELESS_ANSWER.replace("return 0", "return 3")
+    worse = USELESS_ANSWER.replace("return 0", "return 9")
+    task = {"test_commands": ["python -m pytest -q -p no:cacheprovider test_calc.py"]}
+    result, calls = run_told(long_bench, half, worse, GOOD_ANSWER, task=task)
+    assert result.success
+    assert [len(call) for call in calls] == [2, 4, 6]
+
+
+def test_every_third_candidate_writes_anew_what_fails(long_bench: Bench) -> None:
+    answers = [useless(number) for number in range(1, 5)]
+    llm_config = LLMConfig(candidates=4)
+    result, calls = run_told(long_bench, *answers, GOOD_ANSWER, llm_config=llm_config, max_repair_rounds=1)
+    assert result.success
+    assert sorted(map(is_anew, calls[:4])) == [False, False, False, True]
+
+
+def test_secrets_of_a_file_keep_their_names_where_it_is_begun_anew(long_bench: Bench) -> None:
+    key = "KEY = 'sk-abcdefghijklmnopqrstuvwxyz012345'\n"
+    (long_bench.repository / "calc.py").write_text(key + LONG_BROKEN)
+    git(long_bench.repository, "commit", "-qam", "key")
+    good = f"calc.py\n```python\nKEY = 'REDACTED_SECRET_1'\n{FIXED_CALC}```\n"
+    result, calls = run_told(long_bench, useless(1), useless(2), good)
+    assert result.success
+    assert is_anew(calls[2])
+    assert "sk-abcdef" not in str(calls)
+    assert files_at(long_bench.repository, BRANCH)["calc.py"].startswith(key.encode())
+
+
 # --- the window
 
 

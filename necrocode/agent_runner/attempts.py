@@ -46,7 +46,9 @@ class Attempt:
     diff: bytes = b""
     tests: TestResult | None = None
     outcome: Outcome = "unanswered"
-    is_idle: bool = False
+    has_same_lines: bool = False
+    """Whether the files are as they were but for blank lines and blanks at the ends of lines."""
+    fails_as_before: bool = False
     """Whether the tests fail with it just as they did before any change."""
     repeats: bool = False
     """Whether it says what an earlier one said."""
@@ -57,6 +59,17 @@ class Attempt:
     message: str = ""
     reply: str = ""
     """What the model is to be told of it; empty where another answer would be no better."""
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether it left every file as it was."""
+        return self.has_same_lines or isinstance(self.error, NothingChangedError)
+
+    @property
+    def mends(self) -> bool:
+        """Whether a test passes with it that did not before."""
+        verdict = None if self.tests is None else self.tests.verdict
+        return verdict is not None and verdict.fixed.count > 0
 
     @property
     def rank(self) -> tuple[int, ...]:
@@ -145,19 +158,33 @@ class Attempts:
         last = self.made[-1]
         return last if last.round else max(self.made, key=lambda attempt: (bool(attempt.reply), attempt.rank))
 
-    def begin(self, opening: Callable[[int], Conversation]) -> Attempt:
-        """The next attempt, with the conversation to ask it with; ``opening`` is the question for each candidate."""
+    def begin(self, opening: Callable[[int], Conversation], anew: Callable[[Attempt], Conversation | None]) -> Attempt:
+        """The next attempt, with the conversation to ask it with.
+
+        ``opening`` is the question for each candidate, ``anew`` the one to begin once more with after an attempt.
+        """
         number = len(self.made) + 1
         if not self.made or self.has_pending:
             attempt = Attempt(number, round=0, candidate=number, conversation=opening(number))
         else:
             last = self._leading
+            if self._leads_nowhere(last) and (fresh := anew(last)) is not None:
+                attempt = Attempt(number, last.round + 1, 1, fresh)
+                self.made.append(attempt)
+                return attempt
             conversation = self._next_conversation(last)
-            is_varied = last is self._turned_at or last.is_idle or isinstance(last.error, NothingChangedError)
+            is_varied = last is self._turned_at or last.fails_as_before or last.is_copy
             before = last.changes if last.outcome == "tests-failed" else last.before
             attempt = Attempt(number, last.round + 1, 1, conversation, is_varied=is_varied, before=before)
         self.made.append(attempt)
         return attempt
+
+    def _leads_nowhere(self, last: Attempt) -> bool:
+        """Whether to begin anew, once: after a copy of the files, and where several answers have mended nothing."""
+        if any(attempt.round and attempt.conversation.is_anew for attempt in self.made):
+            return False
+        is_last_turn = last.round and last.round + 1 == self.max_repair_rounds
+        return last.is_copy or bool(is_last_turn and not any(attempt.mends for attempt in self.made))
 
     def _next_conversation(self, last: Attempt) -> Conversation:
         """What the model is asked with after ``last``. A repetition is not shown to it: it would be repeated again."""
@@ -182,7 +209,7 @@ class Attempts:
             return
         what: Literal["answer", "failure"] = "answer"
         state: Literal["new", "again", "stuck"] = "new"
-        if attempt.round and isinstance(attempt.error, NothingChangedError):
+        if attempt.round and attempt.is_copy:
             state = self._watch.notice_repetition()
         elif attempt.answer_text:
             state = self._watch.notice(what, attempt.answer_text)

@@ -77,6 +77,11 @@ class Questions:
             redactor=self.services.redactor,
         )
 
+    def anew(self, attempt: Attempt) -> Conversation | None:
+        """The question once more, without the code that fails; None where nobody knows which that is."""
+        changes = () if attempt.response is None else attempt.response.code_changes
+        return self.asked().anew({change.file_path for change in changes})
+
     def answer(self, attempt: Attempt) -> ModelAnswer:
         """The answer to try: one of the first question's candidates, or one to what went wrong."""
         if attempt.round or self.count == 1:

@@ -147,9 +147,10 @@ class Solver:
 
         Services that fail end it at once, unless another answer to the same question is still at hand.
         """
-        attempt = self.attempts.begin(self.questions.asked().opening_for)
+        attempt = self.attempts.begin(self.questions.asked().opening_for, self.questions.anew)
         if attempt.round:
-            self.record.log(f"repair round {attempt.round} of at most {self.config.max_repair_rounds}")
+            how = ": anew, without the code that fails" if attempt.conversation.is_anew else ""
+            self.record.log(f"repair round {attempt.round} of at most {self.config.max_repair_rounds}{how}")
         try:
             yield
         except RunnerError as error:
@@ -256,14 +257,13 @@ class Solver:
             attempt.outcome = "accepted"
             return
         signature = failure_signature(tests)
-        form, is_copy = self._form(attempt), self._changes_only_blank_lines(attempt)
-        is_as_before = self.plan.base is not None and signature == failure_signature(self.plan.base)
-        attempt.is_idle = is_copy or is_as_before
-        feedback = failure_feedback(tests, self.plan.base)
-        if is_copy:
+        form, feedback = self._form(attempt), failure_feedback(tests, self.plan.base)
+        attempt.has_same_lines = self._changes_only_blank_lines(attempt)
+        attempt.fails_as_before = self.plan.base is not None and signature == failure_signature(self.plan.base)
+        if attempt.is_copy:
             reply = unchanged_files_reply(form, feedback)
         else:
-            reply = failed_tests_reply(feedback, form, is_as_before=is_as_before)
+            reply = failed_tests_reply(feedback, form, is_as_before=attempt.fails_as_before)
         self.attempts.reject(attempt, "tests-failed", failure_text(tests), self._told(reply), signature=signature)
 
     def concludes(self) -> bool:
@@ -357,6 +357,11 @@ class Solver:
             self.record.warn(f"{path} holds a secret of this runner, as the repository has it already.")
         for path in attempt.implementation.protected_files:
             self.record.warn(f"The change touches the protected file {path}: look at it before merging.")
+        if attempt.conversation.is_anew:
+            self.record.warn(
+                "The model wrote functions anew without having seen their old code: look at whether they still do all"
+                " that the tests do not ask for."
+            )
         for warning in () if attempt.tests is None else test_warnings(attempt.tests):
             self.record.warn(warning)
 

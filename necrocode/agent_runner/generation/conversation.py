@@ -31,6 +31,8 @@ class Conversation:
 
     opening: tuple[Message, ...]
     exchanges: tuple[Exchange, ...] = ()
+    is_anew: bool = False
+    """Whether the question leaves out the code that fails, for it to be written anew."""
 
     def with_more_asked(self, text: str) -> Conversation:
         """The same question, with a paragraph more."""

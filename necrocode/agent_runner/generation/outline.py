@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from necrocode.agent_runner.generation.grammars import parser_for
+from necrocode.agent_runner.generation.grammars import ending_of, parser_for
 
 if TYPE_CHECKING:
     from tree_sitter import Node
@@ -27,6 +27,7 @@ _NOT_SYMBOLS = {
     "lexical_declaration", "variable_declaration", "const_declaration", "var_declaration", "static_item", "const_item",
     "declaration", "public_field_definition", "namespace_use_declaration", "enum_variant", "property_declaration",
 }  # fmt: skip
+_BODY_IS_BELOW = {"py", "pyi", "rb"}
 _FUNCTION_VALUES = {"arrow_function", "function_expression", "function", "generator_function", "class"}
 
 
@@ -54,6 +55,12 @@ def outline(path: str, content: bytes) -> tuple[Symbol, ...]:
     found: list[Symbol] = []
     _collect(parser.parse(content).root_node, (), found, 0)
     return tuple(sorted(found, key=lambda symbol: (symbol.start, -symbol.end)))
+
+
+def lines_inside(path: str, symbol: Symbol) -> range:
+    """The lines after a definition's head, the one that closes it included; the head is on the line before them."""
+    is_below = ending_of(path) in _BODY_IS_BELOW and symbol.body > symbol.start
+    return range(symbol.body + 1 - is_below, symbol.end + 1)
 
 
 def _collect(scope: Node, holders: tuple[str, ...], found: list[Symbol], depth: int) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.models import TaskContext
 
 _MAX_LISTED_NAMES = 200
+_CLOSING = "Answer in the form that you were told, with the files that must change."
 # Small models delete and rename files nobody spoke of once they have read how: they read it where a task may need it.
 _MAY_REMOVE = re.compile(
     r"(?i)delet|remov|renam|\bmov(?:e|ing)|drop|get rid|clean ?up|unused|obsolete|no longer|merge|restructur|reorgani"
@@ -61,11 +62,12 @@ def task_messages(
     instructions: str = "",
     test_commands: Sequence[str] = (),
     failing: str = "",
+    closing: str = _CLOSING,
     edit_format: EditFormat,
 ) -> tuple[Message, ...]:
     """The conversation that asks for a task's change set: the standing part first, so that endpoints can cache it.
 
-    ``failing`` says how the test commands fail before the change.
+    ``failing`` says how the test commands fail before the change, ``closing`` what to do now.
     """
     parts = [f"# Task {task.task_id}: {task.title}\n\n{task.description.strip()}"]
     if task.acceptance_criteria:
@@ -77,7 +79,6 @@ def task_messages(
     if failing:
         parts.append(f"Before the change it fails like this:\n{fenced(failing)}")
     asked = "\n\n".join(parts)
-    closing = "Answer in the form that you were told, with the files that must change."
     return (
         _standing(edit_format, asked),
         Message(role="user", content=f"{rendered(context)}\n\n{asked}\n\n{closing}"),

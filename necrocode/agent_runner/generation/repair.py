@@ -50,6 +50,15 @@ def thinking_first(form: str, *, is_failing: bool) -> str:
     return f"{_THINK if is_failing else _PLAN} {form}"
 
 
+def anew(path: str, names: Sequence[str], form: str) -> str:
+    """What to ask for at the end of a question that shows a file without the insides of some functions."""
+    functions = ", ".join(f"`{name}`" for name in names)
+    return (
+        f"In {path} the code of {functions} is left out, because it was wrong: the tests failed with it. Write it anew,"
+        f" from what the task, the names and the remarks say; keep the rest of the file as it is. So {form}"
+    )
+
+
 def refused_answer_reply(error: RunnerError, form: str, failing: str = "") -> str:
     """What to say of an answer that could not be read or applied; ``form`` is how to answer, to go on from "Then".
 

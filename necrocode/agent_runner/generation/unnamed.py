@@ -13,7 +13,7 @@ from difflib import SequenceMatcher
 from typing import TYPE_CHECKING
 
 from necrocode.agent_runner.generation.grammars import ending_of, parser_for
-from necrocode.agent_runner.generation.outline import outline
+from necrocode.agent_runner.generation.outline import lines_inside, outline
 from necrocode.agent_runner.generation.ranking import is_test
 from necrocode.agent_runner.generation.told_paths import is_turn_of_prose
 
@@ -168,9 +168,8 @@ def _bodies(path: str, symbols: Iterable[Symbol]) -> Iterator[tuple[tuple[object
             continue
         name = (*symbol.holders, symbol.name)
         count[name] += 1
-        is_below = ending_of(path) in _PYTHON and symbol.body > symbol.start
-        head = symbol.body - is_below
-        yield (*name, count[name]), head, range(head + 1, symbol.end + 1)
+        inside = lines_inside(path, symbol)
+        yield (*name, count[name]), inside.start - 1, inside
 
 
 def _loose_string_lines(root: Node) -> set[int]:

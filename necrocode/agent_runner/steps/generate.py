@@ -7,6 +7,7 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from necrocode.agent_runner._error_data import error_data, error_from
@@ -20,26 +21,29 @@ from necrocode.agent_runner.generation.answer_forms import (
 )
 from necrocode.agent_runner.generation.conversation import Conversation
 from necrocode.agent_runner.generation.edit_formats import read_answer
+from necrocode.agent_runner.generation.fresh_start import is_of_wrong_code, without_blamed
 from necrocode.agent_runner.generation.pieces import estimate_tokens
 from necrocode.agent_runner.generation.prompt import task_messages
-from necrocode.agent_runner.generation.repair import thinking_first
+from necrocode.agent_runner.generation.ranking import is_test
+from necrocode.agent_runner.generation.repair import anew, thinking_first
 from necrocode.agent_runner.generation.stand_ins import StandIns
 from necrocode.agent_runner.models import ModelAnswer
 from necrocode.agent_runner.spending import NOTHING, Spending
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from necrocode.agent_runner._clock import Deadline
     from necrocode.agent_runner._git import FileChange
     from necrocode.agent_runner._redact import Redactor
     from necrocode.agent_runner.generation.answer_forms import EditFormat
     from necrocode.agent_runner.generation.budgeted_model import BudgetedModel
-    from necrocode.agent_runner.generation.pieces import Context
+    from necrocode.agent_runner.generation.pieces import Context, Piece
     from necrocode.agent_runner.journal import Journal
     from necrocode.agent_runner.llm_config import LLMConfig
     from necrocode.agent_runner.models import LLMResponse, Message, TaskContext
 
+_ANEW_EVERY = 3
 _VARIED_TEMPERATURE = 0.8
 """For answers that are wanted to differ, where the configuration asks for less."""
 
@@ -76,15 +80,24 @@ class Transcript:
 class Question:
     """What a task's model is asked: how to begin, how to answer, and how its answers are read."""
 
-    opening: Conversation
+    messages: Callable[..., tuple[Message, ...]]
+    """``task_messages`` of this task, without ``context``, ``failing``, ``edit_format`` and ``closing``."""
+    context: Context
+    """What the model sees of the repository, without its secrets."""
     edit_format: EditFormat
     most_tokens: int
     """The longest answer that the model may give."""
     failing: str
     """What it tells of tests that fail before the change; empty where there are none."""
-    context: Context
+    is_of_wrong_code: bool
+    """Whether that is what the task is to mend."""
     stand_ins: StandIns
     redactor: Redactor
+
+    @cached_property
+    def opening(self) -> Conversation:
+        """The question as it is asked first."""
+        return Conversation(self.messages(self.context, failing=self.failing, edit_format=self.edit_format))
 
     @property
     def answer_format(self) -> Literal["json", "text"]:
@@ -94,11 +107,33 @@ class Question:
     def opening_for(self, candidate: int) -> Conversation:
         """The question for a candidate, counted from 1: all but the first are to think before they write.
 
-        Structured output has its explanation before the changes anyway.
+        Structured output has its explanation before the changes anyway. Every third one is to write anew what fails.
         """
+        if candidate % _ANEW_EVERY == 0 and (fresh := self.anew()) is not None:
+            return fresh
         if candidate == 1 or self.answer_format == "json":
             return self.opening
         return self.opening.with_more_asked(thinking_first(self.form(), is_failing=bool(self.failing)))
+
+    def anew(self, changed: Collection[str] = ()) -> Conversation | None:
+        """The question without the code that is wrong: the insides of the functions that failing tests are about.
+
+        ``changed`` are the files that an answer took to be at fault; without them those that the task points at. None
+        where no such file was shown whole, or it is not known which of its functions are wrong.
+        """
+        if not self.is_of_wrong_code:
+            return None
+        pieces = [
+            piece for piece in self.context.pieces if self._can_be_written_whole(piece) and not is_test(piece.path)
+        ]
+        for piece in [one for one in pieces if one.path in changed] or [one for one in pieces if one.is_meant]:
+            if (hollowed := without_blamed(piece.path, piece.text, self.failing)) is not None:
+                shown = tuple(one.renewed(hollowed.text) if one is piece else one for one in self.context.pieces)
+                closing = anew(piece.path, hollowed.names, reminder(self._whole_format, piece.path))
+                context = replace(self.context, pieces=shown)
+                messages = self.messages(context, edit_format=self._whole_format, closing=closing)
+                return Conversation(messages, is_anew=True)
+        return None
 
     def form(self, path: str = "") -> str:
         """How to answer, for the model to read again; ``path`` is a file that it has changed, if any.
@@ -107,9 +142,18 @@ class Question:
         """
         pieces = self.stand_ins.pieces
         piece = next((one for one in pieces if one.path and path in {one.path, ""}), None)
-        is_short = piece is not None and piece.is_whole and estimate_tokens(piece.text) <= self.most_tokens // 2
-        easiest: EditFormat = "files" if is_short and self.edit_format != "json" else self.edit_format
-        return reminder(easiest, path or ("path/of/the/file" if piece is None else piece.path))
+        is_easy = piece is not None and self._can_be_written_whole(piece)
+        return reminder(
+            self._whole_format if is_easy else self.edit_format,
+            path or ("path/of/the/file" if piece is None else piece.path),
+        )
+
+    @property
+    def _whole_format(self) -> EditFormat:
+        return "json" if self.edit_format == "json" else "files"
+
+    def _can_be_written_whole(self, piece: Piece) -> bool:
+        return piece.is_whole and estimate_tokens(piece.text) <= self.most_tokens // 2
 
     def read(self, answer: ModelAnswer, before: Sequence[FileChange] = ()) -> LLMResponse:
         """The change set of an answer; raises ``MalformedAnswerError`` and its kin.
@@ -156,15 +200,14 @@ def compose(
     nameable = (piece for piece in context.pieces if redactor.text(piece.path) == piece.path)
     stand_ins = StandIns(nameable, redactor.replaced)
     shown = replace(context, paths=tuple(map(redactor.text, context.paths)), pieces=stand_ins.pieces)
-    messages = task_messages(
+    messages = partial(
+        task_messages,
         task,
-        shown,
         instructions="\n\n".join(filter(None, [redactor.text(instructions).strip(), stand_ins.note])),
         test_commands=tuple(redactor.text(visible(command)) for command in test_commands),
-        failing=failing,
-        edit_format=edit_format,
     )
-    return Question(Conversation(messages), edit_format, max_tokens, failing, context, stand_ins, redactor)
+    is_fault = is_of_wrong_code(f"{task.title}\n{task.description}", failing)
+    return Question(messages, shown, edit_format, max_tokens, failing, is_fault, stand_ins, redactor)
 
 
 @dataclass
