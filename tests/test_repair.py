@@ -414,7 +414,7 @@ def test_after_a_copy_of_the_file_the_model_writes_anew_what_fails_without_seein
     assert "Fix add() in calc.py" in fresh
     assert "In calc.py the code of `add` is left out, because it was wrong" in fresh
     assert "write the whole corrected calc.py in one fenced block" in fresh
-    assert any("wrote functions anew without having seen their old code" in one for one in result.warnings)
+    assert any("wrote add in calc.py anew, without having seen its old code" in one for one in result.warnings)
 
 
 def test_the_last_round_begins_anew_where_nothing_was_mended(long_bench: Bench) -> None:
@@ -426,10 +426,19 @@ def test_the_last_round_begins_anew_where_nothing_was_mended(long_bench: Bench) 
 
 
 def test_what_is_begun_anew_starts_from_the_base(long_bench: Bench) -> None:
-    first = f"{useless(1)}\nnew.py\n```python\nx = 1\n```\n"
-    result, _ = run_told(long_bench, first, RUBBISH, GOOD_ANSWER)
+    first = f"{useless(1)}\ntest_more.py\n```python\nx = 1\n```\n"
+    result, calls = run_told(long_bench, first, useless(2), GOOD_ANSWER)
+    assert is_anew(calls[2])
     assert result.impl_result is not None
     assert result.impl_result.files == ("calc.py",)
+
+
+def test_in_json_it_is_begun_anew_in_json(long_bench: Bench) -> None:
+    answer = json.dumps({"changes": [{"operation": "modify", "file_path": "calc.py", "content": FIXED_CALC}]})
+    llm_config = LLMConfig(edit_format="json")
+    result, calls = run_told(long_bench, useless(1), useless(2), answer, llm_config=llm_config)
+    assert (result.success, is_anew(calls[2])) == (True, True)
+    assert "write one JSON object and nothing else" in calls[2][1].content
 
 
 def test_a_model_begins_anew_once_and_then_goes_on_with_that(long_bench: Bench) -> None:
@@ -441,30 +450,72 @@ def test_a_model_begins_anew_once_and_then_goes_on_with_that(long_bench: Bench) 
     assert "AssertionError: 100 != 3" in calls[2][-1].content
 
 
-def test_an_omission_that_the_model_repeats_is_refused(long_bench: Bench) -> None:
-    repeated = f"calc.py\n```python\n{WITHOUT_CODE}    pass\n```\n"
-    result, _ = run_told(long_bench, useless(1), useless(2), repeated)
-    assert outcomes(result)[-1] == "unusable"
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (f"calc.py\n```python\n{WITHOUT_CODE}    pass\n```\n", "... omitted: it was wrong"),
+        ("calc.py\n```python\ndef plus(a, b):\n    return a + b\n```\n", "leaves out what `add` in calc.py does"),
+        (
+            "calc.py\n<<<<<<< SEARCH\ndef add(a, b):\n=======\ndef add(a, b):\n    return a + b\n>>>>>>> REPLACE\n",
+            "calc.py was not shown whole: it is to be written whole",
+        ),
+        ("DELETE calc.py\n", "calc.py was not shown whole"),
+    ],
+)
+def test_an_answer_with_which_the_function_would_be_lost_is_refused(long_bench: Bench, answer: str, told: str) -> None:
+    copy = f"calc.py\n```python\n{LONG_BROKEN}```\n"
+    result, calls = run_told(long_bench, copy, answer, GOOD_ANSWER)
+    assert (result.success, outcomes(result)[1]) == (True, "unusable")
+    assert told in calls[2][-1].content
+    assert "result = a - b" not in str(calls[1:])
+
+
+def test_a_file_that_was_written_anew_may_be_edited_afterwards(long_bench: Bench) -> None:
+    copy = f"calc.py\n```python\n{LONG_BROKEN}```\n"
+    edit = "calc.py\n<<<<<<< SEARCH\n    return 100\n=======\n    return a + b\n>>>>>>> REPLACE\n"
+    result, _ = run_told(long_bench, copy, useless(1), edit)
+    assert result.success
+
+
+def test_what_was_written_anew_needs_no_name(long_bench: Bench) -> None:
+    copy = f"calc.py\n```python\n{LONG_BROKEN}```\n"
+    nameless = "Here it is:\n```python\ndef add(a, b):\n    # Both are numbers.\n    return sum((a, b))\n```\n"
+    result, _ = run_told(long_bench, copy, nameless, max_repair_rounds=1)
+    assert result.success
 
 
 @pytest.mark.parametrize(
     ("task", "settings"),
     [
-        ({"description": "Add subtraction."}, {}),
-        ({"title": "Fix it", "description": "Fix it: nobody knows where."}, {}),
+        ({"title": "Extend calc", "description": "Add subtraction."}, {}),
         ({}, {"max_repair_rounds": 1}),
+        ({}, {"pass_rule": "no-new-failures"}),
     ],
 )
-def test_without_a_fault_in_known_code_the_conversation_goes_on(
+def test_without_a_fault_that_the_tests_judge_the_conversation_goes_on(
     long_bench: Bench, task: dict[str, str], settings: dict[str, Any]
 ) -> None:
-    (long_bench.repository / "sub.py").write_text("def sub(a, b):\n    c = a - b\n    return c\n")
-    git(long_bench.repository, "add", ".")
-    git(long_bench.repository, "commit", "-qm", "more")
-    llm = ScriptedLLM([RUBBISH, RUBBISH.replace("weather", "news"), GOOD_ANSWER])
+    copy = f"calc.py\n```python\n{LONG_BROKEN}```\n"
+    llm = ScriptedLLM([useless(1) if "max_repair_rounds" in settings else copy, useless(2), GOOD_ANSWER])
     given = long_bench.task(**({"description": "Fix add() in calc.py."} | task))
     long_bench.orchestrator(llm, test_base=True, **settings).run(given)
     assert not any(map(is_anew, llm.calls))
+    assert len(llm.calls) > 1
+
+
+def test_it_goes_on_too_after_an_answer_of_another_kind(long_bench: Bench) -> None:
+    other = f"{useless(2)}\nother.py\n```python\nx = 1\n```\n"
+    for answers in ([useless(1), RUBBISH], [RUBBISH, "More of it."], [useless(1), other]):
+        _, calls = run_told(long_bench, *answers, GOOD_ANSWER)
+        assert [len(call) for call in calls] == [2, 4, 6]
+
+
+def test_it_goes_on_where_what_is_left_out_holds_a_secret(long_bench: Bench) -> None:
+    broken = LONG_BROKEN.replace("    result", "    key = 'sk-abcdefghijklmnopqrstuvwxyz012345'\n    result")
+    (long_bench.repository / "calc.py").write_text(broken)
+    git(long_bench.repository, "commit", "-qam", "key")
+    _, calls = run_told(long_bench, useless(1), useless(2), useless(3))
+    assert [len(call) for call in calls] == [2, 4, 6]
 
 
 def test_progress_is_not_thrown_away(long_bench: Bench) -> None:
@@ -478,9 +529,10 @@ def test_progress_is_not_thrown_away(long_bench: Bench) -> None:
     half = USELESS_ANSWER.replace("return 0", "return 3")
     worse = USELESS_ANSWER.replace("return 0", "return 9")
     task = {"test_commands": ["python -m pytest -q -p no:cacheprovider test_calc.py"]}
-    result, calls = run_told(long_bench, half, worse, GOOD_ANSWER, task=task)
-    assert result.success
-    assert [len(call) for call in calls] == [2, 4, 6]
+    for second in (worse, half, f"calc.py\n```python\n{LONG_BROKEN}```\n"):
+        _, calls = run_told(long_bench, half, second, GOOD_ANSWER, task=task)
+        assert len(calls) == 3
+        assert not any(map(is_anew, calls))
 
 
 def test_every_third_candidate_writes_anew_what_fails(long_bench: Bench) -> None:

@@ -180,11 +180,11 @@ class Attempts:
         return attempt
 
     def _leads_nowhere(self, last: Attempt) -> bool:
-        """Whether to begin anew, once: after a copy of the files, and where several answers have mended nothing."""
-        if any(attempt.round and attempt.conversation.is_anew for attempt in self.made):
+        """Whether to begin anew, in one round: after a copy of the files, or at last, where nothing has been mended."""
+        if any(attempt.mends or (attempt.round and attempt.conversation.left_out) for attempt in self.made):
             return False
-        is_last_turn = last.round and last.round + 1 == self.max_repair_rounds
-        return last.is_copy or bool(is_last_turn and not any(attempt.mends for attempt in self.made))
+        is_last_turn = 0 < last.round == self.max_repair_rounds - 1
+        return last.is_copy or (is_last_turn and last.outcome == "tests-failed")
 
     def _next_conversation(self, last: Attempt) -> Conversation:
         """What the model is asked with after ``last``. A repetition is not shown to it: it would be repeated again."""

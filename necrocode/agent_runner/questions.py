@@ -74,13 +74,15 @@ class Questions:
             instructions=self.instructions,
             test_commands=plan.commands,
             failing="" if plan.base is None else failure_feedback(plan.base, None),
+            pass_rule=plan.pass_rule,
             redactor=self.services.redactor,
         )
 
     def anew(self, attempt: Attempt) -> Conversation | None:
         """The question once more, without the code that fails; None where nobody knows which that is."""
         changes = () if attempt.response is None else attempt.response.code_changes
-        return self.asked().anew({change.file_path for change in changes})
+        paths = {change.file_path.removeprefix("./") for change in changes}
+        return self.asked().anew(paths | {change.path for change in attempt.changes})
 
     def answer(self, attempt: Attempt) -> ModelAnswer:
         """The answer to try: one of the first question's candidates, or one to what went wrong."""

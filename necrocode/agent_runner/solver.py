@@ -16,6 +16,7 @@ from necrocode.agent_runner.errors import (
     TamperedTestsError,
 )
 from necrocode.agent_runner.generation.blind_rewrites import SMALL_FILE_LINES, refuse_blind_rewrites
+from necrocode.agent_runner.generation.fresh_start import refuse_blind_edits, refuse_omission
 from necrocode.agent_runner.generation.placeholders import refuse_placeholders
 from necrocode.agent_runner.generation.ranking import is_test
 from necrocode.agent_runner.generation.repair import (
@@ -149,7 +150,7 @@ class Solver:
         """
         attempt = self.attempts.begin(self.questions.asked().opening_for, self.questions.anew)
         if attempt.round:
-            how = ": anew, without the code that fails" if attempt.conversation.is_anew else ""
+            how = ": anew, without the code that fails" if attempt.conversation.left_out else ""
             self.record.log(f"repair round {attempt.round} of at most {self.config.max_repair_rounds}{how}")
         try:
             yield
@@ -175,7 +176,9 @@ class Solver:
             for name in answer.left_out:
                 self.record.warn(f"The model endpoint does not take llm.{name}: the model is asked without.")
             attempt.answer_text = self.services.redactor.text(answer.text)
-            attempt.response = response = self.questions.asked().read(answer, attempt.before)
+            attempt.response = response = self.questions.asked().read(
+                answer, attempt.before, attempt.conversation.left_out
+            )
             self.record.detail = f"{response.model}: {response.tokens_used} tokens, {response.edit_format} format"
 
     def apply(self) -> None:
@@ -193,6 +196,7 @@ class Solver:
                 Limits.of(self.config),
                 already={change.path: change for change in attempt.before},
             )
+            self._refuse_omissions(attempt)
             refuse_protected(attempt.changes, self.config)
             attempt.keeps_secrets = refuse_secrets(attempt.changes, base, self.services.redactor.secrets_in)
             attempt.implementation = record.implementation = self.kept.commit(
@@ -325,8 +329,18 @@ class Solver:
             return None if content is None else content.decode(errors="replace")
 
         changes = attempt.response.code_changes
+        left_out = attempt.conversation.left_out
+        if left_out is not None and all(change.path != left_out.path for change in attempt.before):
+            refuse_blind_edits(left_out, changes)
         refuse_blind_rewrites(changes, context.whole_paths | own, context.part_paths, is_long)
         refuse_placeholders(changes, text_of)
+
+    def _refuse_omissions(self, attempt: Attempt) -> None:
+        """Refuse a file that is still without what the question left out."""
+        if (left_out := attempt.conversation.left_out) is not None:
+            for change in attempt.changes:
+                if change.path == left_out.path:
+                    refuse_omission(left_out, change.content)
 
     def _check_syntax(self, attempt: Attempt, base: TreeFiles) -> None:
         """Have code mended that parsed before; in the last round the tests, where there are any, have the last word."""
@@ -357,10 +371,10 @@ class Solver:
             self.record.warn(f"{path} holds a secret of this runner, as the repository has it already.")
         for path in attempt.implementation.protected_files:
             self.record.warn(f"The change touches the protected file {path}: look at it before merging.")
-        if attempt.conversation.is_anew:
+        if (left_out := attempt.conversation.left_out) is not None:
             self.record.warn(
-                "The model wrote functions anew without having seen their old code: look at whether they still do all"
-                " that the tests do not ask for."
+                f"The model wrote {'.'.join(left_out.name)} in {left_out.path} anew, without having seen its old code:"
+                " look at whether it still does what no test asks for."
             )
         for warning in () if attempt.tests is None else test_warnings(attempt.tests):
             self.record.warn(warning)

@@ -66,12 +66,13 @@ FRAME = "kth.py:12: in kth\n    return kth(above, k)\n           ^^^^^^^^^^^^^\n
 @pytest.mark.parametrize(
     ("details", "told"),
     [
-        (f"first\n{FRAME * 5}IndexError", f"first\n{FRAME}[the 3 lines above 4 times more]\nIndexError"),
-        (f"{FRAME * 3}end", f"{FRAME}[the 3 lines above 2 times more]\nend"),
+        (f"first\n{FRAME * 5}IndexError", f"first\n[5 times these 3 lines:]\n{FRAME}IndexError"),
+        (f"{FRAME * 3}end", f"[3 times these 3 lines:]\n{FRAME}end"),
         (f"{FRAME * 2}end", f"{FRAME * 2}end"),
-        ("a\na\na\na", "a\n[the line above 3 times more]"),
-        ("a\n\n\n\n\nb", "a\n\nb"),
-        ("a\nb\n" * 400 + "c", "a\nb\n[the 2 lines above 399 times more]\nc"),
+        ("a\na\na\na", "[4 times:]\na"),
+        ("a\n\n\n\n\nb", "a\n\n\n\n\nb"),
+        ("a\nb\n" * 400 + "c", "[400 times these 2 lines:]\na\nb\nc"),
+        (f"{FRAME * 5}{'x' * 1199}", f"…\n{'x' * 1199}"),
     ],
 )  # fmt: skip
 def test_what_comes_over_and_over_is_shown_once(details: str, told: str) -> None:

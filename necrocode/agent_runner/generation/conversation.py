@@ -13,6 +13,8 @@ from necrocode.agent_runner.models import Message
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from necrocode.agent_runner.generation.fresh_start import LeftOut
+
 _NO_ANSWER = "(no usable answer)"
 """Stands for an answer that never came whole: chat templates want the roles to alternate."""
 
@@ -31,8 +33,8 @@ class Conversation:
 
     opening: tuple[Message, ...]
     exchanges: tuple[Exchange, ...] = ()
-    is_anew: bool = False
-    """Whether the question leaves out the code that fails, for it to be written anew."""
+    left_out: LeftOut | None = None
+    """The function whose inside the question does not show, for it to be written anew."""
 
     def with_more_asked(self, text: str) -> Conversation:
         """The same question, with a paragraph more."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
-from necrocode.agent_runner.generation.grammars import ending_of, parser_for
+from necrocode.agent_runner.generation.grammars import parser_for
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tree_sitter import Node
 
 MAX_OUTLINED_BYTES = 300_000
@@ -27,7 +30,6 @@ _NOT_SYMBOLS = {
     "lexical_declaration", "variable_declaration", "const_declaration", "var_declaration", "static_item", "const_item",
     "declaration", "public_field_definition", "namespace_use_declaration", "enum_variant", "property_declaration",
 }  # fmt: skip
-_BODY_IS_BELOW = {"py", "pyi", "rb"}
 _FUNCTION_VALUES = {"arrow_function", "function_expression", "function", "generator_function", "class"}
 
 
@@ -52,38 +54,46 @@ def outline(path: str, content: bytes) -> tuple[Symbol, ...]:
     parser = parser_for(path)
     if parser is None:
         return ()
-    found: list[Symbol] = []
-    _collect(parser.parse(content).root_node, (), found, 0)
-    return tuple(sorted(found, key=lambda symbol: (symbol.start, -symbol.end)))
+    found = islice(definitions(parser.parse(content).root_node), MAX_SYMBOLS)
+    symbols = (_symbol(definition) for definition in found if definition.name)
+    return tuple(sorted(symbols, key=lambda symbol: (symbol.start, -symbol.end)))
 
 
-def lines_inside(path: str, symbol: Symbol) -> range:
-    """The lines after a definition's head, the one that closes it included; the head is on the line before them."""
-    is_below = ending_of(path) in _BODY_IS_BELOW and symbol.body > symbol.start
-    return range(symbol.body + 1 - is_below, symbol.end + 1)
+class Definition(NamedTuple):
+    """A definition as a syntax tree has it."""
+
+    node: Node
+    """With its decorators, or its ``export``."""
+    inner: Node
+    """The definition itself, or the variable that a function is given to."""
+    name: str
+    holders: tuple[str, ...]
+    """The names of what it is in, outermost first."""
+    body: Node | None
+    holds_others: bool
 
 
-def _collect(scope: Node, holders: tuple[str, ...], found: list[Symbol], depth: int) -> None:
+def definitions(scope: Node, holders: tuple[str, ...] = (), depth: int = 0) -> Iterator[Definition]:
+    """Definitions at the top level and inside of classes and their like, in order; a name may be empty."""
     for node in scope.named_children:
-        if len(found) >= MAX_SYMBOLS or depth > _MAX_DEPTH:
+        if depth > _MAX_DEPTH:
             return
         inner = _definition_in(node)
         if inner is None:
             if node.type in _AROUND:
-                _collect(node, holders, found, depth + 1)
+                yield from definitions(node, holders, depth + 1)
             continue
-        _add(node, inner, holders, found, depth)
+        name, body = _name_of(inner), inner.child_by_field_name("body")
+        holds_others = body is not None and any(part in inner.type for part in _HOLDERS)
+        yield Definition(node, inner, name, holders, body, holds_others)
+        if body is not None and holds_others:
+            yield from definitions(body, (*holders, name) if name else holders, depth + 1)
 
 
-def _add(node: Node, inner: Node, holders: tuple[str, ...], found: list[Symbol], depth: int) -> None:
-    name = _name_of(inner)
-    body = inner.child_by_field_name("body")
-    holds_others = body is not None and any(part in inner.type for part in _HOLDERS)
-    body_line = node.start_point[0] + 1 if body is None else body.start_point[0] + 1
-    if name:
-        found.append(Symbol(name, node.start_point[0] + 1, _end_line(node), body_line, holders, holds_others))
-    if body is not None and holds_others:
-        _collect(body, (*holders, name) if name else holders, found, depth + 1)
+def _symbol(found: Definition) -> Symbol:
+    start = found.node.start_point[0] + 1
+    body = start if found.body is None else found.body.start_point[0] + 1
+    return Symbol(found.name, start, _end_line(found.node), body, found.holders, found.holds_others)
 
 
 def _end_line(node: Node) -> int:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from necrocode.agent_runner.errors import RunnerError
+    from necrocode.agent_runner.generation.fresh_start import LeftOut
     from necrocode.agent_runner.generation.syntax import Breakage
 
 _MENDABLE = (
@@ -50,12 +51,12 @@ def thinking_first(form: str, *, is_failing: bool) -> str:
     return f"{_THINK if is_failing else _PLAN} {form}"
 
 
-def anew(path: str, names: Sequence[str], form: str) -> str:
-    """What to ask for at the end of a question that shows a file without the insides of some functions."""
-    functions = ", ".join(f"`{name}`" for name in names)
+def anew(left_out: LeftOut, form: str) -> str:
+    """What to ask for at the end of a question that shows a file without the inside of a function."""
     return (
-        f"In {path} the code of {functions} is left out, because it was wrong: the tests failed with it. Write it anew,"
-        f" from what the task, the names and the remarks say; keep the rest of the file as it is. So {form}"
+        f"In {left_out.path} the code of `{left_out.name[-1]}` is left out, because it was wrong: the tests failed with"
+        " it. Write it anew, from what the task, the names and the remarks say; keep the rest of the file as it is. So"
+        f" {form}"
     )
 
 

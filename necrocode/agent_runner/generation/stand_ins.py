@@ -41,6 +41,10 @@ class StandIns:
         """What the model must be told of the names; empty where there are none."""
         return NOTE.format(name=self._prefix) if self._secret_of else ""
 
+    def has_names(self, text: str) -> bool:
+        """Whether a text has a name that stands for a secret."""
+        return any(name in text for name in self._secret_of)
+
     def _hide(self, piece: Piece, replaced: Callable[[str, Callable[[str], str]], str]) -> str:
         def name_of(secret: str) -> str:
             if secret.startswith(self._prefix):  # one rule has hidden it, and another one looks at the place again

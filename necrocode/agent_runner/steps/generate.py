@@ -38,10 +38,12 @@ if TYPE_CHECKING:
     from necrocode.agent_runner._redact import Redactor
     from necrocode.agent_runner.generation.answer_forms import EditFormat
     from necrocode.agent_runner.generation.budgeted_model import BudgetedModel
+    from necrocode.agent_runner.generation.fresh_start import LeftOut
     from necrocode.agent_runner.generation.pieces import Context, Piece
     from necrocode.agent_runner.journal import Journal
     from necrocode.agent_runner.llm_config import LLMConfig
     from necrocode.agent_runner.models import LLMResponse, Message, TaskContext
+    from necrocode.agent_runner.test_results import PassRule
 
 _ANEW_EVERY = 3
 _VARIED_TEMPERATURE = 0.8
@@ -116,24 +118,28 @@ class Question:
         return self.opening.with_more_asked(thinking_first(self.form(), is_failing=bool(self.failing)))
 
     def anew(self, changed: Collection[str] = ()) -> Conversation | None:
-        """The question without the code that is wrong: the insides of the functions that failing tests are about.
+        """The question without the code that is wrong: the inside of the function that the failing tests are about.
 
-        ``changed`` are the files that an answer took to be at fault; without them those that the task points at. None
-        where no such file was shown whole, or it is not known which of its functions are wrong.
+        ``changed`` are the files that answers have changed. None where it is not known which function it is, or where
+        its file was not shown whole, or is neither what they changed alone nor, without them, what the task points at.
         """
         if not self.is_of_wrong_code:
             return None
-        pieces = [
-            piece for piece in self.context.pieces if self._can_be_written_whole(piece) and not is_test(piece.path)
-        ]
-        for piece in [one for one in pieces if one.path in changed] or [one for one in pieces if one.is_meant]:
-            if (hollowed := without_blamed(piece.path, piece.text, self.failing)) is not None:
-                shown = tuple(one.renewed(hollowed.text) if one is piece else one for one in self.context.pieces)
-                closing = anew(piece.path, hollowed.names, reminder(self._whole_format, piece.path))
-                context = replace(self.context, pieces=shown)
-                messages = self.messages(context, edit_format=self._whole_format, closing=closing)
-                return Conversation(messages, is_anew=True)
-        return None
+        pieces = {one.path: one for one in self.context.pieces if one.is_whole and not is_test(one.path)}
+        left_out = without_blamed({path: piece.text for path, piece in pieces.items()}, self.failing)
+        if left_out is None or self.stand_ins.has_names(left_out.inside):
+            return None
+        piece, sources = pieces[left_out.path], {path for path in changed if not is_test(path)}
+        is_likely = sources == {piece.path} if sources else piece.is_meant
+        if not is_likely or not self._can_be_written_whole(piece):
+            return None
+        shown = tuple(one.renewed(left_out.text) if one is piece else one for one in self.context.pieces)
+        messages = self.messages(
+            replace(self.context, pieces=shown),
+            edit_format=self._whole_format,
+            closing=anew(left_out, reminder(self._whole_format, piece.path)),
+        )
+        return Conversation(messages, left_out=left_out)
 
     def form(self, path: str = "") -> str:
         """How to answer, for the model to read again; ``path`` is a file that it has changed, if any.
@@ -155,12 +161,17 @@ class Question:
     def _can_be_written_whole(self, piece: Piece) -> bool:
         return piece.is_whole and estimate_tokens(piece.text) <= self.most_tokens // 2
 
-    def read(self, answer: ModelAnswer, before: Sequence[FileChange] = ()) -> LLMResponse:
+    def read(
+        self, answer: ModelAnswer, before: Sequence[FileChange] = (), left_out: LeftOut | None = None
+    ) -> LLMResponse:
         """The change set of an answer; raises ``MalformedAnswerError`` and its kin.
 
-        ``before`` is what earlier answers have changed: the model knows these files as they are with it.
+        ``before`` is what earlier answers have changed, ``left_out`` what the question did not show: the model knows
+        these files as they are with it.
         """
         files = {piece.path: piece.text for piece in self.stand_ins.pieces if piece.is_whole}
+        if left_out is not None:
+            files[left_out.path] = left_out.stub
         for change in before:
             files.pop(change.path, None)
             if change.content is not None:
@@ -183,9 +194,10 @@ def compose(
     instructions: str,
     test_commands: Sequence[str],
     failing: str,
+    pass_rule: PassRule = "exit-code",  # noqa: S107  a rule on passing
     redactor: Redactor,
 ) -> Question:
-    """The question for a task; ``failing`` says how the tests fail before the change.
+    """The question for a task; ``failing`` says how the tests fail before the change, ``pass_rule`` what that means.
 
     Nothing in it holds a secret: those of the files have names instead.
     """
@@ -206,7 +218,8 @@ def compose(
         instructions="\n\n".join(filter(None, [redactor.text(instructions).strip(), stand_ins.note])),
         test_commands=tuple(redactor.text(visible(command)) for command in test_commands),
     )
-    is_fault = is_of_wrong_code(f"{task.title}\n{task.description}", failing)
+    are_judged = pass_rule != "no-new-failures"  # noqa: S105  else what failed may go on to fail
+    is_fault = are_judged and is_of_wrong_code(f"{task.title}\n{task.description}", failing)
     return Question(messages, shown, edit_format, max_tokens, failing, is_fault, stand_ins, redactor)
 
 

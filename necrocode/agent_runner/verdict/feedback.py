@@ -128,14 +128,13 @@ def _once(text: str) -> str:
             (
                 (length, count)
                 for length in range(1, _LONGEST_REPETITION + 1)
-                if (count := _repetitions(lines, at, length)) >= _LEAST_REPETITIONS
+                if lines[at].strip() and (count := _repetitions(lines, at, length)) >= _LEAST_REPETITIONS
             ),
             (1, 1),
         )
+        if count > 1:  # said before the lines: where only the end of the text is shown, it is not left behind
+            kept.append(f"[{count} times:]" if length == 1 else f"[{count} times these {length} lines:]")
         kept += lines[at : at + length]
-        if count > 1 and any(line.strip() for line in lines[at : at + length]):
-            what = "the line above" if length == 1 else f"the {length} lines above"
-            kept.append(f"[{what} {count - 1} times more]")
         at += length * count
     return "\n".join(kept)
 
