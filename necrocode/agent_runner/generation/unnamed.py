@@ -133,7 +133,8 @@ class _Parts:
         free = _loose_string_lines(root) if ending_of(path) in _PYTHON else set()
         bodies = {}
         for key, head, numbers in _bodies(path, symbols):
-            if not _IS_CALLABLE.search(lines[head - 1]):  # a struct: each of its lines counts
+            end_of_head = next((lines[n - 1] for n in reversed(head) if not REMARK.match(lines[n - 1])), "")
+            if not _IS_CALLABLE.search(end_of_head):  # a struct: each of its lines counts
                 continue
             bodies[key] = "\n".join(lines[number - 1] for number in numbers if number <= len(lines))
             free.update(numbers)
@@ -155,8 +156,8 @@ def _is_whole(path: str, old_text: str, block: Block) -> bool:
     )
 
 
-def _bodies(path: str, symbols: Iterable[Symbol]) -> Iterator[tuple[tuple[object, ...], int, range]]:
-    """(name, last line of its head, lines inside) of what holds no other definitions; a name's second is another."""
+def _bodies(path: str, symbols: Iterable[Symbol]) -> Iterator[tuple[tuple[object, ...], range, range]]:
+    """(name, lines of its head, lines inside) of what holds no other definitions; a name's second is another."""
     count: Counter[tuple[str, ...]] = Counter()
     for symbol in symbols:
         if symbol.holds_others:
@@ -165,7 +166,7 @@ def _bodies(path: str, symbols: Iterable[Symbol]) -> Iterator[tuple[tuple[object
         count[name] += 1
         is_below = ending_of(path) in _PYTHON and symbol.body > symbol.start
         head = symbol.body - is_below
-        yield (*name, count[name]), head, range(head + 1, symbol.end + 1)
+        yield (*name, count[name]), range(symbol.start, head + 1), range(head + 1, symbol.end + 1)
 
 
 def _loose_string_lines(root: Node) -> set[int]:
