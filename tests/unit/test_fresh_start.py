@@ -146,6 +146,9 @@ def test_of_two_functions_of_one_name_it_is_neither() -> None:
         ("a.c", "int add(int a)\n{\n", "    int c = a;\n    return c;\n", "}\n"),
         ("a.cpp", "int A::add(int a) {\n", "    int c = a;\n    return c;\n", "}\n"),
         ("a.cs", "class A {\n  int add(int a) {\n", "    int c = a;\n    return c;\n", "  }\n}\n"),
+        ("a.php", "<?php\nfunction add($a) {\n", "    $c = $a;\n    return $c;\n", "}\n"),
+        ("a.swift", "func add(a: Int) -> Int {\n", "    let c = a\n    return c\n", "}\n"),
+        ("a.sh", "add() {\n", "  echo 1\n  echo 2\n", "}\n"),
         ("a.py", "def add(a):\n    '''Adds.'''\n", "    return {\n        1: a,\n    }\n", "\n\nx = add(1)\n"),
         ("a.py", "async def add(a):\n    # Adds.\n", "    end = a\n    end  # it\n", "\n"),
         ("a.py", "def add(a):\r\n", "    x = 1\r\n    return x\r\n", "x = 1\r\n"),
@@ -155,7 +158,7 @@ def test_of_two_functions_of_one_name_it_is_neither() -> None:
 def test_nothing_but_the_inside_is_left_out(path: str, head: str, code: str, rest: str) -> None:
     found = left_out("> add(1)", path, head + code + rest)
     assert found is not None
-    mark = "#" if path.endswith(".py") else "//"
+    mark = "#" if path.endswith((".py", ".sh")) else "//"
     indent, end = code[: len(code) - len(code.lstrip())], "\r\n" if "\r\n" in code else "\n"
     assert (found.text, found.inside) == (f"{head}{indent}{mark} ... omitted: it was wrong{end}{rest}", code)
 

@@ -26,6 +26,7 @@ _LEAST_LINES = 2
 _REASON = "omitted: it was wrong"
 _MARK = f"... {_REASON}"
 _PYTHON = {"py", "pyi"}
+_REMARK_BY_NUMBER_SIGN = {*_PYTHON, "sh", "bash"}
 _IN_BRACES = {"block", "statement_block", "compound_statement", "constructor_body", "function_body"}
 _FUNCTIONS = {
     "function_definition", "function_declaration", "function_item", "method_declaration", "method_definition",
@@ -129,7 +130,11 @@ def _without(path: str, text: str, function: Definition) -> LeftOut | None:
     if does_nothing(inside) or sum(bool(line.strip()) for line in inside.split("\n")) < _LEAST_LINES:
         return None
     first = next(line for line in inside.split("\n") if line.strip())
-    mark = first[: len(first) - len(first.lstrip())] + ("#" if is_python else "//") + f" {_MARK}"
+    mark = (
+        first[: len(first) - len(first.lstrip())]
+        + ("#" if ending_of(path) in _REMARK_BY_NUMBER_SIGN else "//")
+        + f" {_MARK}"
+    )
     end = "\r\n" if "\r\n" in inside else "\n"
     before, after = content[: span[0]], content[span[1] :]
     shown, stub = (
