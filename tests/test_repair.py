@@ -392,7 +392,8 @@ def long_bench(bench: Bench) -> Bench:
 def run_told(bench: Bench, *answers: Any, **settings: Any) -> tuple[RunnerResult, list[Sequence[Message]]]:
     """A run whose model is told how the tests fail before its change."""
     llm = ScriptedLLM(list(answers))
-    task = bench.task(description="Fix add() in calc.py: it subtracts.", **settings.pop("task", {}))
+    told = {"description": "Fix add() in calc.py: it subtracts.", "test_commands": ["python3 -m unittest -v"]}
+    task = bench.task(**(told | settings.pop("task", {})))
     return bench.orchestrator(llm, test_base=True, **settings).run(task), list(llm.calls)
 
 
@@ -510,9 +511,9 @@ def test_it_goes_on_too_after_an_answer_of_another_kind(long_bench: Bench) -> No
         assert [len(call) for call in calls] == [2, 4, 6]
 
 
-def test_it_goes_on_where_what_is_left_out_holds_a_secret(long_bench: Bench) -> None:
-    broken = LONG_BROKEN.replace("    result", "    key = 'sk-abcdefghijklmnopqrstuvwxyz012345'\n    result")
-    (long_bench.repository / "calc.py").write_text(broken)
+def test_a_file_with_secrets_is_not_begun_anew(long_bench: Bench) -> None:
+    key = "KEY = 'sk-abcdefghijklmnopqrstuvwxyz012345'\n"
+    (long_bench.repository / "calc.py").write_text(key + LONG_BROKEN)
     git(long_bench.repository, "commit", "-qam", "key")
     _, calls = run_told(long_bench, useless(1), useless(2), useless(3))
     assert [len(call) for call in calls] == [2, 4, 6]
@@ -541,18 +542,6 @@ def test_every_third_candidate_writes_anew_what_fails(long_bench: Bench) -> None
     result, calls = run_told(long_bench, *answers, GOOD_ANSWER, llm_config=llm_config, max_repair_rounds=1)
     assert result.success
     assert sorted(map(is_anew, calls[:4])) == [False, False, False, True]
-
-
-def test_secrets_of_a_file_keep_their_names_where_it_is_begun_anew(long_bench: Bench) -> None:
-    key = "KEY = 'sk-abcdefghijklmnopqrstuvwxyz012345'\n"
-    (long_bench.repository / "calc.py").write_text(key + LONG_BROKEN)
-    git(long_bench.repository, "commit", "-qam", "key")
-    good = f"calc.py\n```python\nKEY = 'REDACTED_SECRET_1'\n{FIXED_CALC}```\n"
-    result, calls = run_told(long_bench, useless(1), useless(2), good)
-    assert result.success
-    assert is_anew(calls[2])
-    assert "sk-abcdef" not in str(calls)
-    assert files_at(long_bench.repository, BRANCH)["calc.py"].startswith(key.encode())
 
 
 # --- the window

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from necrocode.agent_runner._git import FileChange
     from necrocode.agent_runner.generation.conversation import Conversation
+    from necrocode.agent_runner.generation.fresh_start import LeftOut
     from necrocode.agent_runner.models import LLMResponse
     from necrocode.agent_runner.results import ImplementationResult
     from necrocode.agent_runner.test_results import TestResult
@@ -64,6 +65,18 @@ class Attempt:
     def is_copy(self) -> bool:
         """Whether it left every file as it was."""
         return self.has_same_lines or isinstance(self.error, NothingChangedError)
+
+    @property
+    def unseen(self) -> LeftOut | None:
+        """The function that the model was to write anew and has not written yet."""
+        left_out = self.conversation.left_out
+        return None if left_out is None or any(one.path == left_out.path for one in self.before) else left_out
+
+    @property
+    def written_anew(self) -> tuple[FileChange, ...]:
+        """The changed file whose function the model was to write anew; empty where it has not changed it."""
+        left_out = self.conversation.left_out
+        return tuple(change for change in self.changes if left_out is not None and change.path == left_out.path)
 
     @property
     def mends(self) -> bool:
@@ -170,6 +183,7 @@ class Attempts:
             last = self._leading
             if self._leads_nowhere(last) and (fresh := anew(last)) is not None:
                 attempt = Attempt(number, last.round + 1, 1, fresh)
+                self._watch = LoopWatch()  # what was said before is no part of the new conversation
                 self.made.append(attempt)
                 return attempt
             conversation = self._next_conversation(last)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from necrocode.agent_runner.errors import BudgetExhaustedError, ContextOverflowError
 from necrocode.agent_runner.steps.context import choose_context
 from necrocode.agent_runner.steps.generate import Asker, Question, compose
-from necrocode.agent_runner.verdict.feedback import failure_feedback
+from necrocode.agent_runner.verdict.feedback import failure_feedback, tracebacks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,7 +74,7 @@ class Questions:
             instructions=self.instructions,
             test_commands=plan.commands,
             failing="" if plan.base is None else failure_feedback(plan.base, None),
-            pass_rule=plan.pass_rule,
+            tracebacks=() if plan.base is None or not plan.must_pass else tracebacks(plan.base),
             redactor=self.services.redactor,
         )
 

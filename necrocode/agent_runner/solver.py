@@ -294,6 +294,8 @@ class Solver:
     def _form(self, attempt: Attempt) -> str:
         """How to answer, with the first of the changed files that is no test."""
         paths = sorted((change.path for change in attempt.changes), key=is_test)
+        if attempt.unseen is not None:
+            paths = [attempt.unseen.path]
         return self.questions.asked().form(paths[0] if paths else "")
 
     def _changes_only_blank_lines(self, attempt: Attempt) -> bool:
@@ -329,18 +331,16 @@ class Solver:
             return None if content is None else content.decode(errors="replace")
 
         changes = attempt.response.code_changes
-        left_out = attempt.conversation.left_out
-        if left_out is not None and all(change.path != left_out.path for change in attempt.before):
-            refuse_blind_edits(left_out, changes)
+        if attempt.unseen is not None:
+            refuse_blind_edits(attempt.unseen, changes)
         refuse_blind_rewrites(changes, context.whole_paths | own, context.part_paths, is_long)
-        refuse_placeholders(changes, text_of)
+        refuse_placeholders(changes, text_of, unseen=attempt.unseen.path if attempt.unseen is not None else "")
 
     def _refuse_omissions(self, attempt: Attempt) -> None:
         """Refuse a file that is still without what the question left out."""
-        if (left_out := attempt.conversation.left_out) is not None:
-            for change in attempt.changes:
-                if change.path == left_out.path:
-                    refuse_omission(left_out, change.content)
+        for change in attempt.written_anew:
+            assert attempt.conversation.left_out is not None  # noqa: S101  so it is written anew
+            refuse_omission(attempt.conversation.left_out, change.content)
 
     def _check_syntax(self, attempt: Attempt, base: TreeFiles) -> None:
         """Have code mended that parsed before; in the last round the tests, where there are any, have the last word."""
@@ -371,7 +371,7 @@ class Solver:
             self.record.warn(f"{path} holds a secret of this runner, as the repository has it already.")
         for path in attempt.implementation.protected_files:
             self.record.warn(f"The change touches the protected file {path}: look at it before merging.")
-        if (left_out := attempt.conversation.left_out) is not None:
+        if (left_out := attempt.conversation.left_out) is not None and attempt.written_anew:
             self.record.warn(
                 f"The model wrote {'.'.join(left_out.name)} in {left_out.path} anew, without having seen its old code:"
                 " look at whether it still does what no test asks for."

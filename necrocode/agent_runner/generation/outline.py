@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from necrocode.agent_runner.generation.grammars import parser_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tree_sitter import Node
 
 MAX_OUTLINED_BYTES = 300_000
@@ -54,46 +51,32 @@ def outline(path: str, content: bytes) -> tuple[Symbol, ...]:
     parser = parser_for(path)
     if parser is None:
         return ()
-    found = islice(definitions(parser.parse(content).root_node), MAX_SYMBOLS)
-    symbols = (_symbol(definition) for definition in found if definition.name)
-    return tuple(sorted(symbols, key=lambda symbol: (symbol.start, -symbol.end)))
+    found: list[Symbol] = []
+    _collect(parser.parse(content).root_node, (), found, 0)
+    return tuple(sorted(found, key=lambda symbol: (symbol.start, -symbol.end)))
 
 
-class Definition(NamedTuple):
-    """A definition as a syntax tree has it."""
-
-    node: Node
-    """With its decorators, or its ``export``."""
-    inner: Node
-    """The definition itself, or the variable that a function is given to."""
-    name: str
-    holders: tuple[str, ...]
-    """The names of what it is in, outermost first."""
-    body: Node | None
-    holds_others: bool
-
-
-def definitions(scope: Node, holders: tuple[str, ...] = (), depth: int = 0) -> Iterator[Definition]:
-    """Definitions at the top level and inside of classes and their like, in order; a name may be empty."""
+def _collect(scope: Node, holders: tuple[str, ...], found: list[Symbol], depth: int) -> None:
     for node in scope.named_children:
-        if depth > _MAX_DEPTH:
+        if len(found) >= MAX_SYMBOLS or depth > _MAX_DEPTH:
             return
         inner = _definition_in(node)
         if inner is None:
             if node.type in _AROUND:
-                yield from definitions(node, holders, depth + 1)
+                _collect(node, holders, found, depth + 1)
             continue
-        name, body = _name_of(inner), inner.child_by_field_name("body")
-        holds_others = body is not None and any(part in inner.type for part in _HOLDERS)
-        yield Definition(node, inner, name, holders, body, holds_others)
-        if body is not None and holds_others:
-            yield from definitions(body, (*holders, name) if name else holders, depth + 1)
+        _add(node, inner, holders, found, depth)
 
 
-def _symbol(found: Definition) -> Symbol:
-    start = found.node.start_point[0] + 1
-    body = start if found.body is None else found.body.start_point[0] + 1
-    return Symbol(found.name, start, _end_line(found.node), body, found.holders, found.holds_others)
+def _add(node: Node, inner: Node, holders: tuple[str, ...], found: list[Symbol], depth: int) -> None:
+    name = _name_of(inner)
+    body = inner.child_by_field_name("body")
+    holds_others = body is not None and any(part in inner.type for part in _HOLDERS)
+    body_line = node.start_point[0] + 1 if body is None else body.start_point[0] + 1
+    if name:
+        found.append(Symbol(name, node.start_point[0] + 1, _end_line(node), body_line, holders, holds_others))
+    if body is not None and holds_others:
+        _collect(body, (*holders, name) if name else holders, found, depth + 1)
 
 
 def _end_line(node: Node) -> int:

@@ -28,11 +28,14 @@ _LEFT_OUT = re.compile(
 )
 
 
-def refuse_placeholders(changes: Iterable[CodeChange], old_text: Callable[[str], str | None]) -> None:
+def refuse_placeholders(
+    changes: Iterable[CodeChange], old_text: Callable[[str], str | None], *, unseen: str = ""
+) -> None:
     """Refuse new text in which a comment stands for code that the file has: applied, it would delete that code.
 
     ``old_text`` gives a file's text, or None where there is none; a comment that the file has already may stay. So are
     lines of dots alone that an edit writes in the place of lines; those of a diff are meant, as each of its lines is.
+    ``unseen`` is a file that cannot be edited.
     Raises :class:`ChangeRejectedError` with feedback.
     """
     for change in changes:
@@ -41,12 +44,12 @@ def refuse_placeholders(changes: Iterable[CodeChange], old_text: Callable[[str],
             continue
         is_code = not change.in_order and PurePosixPath(change.file_path).suffix.lower() not in _PROSE
         if is_code and any(_leaves_code_out(edit) for edit in change.edits):
-            raise _refusal(change.file_path, _DOTS)
+            raise _refusal(change.file_path, _DOTS, unseen)
         kept = {line.strip() for line in old.splitlines()}
         for text in (change.content or "", *(edit.replace for edit in change.edits if edit.search.strip())):
             for line in text.splitlines():
                 if len(line) <= _LONGEST_LINE and _is_placeholder(line) and line.strip() not in kept:
-                    raise _refusal(change.file_path, line.strip())
+                    raise _refusal(change.file_path, line.strip(), unseen)
 
 
 def _is_placeholder(line: str) -> bool:
@@ -80,10 +83,11 @@ def _are_stubs(lines: Sequence[str], known: frozenset[str]) -> bool:
     return True
 
 
-def _refusal(path: str, line: str) -> ChangeRejectedError:
+def _refusal(path: str, line: str, unseen: str) -> ChangeRejectedError:
+    by_edits = ", or with search/replace blocks for only the lines that change"
     return ChangeRejectedError(
         f"The answer has a line in the place of code in {path!r}: {line}",
         feedback=f"In {path} you wrote {line!r} in the place of code. What you leave out would be deleted. Nothing of"
-        " your answer was applied. Send the whole answer again, with every line of the file written out, or with"
-        " search/replace blocks for only the lines that change.",
+        " your answer was applied. Send the whole answer again, with every line of the file written out"
+        f"{'' if path.removeprefix('./') == unseen else by_edits}.",
     )

@@ -10,9 +10,9 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from itertools import filterfalse
 from typing import TYPE_CHECKING
 
-from necrocode.agent_runner.generation.bodies import REMARK, does_nothing, without_remarks
 from necrocode.agent_runner.generation.grammars import ending_of, parser_for
 from necrocode.agent_runner.generation.outline import outline
 from necrocode.agent_runner.generation.ranking import is_test
@@ -49,6 +49,12 @@ _LABEL = re.compile(r".*[:：*_]\Z|#|\*\*|\S+(?:\s+\S+){0,3}(?<![.!?])\Z")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=\S)")
 _FILE_NAME = re.compile(r"(?!(?:self|this|cls)\.)(?<![\w./\\-])[\w.-]*(?:[/\\][\w.-]+)*\.\w{1,8}\b(?![(\w])")
 _OTHER_ENDINGS = {"md", "rst", "txt", "ipynb", "vue", "svelte", "sql", "ini", "cfg", "xml", "scss", "less", "proto"}
+_REMARK = re.compile(r"\s*(?:#(?! *(?:include|import|define|if|else|endif|pragma)\b)|//|/\*|\*|--|;)")
+_LOOSE_STRING = re.compile(r'"""(?:[^"]|"(?!""))*"""|\'\'\'(?:[^\']|\'(?!\'\'))*\'\'\'')
+_STUB = re.compile(
+    r"(?i)(?:\.\.\.|pass|return(?: (?:none|null|nil))?|raise notimplementederror.*|todo!.*|unimplemented!.*|panic!?\(.*"
+    r"|throw new .*)?"
+)
 _IS_CALLABLE = re.compile(r"[()]|^\s*def\b|^\s*\{\s*$|=>")
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 _DOES_SOMETHING = {
@@ -78,7 +84,7 @@ def file_without_name(reading: Reading, files: Mapping[str, str]) -> tuple[str, 
     owners = [path for path, text in known.items() if _is_whole(path, text, code[0])]
     if len(owners) != 1 or any(not is_test(name) for name in _others_named_in(reading.prose, owners[0])):
         return None
-    heads = filter(REMARK.match, code[0].content.split("\n", _HEAD_LINES)[:_HEAD_LINES])
+    heads = filter(_REMARK.match, code[0].content.split("\n", _HEAD_LINES)[:_HEAD_LINES])
     return None if any(_others_named_in(heads, owners[0])) else (owners[0], code[0].content)
 
 
@@ -133,7 +139,7 @@ class _Parts:
         free = _loose_string_lines(root) if ending_of(path) in _PYTHON else set()
         bodies = {}
         for key, head, numbers in _bodies(path, symbols):
-            end_of_head = next((lines[n - 1] for n in reversed(head) if not REMARK.match(lines[n - 1])), "")
+            end_of_head = next(filterfalse(_REMARK.match, reversed(lines[:head])), "")
             if not _IS_CALLABLE.search(end_of_head):  # a struct: each of its lines counts
                 continue
             bodies[key] = "\n".join(lines[number - 1] for number in numbers if number <= len(lines))
@@ -156,8 +162,8 @@ def _is_whole(path: str, old_text: str, block: Block) -> bool:
     )
 
 
-def _bodies(path: str, symbols: Iterable[Symbol]) -> Iterator[tuple[tuple[object, ...], range, range]]:
-    """(name, lines of its head, lines inside) of what holds no other definitions; a name's second is another."""
+def _bodies(path: str, symbols: Iterable[Symbol]) -> Iterator[tuple[tuple[object, ...], int, range]]:
+    """(name, last line of its head, lines inside) of what holds no other definitions; a name's second is another."""
     count: Counter[tuple[str, ...]] = Counter()
     for symbol in symbols:
         if symbol.holds_others:
@@ -166,7 +172,7 @@ def _bodies(path: str, symbols: Iterable[Symbol]) -> Iterator[tuple[tuple[object
         count[name] += 1
         is_below = ending_of(path) in _PYTHON and symbol.body > symbol.start
         head = symbol.body - is_below
-        yield (*name, count[name]), range(symbol.start, head + 1), range(head + 1, symbol.end + 1)
+        yield (*name, count[name]), head, range(head + 1, symbol.end + 1)
 
 
 def _loose_string_lines(root: Node) -> set[int]:
@@ -188,12 +194,18 @@ def _statements(root: Node) -> Iterator[str]:
 
 def _does_the_same(old: str, new: str) -> bool:
     """Whether most of what a function does is still in it; one that does nothing yet may do anything."""
-    if does_nothing(old):
+    before, after = _doing(old), _doing(new)
+    if _STUB.fullmatch(before.strip("{}(); \t\n").removesuffix("end").strip()):
         return True
-    before, after = without_remarks(old), without_remarks(new)
     had, has = _TOKEN.findall(before), _TOKEN.findall(after)
     if len(had) > _MOST_TOKENS:
         had, has = before.split("\n"), after.split("\n")
         return (Counter(had) & Counter(has)).total() >= _LEAST_KEPT * len(had)
     same = SequenceMatcher(None, had, has[:_MOST_TOKENS], autojunk=False).get_matching_blocks()
     return sum(match.size for match in same) >= _LEAST_KEPT * len(had)
+
+
+def _doing(body: str) -> str:
+    """A function's inside without remarks and docstrings."""
+    lines = (line.strip() for line in _LOOSE_STRING.sub("", body).split("\n"))
+    return "\n".join(line for line in lines if line and not _REMARK.match(line))

@@ -21,7 +21,7 @@ from necrocode.agent_runner.generation.answer_forms import (
 )
 from necrocode.agent_runner.generation.conversation import Conversation
 from necrocode.agent_runner.generation.edit_formats import read_answer
-from necrocode.agent_runner.generation.fresh_start import is_of_wrong_code, without_blamed
+from necrocode.agent_runner.generation.fresh_start import is_to_mend, without_blamed
 from necrocode.agent_runner.generation.pieces import estimate_tokens
 from necrocode.agent_runner.generation.prompt import task_messages
 from necrocode.agent_runner.generation.ranking import is_test
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from necrocode.agent_runner.journal import Journal
     from necrocode.agent_runner.llm_config import LLMConfig
     from necrocode.agent_runner.models import LLMResponse, Message, TaskContext
-    from necrocode.agent_runner.test_results import PassRule
 
 _ANEW_EVERY = 3
 _VARIED_TEMPERATURE = 0.8
@@ -91,8 +90,8 @@ class Question:
     """The longest answer that the model may give."""
     failing: str
     """What it tells of tests that fail before the change; empty where there are none."""
-    is_of_wrong_code: bool
-    """Whether that is what the task is to mend."""
+    tracebacks: tuple[str, ...]
+    """What each case says that fails before the change; empty where the task is not to mend that, or nobody knows."""
     stand_ins: StandIns
     redactor: Redactor
 
@@ -123,11 +122,11 @@ class Question:
         ``changed`` are the files that answers have changed. None where it is not known which function it is, or where
         its file was not shown whole, or is neither what they changed alone nor, without them, what the task points at.
         """
-        if not self.is_of_wrong_code:
+        if not self.tracebacks:
             return None
-        pieces = {one.path: one for one in self.context.pieces if one.is_whole and not is_test(one.path)}
-        left_out = without_blamed({path: piece.text for path, piece in pieces.items()}, self.failing)
-        if left_out is None or self.stand_ins.has_names(left_out.inside):
+        pieces = {one.path: one for one in self.context.pieces if one.is_whole}
+        left_out = without_blamed({path: piece.text for path, piece in pieces.items()}, self.tracebacks)
+        if left_out is None or self.stand_ins.has_names(pieces[left_out.path].text):  # a name has no lines
             return None
         piece, sources = pieces[left_out.path], {path for path in changed if not is_test(path)}
         is_likely = sources == {piece.path} if sources else piece.is_meant
@@ -194,10 +193,10 @@ def compose(
     instructions: str,
     test_commands: Sequence[str],
     failing: str,
-    pass_rule: PassRule = "exit-code",  # noqa: S107  a rule on passing
+    tracebacks: Sequence[str] = (),
     redactor: Redactor,
 ) -> Question:
-    """The question for a task; ``failing`` says how the tests fail before the change, ``pass_rule`` what that means.
+    """The question for a task; ``failing`` says how tests fail before the change, ``tracebacks`` what each case says.
 
     Nothing in it holds a secret: those of the files have names instead.
     """
@@ -218,9 +217,8 @@ def compose(
         instructions="\n\n".join(filter(None, [redactor.text(instructions).strip(), stand_ins.note])),
         test_commands=tuple(redactor.text(visible(command)) for command in test_commands),
     )
-    are_judged = pass_rule != "no-new-failures"  # noqa: S105  else what failed may go on to fail
-    is_fault = are_judged and is_of_wrong_code(f"{task.title}\n{task.description}", failing)
-    return Question(messages, shown, edit_format, max_tokens, failing, is_fault, stand_ins, redactor)
+    of_fault = tuple(tracebacks) if is_to_mend(f"{task.title}\n{task.description}") else ()
+    return Question(messages, shown, edit_format, max_tokens, failing, of_fault, stand_ins, redactor)
 
 
 @dataclass

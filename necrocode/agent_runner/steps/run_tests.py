@@ -56,6 +56,11 @@ class TestPlan:
     is_proven: bool = True
     """False: on the base they came to run no test, so that they count only if they do on the change."""
 
+    @property
+    def must_pass(self) -> bool:
+        """Whether a change has to mend what fails on the base."""
+        return self.pass_rule != "no-new-failures"  # noqa: S105
+
     def counts(self, result: TestResult) -> bool:
         """Whether the result says something of a change: not where no test could be run, neither before nor after."""
         return self.is_proven or result.success or is_proven(result)

@@ -80,6 +80,18 @@ def failure_feedback(result: TestResult, base: TestResult | None) -> str:
     return _within("\n".join(lines), MAX_FEEDBACK_TOKENS)
 
 
+def tracebacks(result: TestResult) -> tuple[str, ...]:
+    """What each failing case says; empty where a command failed without saying it of each."""
+    failed = [command for command in result.commands if not command.passed]
+    cases = [case for command in failed for case in command.failing]
+    is_known = all(command.failing and not command.report_note for command in failed)
+    return (
+        tuple(_told(f"{one.details}\n{one.message}") for one in cases)
+        if is_known and all(one.details for one in cases)
+        else ()
+    )
+
+
 def failure_signature(result: TestResult) -> str:
     """The same text for the same failure: of commands, exit codes, failing cases and messages, but no time or address.
 
