@@ -467,8 +467,24 @@ def test_an_answer_with_which_the_function_would_be_lost_is_refused(long_bench: 
     copy = f"calc.py\n```python\n{LONG_BROKEN}```\n"
     result, calls = run_told(long_bench, copy, answer, GOOD_ANSWER)
     assert (result.success, outcomes(result)[1]) == (True, "unusable")
-    assert told in calls[2][-1].content
+    reply = calls[2][-1].content
+    assert told in reply
+    assert "search/replace" not in reply
+    assert "test_calc.py in one" not in reply
     assert "result = a - b" not in str(calls[1:])
+
+
+def test_what_was_said_before_is_no_repetition_in_the_new_conversation(long_bench: Bench) -> None:
+    _, calls = run_told(long_bench, RUBBISH, f"calc.py\n```python\n{LONG_BROKEN}```\n", RUBBISH, max_repair_rounds=3)
+    assert is_anew(calls[3])
+    assert "You have been here before" not in calls[3][-1].content
+
+
+def test_what_the_model_left_as_it_was_was_not_written_anew(long_bench: Bench) -> None:
+    copy, other = f"calc.py\n```python\n{LONG_BROKEN}```\n", "other.py\n```python\nx = 1\n```\n"
+    result, calls = run_told(long_bench, copy, other, max_repair_rounds=1)
+    assert is_anew(calls[1])
+    assert not any("anew" in warning for warning in result.warnings)
 
 
 def test_a_file_that_was_written_anew_may_be_edited_afterwards(long_bench: Bench) -> None:

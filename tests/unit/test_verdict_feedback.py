@@ -8,6 +8,7 @@ from necrocode.agent_runner.verdict.feedback import (
     _tokens,
     failure_feedback,
     failure_signature,
+    tracebacks,
 )
 
 
@@ -183,3 +184,16 @@ def test_hostile_text_takes_no_longer(line: str) -> None:
     now = result(command(output=line * (1_000_000 // len(line))))
     failure_signature(now)
     failure_feedback(now, None)
+
+
+def test_what_each_failing_case_says_is_known_of_all_or_of_none() -> None:
+    passed, failed = case("a", "passed"), case("b", message="1 != 2", details="at b.py:1")
+    assert tracebacks(result(command(passed, failed), command(passed, code=0))) == ("at b.py:1\n1 != 2",)
+    for doubt in (
+        command(failed, case("c")),
+        command(failed, report_note="the report does not fit the exit code"),
+        command(passed),
+        command(),
+    ):
+        assert tracebacks(result(command(failed), doubt)) == ()
+    assert tracebacks(result(command(passed, code=0))) == ()
