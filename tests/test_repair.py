@@ -375,7 +375,7 @@ def test_a_copy_of_the_files_makes_the_next_ask_warm(bench: Bench) -> None:
 # --- beginning anew
 
 LONG_BROKEN = "def add(a, b):\n    # Both are numbers.\n    result = a - b\n    return result\n"
-WITHOUT_CODE = "def add(a, b):\n    # Both are numbers.\n    # ... omitted: it was wrong\n"
+WITHOUT_CODE = "def add(a, b):\n    # Both are numbers.\n    # ... omitted: the tests fail with it\n"
 
 
 def useless(number: int) -> str:
@@ -413,7 +413,7 @@ def test_after_a_copy_of_the_file_the_model_writes_anew_what_fails_without_seein
     assert "result = a - b" not in fresh
     assert f"File: calc.py\n```\n{WITHOUT_CODE}```" in fresh
     assert "Fix add() in calc.py" in fresh
-    assert "In calc.py the code of `add` is left out, because it was wrong" in fresh
+    assert "In calc.py the code of `add` is left out: the tests fail with it" in fresh
     assert "write the whole corrected calc.py in one fenced block" in fresh
     assert any("wrote add in calc.py anew, without having seen its old code" in one for one in result.warnings)
 
@@ -454,7 +454,7 @@ def test_a_model_begins_anew_once_and_then_goes_on_with_that(long_bench: Bench) 
 @pytest.mark.parametrize(
     ("answer", "told"),
     [
-        (f"calc.py\n```python\n{WITHOUT_CODE}    pass\n```\n", "... omitted: it was wrong"),
+        (f"calc.py\n```python\n{WITHOUT_CODE}    pass\n```\n", "still has the note"),
         ("calc.py\n```python\ndef plus(a, b):\n    return a + b\n```\n", "leaves out what `add` in calc.py does"),
         (
             "calc.py\n<<<<<<< SEARCH\ndef add(a, b):\n=======\ndef add(a, b):\n    return a + b\n>>>>>>> REPLACE\n",

@@ -16,7 +16,7 @@ from necrocode.agent_runner.errors import (
     TamperedTestsError,
 )
 from necrocode.agent_runner.generation.blind_rewrites import SMALL_FILE_LINES, refuse_blind_rewrites
-from necrocode.agent_runner.generation.fresh_start import refuse_blind_edits, refuse_omission
+from necrocode.agent_runner.generation.fresh_start import refuse_omission, refuse_unwritten
 from necrocode.agent_runner.generation.placeholders import refuse_placeholders
 from necrocode.agent_runner.generation.ranking import is_test
 from necrocode.agent_runner.generation.repair import (
@@ -332,7 +332,7 @@ class Solver:
 
         changes = attempt.response.code_changes
         if attempt.unseen is not None:
-            refuse_blind_edits(attempt.unseen, changes)
+            refuse_unwritten(attempt.unseen, changes)
         refuse_blind_rewrites(changes, context.whole_paths | own, context.part_paths, is_long)
         refuse_placeholders(changes, text_of, unseen=attempt.unseen.path if attempt.unseen is not None else "")
 
@@ -373,7 +373,7 @@ class Solver:
             self.record.warn(f"The change touches the protected file {path}: look at it before merging.")
         if (left_out := attempt.conversation.left_out) is not None and attempt.written_anew:
             self.record.warn(
-                f"The model wrote {'.'.join(left_out.name)} in {left_out.path} anew, without having seen its old code:"
+                f"The model wrote {left_out.name} in {left_out.path} anew, without having seen its old code:"
                 " look at whether it still does what no test asks for."
             )
         for warning in () if attempt.tests is None else test_warnings(attempt.tests):

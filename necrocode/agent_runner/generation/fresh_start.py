@@ -1,4 +1,4 @@
-"""A Python file without the inside of the function that failing tests are about, for a model that is to write it anew.
+"""A Python file without the inside of its only function, for a model that is to write it anew.
 
 A small model that has the wrong code before it repeats it, and mends it less often than it writes the same function
 from its name and description alone. What is left out may be lost, so in every doubt nothing is.
@@ -9,11 +9,10 @@ from __future__ import annotations
 import ast
 import re
 import warnings
-from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from necrocode.agent_runner.errors import ChangeRejectedError
-from necrocode.agent_runner.generation.file_lines import indent_of
+from necrocode.agent_runner.generation.file_lines import BOM, indent_of
 from necrocode.agent_runner.generation.ranking import is_test
 
 if TYPE_CHECKING:
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
 
 _LEAST_LINES = 2
 _MOST_LINES = 40
-_REASON = "omitted: it was wrong"
-_MARK = f"# ... {_REASON}"
+_NOTE = "omitted: the tests fail with it"
+_MARK = f"# ... {_NOTE}"
 _CUT = "…"
 """With which a traceback begins whose beginning is not known."""
 # Words of a task that is to mend what the code does, as against one that is to make it do more.
@@ -32,16 +31,20 @@ _IS_FAULT = re.compile(
     r"(?i)\b(?:fix|fixes|fixing|bugfix|bug|mends?|mending|repairs?|repairing|defect|defective)\b"
     r"|修正|修復|直す|直し|不具合|バグ"
 )
-# What tests say when code is missing, not wrong.
-_IS_MISSING = re.compile(
+# What tests say when code is missing, not wrong, or of several failures at once.
+_IS_DOUBTFUL = re.compile(
     r"ImportError|ModuleNotFoundError|NameError|NotImplementedError|(?<!'NoneType' object) has no attribute"
-    r"|unexpected keyword|positional arguments? but|missing \d+ required"
+    r"|unexpected keyword|positional arguments? but|missing \d+ required|ExceptionGroup"
 )
-_FRAME = re.compile(r'^ *(?:File ")?(?:\./)?([^\s":]+\.py)(?:", line |:)(\d{1,7})(?:, in |: |$)', re.MULTILINE)
-"""A line of a traceback, as pytest or Python writes it: file and line."""
+_FRAME = re.compile(
+    r'^ *File "([^"\n]+\.py)", line (\d{1,7})(?:, in (\S+))?'
+    r"|^(?:\./)?([^\s\":]+\.py):(\d{1,7}):(?: (?!\w*Warning)(?:in (\S+))?|$)",
+    re.MULTILINE,
+)
+"""A line of a traceback, as Python or pytest writes it: file and line, and the function where it is told."""
 _FAILED_LINE = re.compile(r'^>(.*)$|^ *File "[^"\n]{1,300}", line \d+, in .*\n(.*)$', re.MULTILINE)
 """The line that a test failed on, as pytest marks it, or under a line of Python's traceback."""
-_OF_BUILTINS = frozenset(name for one in (str, bytes, int, float, list, tuple, dict, set) for name in dir(one))
+_TEST_FILE = re.compile(r"(?:^|/)(?:test_[^/]*|[^/]*_test|tests)\.py$")
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 _HOLDERS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
@@ -54,8 +57,7 @@ class LeftOut(NamedTuple):
     """The file without it, as it is shown."""
     stub: str
     """The same, but so that it parses."""
-    name: tuple[str, ...]
-    """The class that it is in, if any, and its own name."""
+    name: str
 
 
 def is_to_mend(asked: str) -> bool:
@@ -67,18 +69,10 @@ class _Source:
     """A file, parsed."""
 
     def __init__(self, path: str, text: str, tree: ast.Module) -> None:
-        self.path, self.text = path, text
-        self.functions: list[tuple[tuple[str, ...], _Function]] = []
-        for node in tree.body:
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                self.functions.append(((node.name,), node))
-            elif isinstance(node, ast.ClassDef):
-                self.functions += [
-                    ((node.name, one.name), one)
-                    for one in node.body
-                    if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)
-                ]
-        self.names = Counter(_defined(tree))
+        self.path, self.lines, self.tree = path, text.split("\n"), tree
+        self.definitions = [node for node in ast.walk(tree) if isinstance(node, _HOLDERS)]
+        self.defined = {node.name for node in self.definitions}
+        self.assigned = set(_assigned(tree))
 
     @classmethod
     def of(cls, path: str, text: str) -> _Source | None:
@@ -89,16 +83,25 @@ class _Source:
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             return None
 
-    def at(self, line: int) -> tuple[tuple[str, ...], _Function] | None:
-        """The function that a line is in."""
-        return next((one for one in self.functions if _first_line(one[1]) <= line <= (one[1].end_lineno or 0)), None)
+    @property
+    def only_function(self) -> _Function | None:
+        """The function at the top level, if that is all the file defines, and it uses nothing else of the file."""
+        found = [node for node in self.tree.body if isinstance(node, _HOLDERS)]
+        if len(found) != 1 or isinstance(found[0], ast.ClassDef):
+            return None
+        function = found[0]
+        inner = [node for node in ast.walk(function) if isinstance(node, _HOLDERS)]
+        used = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
+        return function if len(inner) == len(self.definitions) and used.isdisjoint(self.assigned) else None
+
+    def is_of_test(self, line: int) -> bool:
+        """Whether a line is in a test function, as far as one can tell."""
+        around = [node for node in self.definitions if node.lineno <= line <= (node.end_lineno or 0)]
+        return any(not isinstance(node, ast.ClassDef) and node.name.startswith("test") for node in around)
 
 
-def _defined(tree: ast.Module) -> Iterator[str]:
-    """The names of all functions and classes, wherever they are, and of what is assigned outside of functions."""
-    for node in ast.walk(tree):
-        if isinstance(node, _HOLDERS):
-            yield node.name
+def _assigned(tree: ast.Module) -> Iterator[str]:
+    """What is assigned outside of functions."""
     outside: list[ast.AST] = [tree]
     while outside:
         node = outside.pop()
@@ -108,85 +111,116 @@ def _defined(tree: ast.Module) -> Iterator[str]:
             outside += ast.iter_child_nodes(node)
 
 
-def _first_line(node: _Function) -> int:
-    return min([node.lineno, *(one.lineno for one in node.decorator_list)])
-
-
-def without_blamed(files: Mapping[str, str], tracebacks: Sequence[str]) -> LeftOut | None:
-    """The one of these files with the one function that all failing cases are about, and without its inside.
+def without_blamed(files: Mapping[str, str], path: str, tracebacks: Sequence[str]) -> LeftOut | None:
+    """The file of this path without the inside of its only function, where all failing cases are about that.
 
     ``files`` are all that the model was shown whole, ``tracebacks`` what each failing case says. A case is about the
-    function with a line in its traceback, or else about the only one that is called on the line that failed. None where
-    that is not one function, alone of its name and no test, or where its inside does not take up whole lines.
+    function where all lines of its traceback are in it, but those of tests and of other packages; or where there are
+    none, and the line that failed calls it, and names nothing else that the files define.
     """
-    python = {path: text for path, text in files.items() if path.endswith(".py")}
-    sources = {path: source for path, text in python.items() if (source := _Source.of(path, text)) is not None}
-    if len(sources) < len(python) or not tracebacks:
+    python = {name: text for name, text in files.items() if name.endswith(".py")}
+    sources = {name: source for name, text in python.items() if (source := _Source.of(name, text)) is not None}
+    if len(sources) < len(python) or path not in sources or not tracebacks or is_test(path):
         return None
-    blamed = {_blamed(traceback, sources) for traceback in tracebacks}
-    found = blamed.pop() if len(blamed) == 1 else None
-    if found is None or is_test(found[0]) or any(part.lower().startswith("test") for part in found[1]):
+    function = sources[path].only_function
+    others = [source for name, source in sources.items() if name != path]
+    if function is None or function.name.startswith("test"):
         return None
-    path, name = found
-    is_alone = sum(source.names[name[-1]] for source in sources.values()) == 1
-    return _without(sources[path], name) if is_alone else None
-
-
-def _blamed(traceback: str, sources: Mapping[str, _Source]) -> tuple[str, tuple[str, ...]] | None:
-    if traceback.startswith(_CUT) or _IS_MISSING.search(traceback):
+    names = {function.name, *_taken_from_outside(function)}
+    if any(not names.isdisjoint(source.defined | source.assigned) for source in others if not is_test(source.path)):
         return None
-    found: set[tuple[str, tuple[str, ...]] | None] = set()
-    for path, line in _FRAME.findall(traceback):
-        if path.startswith("/") or is_test(path):
-            continue
-        function = sources[path].at(int(line)) if path in sources else None
-        found.add(None if function is None else (path, function[0]))
-    found = found or set(_called(traceback, sources))
-    return found.pop() if len(found) == 1 else None
+    suspect = _Suspect(path, function, sources)
+    return _without(sources[path], function) if all(map(suspect.is_at_fault, dict.fromkeys(tracebacks))) else None
 
 
-def _called(traceback: str, sources: Mapping[str, _Source]) -> Iterator[tuple[str, tuple[str, ...]] | None]:
-    """What of these files is called on the lines that failed; None for what cannot be told."""
-    for line in _FAILED_LINE.findall(traceback):
-        for name, is_method in _calls_on("".join(line).strip()):
-            owners = [
-                (path, full_name)
-                for path, source in sources.items()
-                for full_name, _ in source.functions
-                if full_name[-1] == name
-            ]
-            if name is None or any(source.names[name] for source in sources.values()):
-                is_known = len(owners) == 1 and not (is_method and name in _OF_BUILTINS)
-                yield owners[0] if is_known else None
+def _taken_from_outside(function: _Function) -> set[str]:
+    """The names that a function uses and does not assign."""
+    nodes = list(ast.walk(function))
+    own = {node.arg for node in nodes if isinstance(node, ast.arg)}
+    own |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return {node.id for node in nodes if isinstance(node, ast.Name)} - own
 
 
-def _calls_on(line: str) -> Iterator[tuple[str | None, bool]]:
-    """The name of each call on a line, and whether it is one of a method; None for what has no name.
+class _Suspect:
+    """A function that may be what failing cases are about."""
 
-    A line that is no statement by itself, such as the first of several, has one call without a name.
-    """
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            tree = ast.parse(line)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        yield None, False
-        return
-    for node in ast.walk(tree):
-        match node:
-            case ast.Call(func=ast.Name(id=name)):
-                yield name, False
-            case ast.Call(func=ast.Attribute(attr=name)):
-                yield name, True
-            case ast.Call():
-                yield None, False
+    def __init__(self, path: str, function: _Function, sources: Mapping[str, _Source]) -> None:
+        self._path, self._function, self._sources = path, function, sources
+        self._stem = path.rsplit("/", 1)[-1].removesuffix(".py")
+        self._defined = set().union(*(source.defined for source in sources.values())) - {function.name}
+        self._statements = [node for node in ast.walk(function) if isinstance(node, ast.stmt)]
+
+    def is_at_fault(self, traceback: str) -> bool:
+        """Whether a case is about it, and nothing else that is known."""
+        if traceback.startswith(_CUT) or _IS_DOUBTFUL.search(traceback):
+            return False
+        said = {line.strip().removeprefix(">").strip() for line in traceback.split("\n")}
+        is_in_it = False
+        for groups in _FRAME.findall(traceback):
+            path, number, name = groups[:3] if groups[0] else groups[3:]
+            line = int(number)
+            if path.startswith("/"):
+                continue
+            if path == self._path:
+                if name not in {"", self._function.name} or not self._has_raised(line, said):
+                    return False
+                is_in_it = True
+            elif not self._is_of_test(path, line):
+                return False
+        return is_in_it or self._is_called(traceback)
+
+    def _has_raised(self, line: int, said: set[str]) -> bool:
+        """Whether a line is one of its own, as the traceback quotes it, and raises nothing of its own accord."""
+        is_own = self._function.body[0].lineno <= line <= (self._function.end_lineno or 0)
+        deliberate = (node for node in self._statements if isinstance(node, ast.Raise | ast.Assert))
+        return (
+            is_own
+            and self._sources[self._path].lines[line - 1].strip() in said
+            and not any(node.lineno <= line <= (node.end_lineno or 0) for node in deliberate)
+        )
+
+    def _is_of_test(self, path: str, line: int) -> bool:
+        source = self._sources.get(path)
+        return _TEST_FILE.search(path) is not None if source is None else is_test(path) and source.is_of_test(line)
+
+    def _is_called(self, traceback: str) -> bool:
+        """Whether the lines that failed call it, and name nothing else of these files."""
+        lines = ["".join(groups).strip() for groups in _FAILED_LINE.findall(traceback)]
+        return bool(lines) and all(map(self._is_called_on, lines))
+
+    def _is_called_on(self, line: str) -> bool:
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                tree = ast.parse(line)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):  # such as the first of several lines
+            return False
+        nodes = list(ast.walk(tree))
+        calls = [node.func for node in nodes if isinstance(node, ast.Call)]
+        named = [_last_name(node) for node in nodes if isinstance(node, ast.Name | ast.Attribute)]
+        own = [node for node in calls if self._is_its_name(node)]
+        is_only_called = named.count(self._function.name) == len(own) > 0
+        return is_only_called and self._defined.isdisjoint(named)
+
+    def _is_its_name(self, node: ast.expr) -> bool:
+        """Whether it is the function's name, alone or after that of its module."""
+        is_named = _last_name(node) == self._function.name
+        return is_named and (
+            isinstance(node, ast.Name) or (isinstance(node, ast.Attribute) and _last_name(node.value) == self._stem)
+        )
 
 
-def _without(source: _Source, name: tuple[str, ...]) -> LeftOut | None:
-    function = next(one for full_name, one in source.functions if full_name == name)
+def _last_name(node: ast.expr) -> str | None:
+    match node:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name
+    return None
+
+
+def _without(source: _Source, function: _Function) -> LeftOut | None:
+    lines = source.lines
     body = function.body[1:] if _is_docstring(function.body[0]) else function.body
-    if not body or _does_nothing(function) or "\r" in source.text.replace("\r\n", ""):
+    if not body or _does_nothing(function) or "\r" in "\n".join(lines).replace("\r\n", ""):
         return None
-    lines = source.text.split("\n")
     first, last = body[0], body[-1]
     start = min([first.lineno, *(one.lineno for one in getattr(first, "decorator_list", []))])
     end = last.end_lineno or last.lineno
@@ -198,7 +232,7 @@ def _without(source: _Source, name: tuple[str, ...]) -> LeftOut | None:
     text, stub = (
         "\n".join([*lines[: start - 1], f"{indent}{inside}{line_end}", *lines[end:]]) for inside in (_MARK, "pass")
     )
-    return None if _Source.of(source.path, stub) is None else LeftOut(source.path, text, stub, name)
+    return None if _Source.of(source.path, stub) is None else LeftOut(source.path, text, stub, function.name)
 
 
 def _is_docstring(node: ast.stmt) -> bool:
@@ -213,11 +247,28 @@ def _does_nothing(function: _Function) -> bool:
 
 def _is_stub(node: ast.stmt) -> bool:
     match node:
-        case ast.Pass() | ast.Expr(value=ast.Constant()) | ast.Return(value=None | ast.Constant(value=None)):
+        case ast.Pass() | ast.Expr(value=ast.Constant()) | ast.Return(value=None):
             return True
         case ast.Raise(exc=ast.Name(id=name) | ast.Call(func=ast.Name(id=name))):
             return name == "NotImplementedError"
     return False
+
+
+def refuse_unwritten(left_out: LeftOut, changes: Iterable[CodeChange]) -> None:
+    """Refuse what is no new text of the file, which the model has not seen whole, and the note in the function's place.
+
+    Raises :class:`ChangeRejectedError`.
+    """
+    for change in changes:
+        if change.file_path.removeprefix("./") != left_out.path:
+            continue
+        if change.content is None:
+            raise ChangeRejectedError(f"{left_out.path} was not shown whole: it is to be written whole.")
+        if _NOTE in change.content:
+            raise ChangeRejectedError(
+                f"{left_out.path} still has the note {_MARK!r}: write the code of `{left_out.name}` in its place, and"
+                " leave the note out."
+            )
 
 
 def refuse_omission(left_out: LeftOut, content: bytes | None) -> None:
@@ -225,19 +276,21 @@ def refuse_omission(left_out: LeftOut, content: bytes | None) -> None:
 
     Raises :class:`ChangeRejectedError`.
     """
-    text = "" if content is None else content.decode(errors="replace")
+    text = "" if content is None else content.decode(errors="replace").removeprefix(BOM)
     source = _Source.of(left_out.path, text)
-    is_lost = source is not None and (
-        not source.names[left_out.name[-1]]
-        or any(name == left_out.name and _does_nothing(function) for name, function in source.functions)
+    if source is None:
+        return
+    imported = {
+        alias.asname or alias.name
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    is_stub = any(
+        isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == left_out.name and _does_nothing(node)
+        for node in source.definitions
     )
-    if is_lost or _REASON in text:
-        name = ".".join(left_out.name)
-        raise ChangeRejectedError(f"The answer leaves out what `{name}` in {left_out.path} does, which it is to write.")
-
-
-def refuse_blind_edits(left_out: LeftOut, changes: Iterable[CodeChange]) -> None:
-    """Refuse to edit, delete or rename the file, which the model has not seen whole; ``ChangeRejectedError``."""
-    for change in changes:
-        if change.file_path.removeprefix("./") == left_out.path and change.content is None:
-            raise ChangeRejectedError(f"{left_out.path} was not shown whole: it is to be written whole.")
+    if is_stub or left_out.name not in source.defined | source.assigned | imported:
+        raise ChangeRejectedError(
+            f"The answer leaves out what `{left_out.name}` in {left_out.path} does, which it is to write."
+        )

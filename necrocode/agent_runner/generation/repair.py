@@ -54,9 +54,8 @@ def thinking_first(form: str, *, is_failing: bool) -> str:
 def anew(left_out: LeftOut, form: str) -> str:
     """What to ask for at the end of a question that shows a file without the inside of a function."""
     return (
-        f"In {left_out.path} the code of `{left_out.name[-1]}` is left out, because it was wrong: the tests failed with"
-        " it. Write it anew, from what the task, the names and the remarks say; keep the rest of the file as it is. So"
-        f" {form}"
+        f"In {left_out.path} the code of `{left_out.name}` is left out: the tests fail with it. Write it anew, from"
+        f" what the task, the names and the remarks say; keep the rest of the file as it is. So {form}"
     )
 
 

@@ -122,15 +122,15 @@ class Question:
         ``changed`` are the files that answers have changed. None where it is not known which function it is, or where
         its file was not shown whole, or is neither what they changed alone nor, without them, what the task points at.
         """
-        if not self.tracebacks:
-            return None
         pieces = {one.path: one for one in self.context.pieces if one.is_whole}
-        left_out = without_blamed({path: piece.text for path, piece in pieces.items()}, self.tracebacks)
-        if left_out is None or self.stand_ins.has_names(pieces[left_out.path].text):  # a name has no lines
+        sources = {path for path in changed if not is_test(path)} or {
+            path for path, piece in pieces.items() if piece.is_meant and not is_test(path)
+        }
+        piece = pieces.get(next(iter(sources))) if len(sources) == 1 else None
+        if piece is None or not self._can_be_written_whole(piece) or self.stand_ins.has_names(piece.text):
             return None
-        piece, sources = pieces[left_out.path], {path for path in changed if not is_test(path)}
-        is_likely = sources == {piece.path} if sources else piece.is_meant
-        if not is_likely or not self._can_be_written_whole(piece):
+        left_out = without_blamed({path: one.text for path, one in pieces.items()}, piece.path, self.tracebacks)
+        if left_out is None:
             return None
         shown = tuple(one.renewed(left_out.text) if one is piece else one for one in self.context.pieces)
         messages = self.messages(
