@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from tests.support.repositories import make_repository
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it for what it starts in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _OURS = (
     "TASK_REGISTRY_URL", "REPO_POOL_URL", "ARTIFACT_STORE_URL", "OPENAI_API_KEY", "OPENAI_BASE_URL", "GIT_TOKEN",
