@@ -338,9 +338,9 @@ class Solver:
 
     def _refuse_omissions(self, attempt: Attempt) -> None:
         """Refuse a file that is still without what the question left out."""
-        for change in attempt.written_anew:
-            assert attempt.conversation.left_out is not None  # noqa: S101  so it is written anew
-            refuse_omission(attempt.conversation.left_out, change.content)
+        if (left_out := attempt.conversation.left_out) is not None:
+            for change in attempt.written_anew:
+                refuse_omission(left_out, change.content)
 
     def _check_syntax(self, attempt: Attempt, base: TreeFiles) -> None:
         """Have code mended that parsed before; in the last round the tests, where there are any, have the last word."""

@@ -46,7 +46,7 @@ _FAILED_LINE = re.compile(r'^>(.*)$|^ *File "[^"\n]{1,300}", line \d+, in .*\n(.
 """The line that a test failed on, as pytest marks it, or under a line of Python's traceback."""
 _TEST_FILE = re.compile(r"(?:^|/)(?:test_[^/]*|[^/]*_test|tests)\.py$")
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
-_HOLDERS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+_Definition = _Function | ast.ClassDef
 
 
 class LeftOut(NamedTuple):
@@ -65,39 +65,45 @@ def is_to_mend(asked: str) -> bool:
     return _IS_FAULT.search(asked) is not None
 
 
+def _parsed(text: str) -> ast.Module | None:
+    """None for what is no Python."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
 class _Source:
     """A file, parsed."""
 
     def __init__(self, path: str, text: str, tree: ast.Module) -> None:
         self.path, self.lines, self.tree = path, text.split("\n"), tree
-        self.definitions = [node for node in ast.walk(tree) if isinstance(node, _HOLDERS)]
+        self.definitions = [node for node in ast.walk(tree) if isinstance(node, _Definition)]
         self.defined = {node.name for node in self.definitions}
         self.assigned = set(_assigned(tree))
 
     @classmethod
     def of(cls, path: str, text: str) -> _Source | None:
         """None for what is no Python."""
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                return cls(path, text, ast.parse(text))
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            return None
+        tree = _parsed(text)
+        return None if tree is None else cls(path, text, tree)
 
     @property
     def only_function(self) -> _Function | None:
         """The function at the top level, if that is all the file defines, and it uses nothing else of the file."""
-        found = [node for node in self.tree.body if isinstance(node, _HOLDERS)]
+        found = [node for node in self.tree.body if isinstance(node, _Definition)]
         if len(found) != 1 or isinstance(found[0], ast.ClassDef):
             return None
         function = found[0]
-        inner = [node for node in ast.walk(function) if isinstance(node, _HOLDERS)]
+        inner = [node for node in ast.walk(function) if isinstance(node, _Definition)]
         used = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
         return function if len(inner) == len(self.definitions) and used.isdisjoint(self.assigned) else None
 
     def is_of_test(self, line: int) -> bool:
         """Whether a line is in a test function, as far as one can tell."""
         around = [node for node in self.definitions if node.lineno <= line <= (node.end_lineno or 0)]
-        return any(not isinstance(node, ast.ClassDef) and node.name.startswith("test") for node in around)
+        return any(isinstance(node, _Function) and node.name.startswith("test") for node in around)
 
 
 def _assigned(tree: ast.Module) -> Iterator[str]:
@@ -107,7 +113,7 @@ def _assigned(tree: ast.Module) -> Iterator[str]:
         node = outside.pop()
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield node.id
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        if not isinstance(node, _Function | ast.Lambda):
             outside += ast.iter_child_nodes(node)
 
 
@@ -118,9 +124,11 @@ def without_blamed(files: Mapping[str, str], path: str, tracebacks: Sequence[str
     function where all lines of its traceback are in it, but those of tests and of other packages; or where there are
     none, and the line that failed calls it, and names nothing else that the files define.
     """
+    if not tracebacks or path not in files or is_test(path):
+        return None
     python = {name: text for name, text in files.items() if name.endswith(".py")}
     sources = {name: source for name, text in python.items() if (source := _Source.of(name, text)) is not None}
-    if len(sources) < len(python) or path not in sources or not tracebacks or is_test(path):
+    if len(sources) < len(python) or path not in sources:
         return None
     function = sources[path].only_function
     others = [source for name, source in sources.items() if name != path]
@@ -189,10 +197,8 @@ class _Suspect:
         return bool(lines) and all(map(self._is_called_on, lines))
 
     def _is_called_on(self, line: str) -> bool:
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                tree = ast.parse(line)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):  # such as the first of several lines
+        tree = _parsed(line)
+        if tree is None:  # such as the first of several lines
             return False
         nodes = list(ast.walk(tree))
         calls = [node.func for node in nodes if isinstance(node, ast.Call)]
@@ -218,8 +224,8 @@ def _last_name(node: ast.expr) -> str | None:
 
 def _without(source: _Source, function: _Function) -> LeftOut | None:
     lines = source.lines
-    body = function.body[1:] if _is_docstring(function.body[0]) else function.body
-    if not body or _does_nothing(function) or "\r" in "\n".join(lines).replace("\r\n", ""):
+    body = _code_of(function)
+    if _does_nothing(function) or "\r" in "\n".join(lines).replace("\r\n", ""):
         return None
     first, last = body[0], body[-1]
     start = min([first.lineno, *(one.lineno for one in getattr(first, "decorator_list", []))])
@@ -235,14 +241,14 @@ def _without(source: _Source, function: _Function) -> LeftOut | None:
     return None if _Source.of(source.path, stub) is None else LeftOut(source.path, text, stub, function.name)
 
 
-def _is_docstring(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+def _code_of(function: _Function) -> list[ast.stmt]:
+    """Its statements after the docstring."""
+    return function.body[ast.get_docstring(function, clean=False) is not None :]
 
 
 def _does_nothing(function: _Function) -> bool:
     """Whether it is a stub."""
-    body = function.body[1:] if _is_docstring(function.body[0]) else function.body
-    return all(map(_is_stub, body))
+    return all(map(_is_stub, _code_of(function)))
 
 
 def _is_stub(node: ast.stmt) -> bool:
@@ -287,7 +293,7 @@ def refuse_omission(left_out: LeftOut, content: bytes | None) -> None:
         for alias in node.names
     }
     is_stub = any(
-        isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == left_out.name and _does_nothing(node)
+        isinstance(node, _Function) and node.name == left_out.name and _does_nothing(node)
         for node in source.definitions
     )
     if is_stub or left_out.name not in source.defined | source.assigned | imported:

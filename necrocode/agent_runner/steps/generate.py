@@ -110,13 +110,18 @@ class Question:
 
         Structured output has its explanation before the changes anyway. Every third one is to write anew what fails.
         """
-        if candidate % _ANEW_EVERY == 0 and (fresh := self.anew()) is not None:
-            return fresh
+        if candidate % _ANEW_EVERY == 0 and self._anew_from_the_start is not None:
+            return self._anew_from_the_start
         if candidate == 1 or self.answer_format == "json":
             return self.opening
         return self.opening.with_more_asked(thinking_first(self.form(), is_failing=bool(self.failing)))
 
-    def anew(self, changed: Collection[str] = ()) -> Conversation | None:
+    @cached_property
+    def _anew_from_the_start(self) -> Conversation | None:
+        """As before any answer; looked for once, however many candidates are asked so."""
+        return self.anew(())
+
+    def anew(self, changed: Collection[str]) -> Conversation | None:
         """The question without the code that is wrong: the inside of the function that the failing tests are about.
 
         ``changed`` are the files that answers have changed. None where it is not known which function it is, or where
